@@ -1,0 +1,10 @@
+"""Search spaces: small functions of an Optuna trial.
+
+A space is a function ``space(trial, context)`` that suggests values for some of FlagEmbedding's or transformers' arguments
+and returns them as ``{argument name: value}``; what it does not return stays as the user set it.
+"""
+
+from search_spaces.context import Context, SearchSpace
+from search_spaces.loading import load_search_space, names
+
+__all__ = ["Context", "SearchSpace", "load_search_space", "names"]

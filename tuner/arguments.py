@@ -1,0 +1,184 @@
+"""The argument names of FlagEmbedding's M3 fine-tune and of transformers, read from their source.
+
+The dataclasses are parsed, not imported: importing them costs seconds (torch, transformers), and a wrong flag is to be
+refused at once. Sources: ``AbsArguments.py`` and ``encoder_only/m3/arguments.py`` of FlagEmbedding,
+``training_args.py`` of transformers.
+"""
+
+import ast
+import importlib.util
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+_SOURCES = (
+    ("FlagEmbedding", "abc/finetune/embedder/AbsArguments.py"),
+    ("FlagEmbedding", "finetune/embedder/encoder_only/m3/arguments.py"),
+    ("transformers", "training_args.py"),
+)
+_CLASSES = {
+    "AbsEmbedderModelArguments": "model",
+    "EncoderOnlyEmbedderM3ModelArguments": "model",
+    "AbsEmbedderDataArguments": "data",
+    "AbsEmbedderTrainingArguments": "training",
+    "EncoderOnlyEmbedderM3TrainingArguments": "training",
+    "TrainingArguments": "training",
+}
+
+RENAMED = {
+    "evaluation_strategy": "eval_strategy",
+    "no_cuda": "use_cpu",
+    "per_gpu_train_batch_size": "per_device_train_batch_size",
+}
+"""Arguments that transformers 5 knows under another name, with the same values."""
+
+DROPPED = {
+    "overwrite_output_dir": "a run directory that holds a search is replaced",
+    "save_safetensors": "checkpoints are always safetensors",
+    "logging_dir": "curves are under the run directory",
+}
+"""Arguments that transformers 5 no longer has, and what happens instead."""
+
+Group = Literal["model", "data", "training"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Argument:
+    """One upstream argument."""
+
+    name: str
+    group: Group
+    """Which of FlagEmbedding's three dataclasses holds it."""
+    annotation: str
+    """Its type as written in the source."""
+    default: Any
+    """Its default where that is a literal, else None."""
+    help: str
+    choices: tuple[str, ...]
+    is_list: bool
+
+    @property
+    def is_bool(self) -> bool:
+        return "bool" in self.annotation and "Literal" not in self.annotation and "dict" not in self.annotation
+
+    def parse(self, value: Any) -> Any:
+        """Returns `value` (a string of the command line, or a YAML value) in the argument's type.
+
+        Raises:
+            ValueError: It cannot be read as that type, or is not among the choices.
+        """
+        if self.is_list:
+            return [str(item) for item in value] if isinstance(value, list | tuple) else [str(value)]
+        if value is None or (self._nullable and str(value).lower() == "none"):
+            return None
+        parsed = _read(self, value)
+        if self.choices and parsed not in self.choices:
+            raise ValueError(f"must be one of {', '.join(self.choices)}, but got {value!r}")
+        return parsed
+
+    @property
+    def _nullable(self) -> bool:
+        return self.default is None or "None" in self.annotation or "Optional" in self.annotation
+
+
+def _read(argument: Argument, value: Any) -> Any:
+    kinds = argument.annotation.replace("Optional[", "").replace("]", "")
+    if argument.is_bool and isinstance(value, bool | str) and str(value).lower() in _BOOLEANS:
+        return _BOOLEANS[str(value).lower()]
+    if argument.is_bool and "str" not in kinds:
+        raise ValueError(f"must be True or False, but got {value!r}")
+    if "dict" in kinds and isinstance(value, str) and value.lstrip().startswith("{"):
+        return json.loads(value)
+    if "int" in kinds and "float" not in kinds and "str" not in kinds:
+        return _number(value, int, "a whole number")
+    if "float" in kinds and "str" not in kinds:
+        return _number(value, float, "a number")
+    return value if isinstance(value, dict) else str(value)
+
+
+def _number(value: Any, kind: type[int] | type[float], words: str) -> int | float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"must be {words}, but got {value!r}") from None
+    if kind is int and not number.is_integer():
+        raise ValueError(f"must be {words}, but got {value!r}")
+    return kind(number)
+
+
+_BOOLEANS = {"true": True, "yes": True, "1": True, "on": True, "false": False, "no": False, "0": False, "off": False}
+
+
+@cache
+def upstream_arguments() -> Mapping[str, Argument]:
+    """Every argument that FlagEmbedding's M3 command accepts, by name.
+
+    Raises:
+        ModuleNotFoundError: FlagEmbedding or transformers is not installed.
+    """
+    found: dict[str, Argument] = {}
+    for package, relative in _SOURCES:
+        for argument in _fields(_package_folder(package) / relative):
+            found.setdefault(argument.name, argument)
+    return found
+
+
+def _package_folder(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"{package} is not installed; run: pip install -e .")
+    return Path(spec.origin).parent
+
+
+def _fields(source: Path) -> Iterator[Argument]:
+    for node in ast.parse(source.read_text("utf-8")).body:
+        if isinstance(node, ast.ClassDef) and node.name in _CLASSES:
+            for item in node.body:
+                if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+                    yield _argument(item, item.target.id, _CLASSES[node.name])
+
+
+def _argument(item: ast.AnnAssign, name: str, group: str) -> Argument:
+    keywords = {k.arg: k.value for k in item.value.keywords} if isinstance(item.value, ast.Call) else {}
+    metadata = _metadata(keywords.get("metadata"))
+    annotation = ast.unparse(item.annotation)
+    return Argument(
+        name=name,
+        group=group,  # type: ignore[arg-type]
+        annotation=annotation,
+        default=_literal(keywords.get("default")),
+        help=" ".join(str(metadata.get("help") or "").split()),
+        choices=tuple(metadata.get("choices") or ()),
+        is_list="nargs" in metadata or annotation.startswith(("List[", "list[")),
+    )
+
+
+def _metadata(node: ast.expr | None) -> dict[str, Any]:
+    if not isinstance(node, ast.Dict):
+        return {}
+    return {str(_literal(k)): _literal(v) for k, v in zip(node.keys, node.values, strict=True)}
+
+
+def _literal(node: ast.expr | None) -> Any:
+    try:
+        return None if node is None else ast.literal_eval(node)
+    except ValueError:
+        return None
+
+
+def translated(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns `arguments` in the names of the installed transformers.
+
+    ``warmup_ratio`` becomes ``warmup_steps`` (below 1 it is a ratio there), ``group_by_length`` a sampling strategy;
+    what transformers has dropped is left out.
+    """
+    result = {RENAMED.get(name, name): value for name, value in arguments.items() if name not in DROPPED}
+    ratio = result.pop("warmup_ratio", None)
+    if ratio is not None and not result.get("warmup_steps"):
+        result["warmup_steps"] = ratio
+    if result.pop("group_by_length", False):
+        result["train_sampling_strategy"] = "group_by_length"
+    return result

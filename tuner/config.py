@@ -1,0 +1,160 @@
+"""What a search is asked to do: one keyword-only dataclass, every default once."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+DEFAULT_MODEL = "BAAI/bge-m3"
+
+HEADS = ("dense", "sparse", "colbert", "hybrid")
+MEASURES = ("ndcg_at_10", "mrr_at_10", "recall_at_10", "recall_at_100")
+
+_METRIC_WORDS = f"HEAD one of {', '.join(HEADS)} and MEASURE one of {', '.join(MEASURES)}"
+_TIME_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+UPSTREAM_RULES: Mapping[str, tuple[Callable[[Any], bool], str, str]] = {
+    "learning_rate": (lambda v: 0 < v < 1, "0 < learning_rate < 1", "BGE-M3 is usually fine-tuned with 1e-6 to 3e-5"),
+    "temperature": (lambda v: v is None or v > 0, "temperature > 0", "FlagEmbedding's examples use 0.01 to 0.05"),
+    "train_group_size": (lambda v: v >= 1, "train_group_size >= 1", "1 positive and N - 1 negatives: 2, 4, 8 or 16"),
+    "per_device_train_batch_size": (lambda v: v >= 1, "per_device_train_batch_size >= 1", "use 1 or more"),
+    "gradient_accumulation_steps": (lambda v: v >= 1, "gradient_accumulation_steps >= 1", "use 1 or more"),
+    "num_train_epochs": (lambda v: v > 0, "num_train_epochs > 0", "1 or 2 epochs are usual"),
+    "warmup_ratio": (lambda v: 0 <= v < 1, "0 <= warmup_ratio < 1", "0.05 to 0.2 are usual"),
+    "warmup_steps": (lambda v: v >= 0, "warmup_steps >= 0", "a number of steps, or below 1 a share of them"),
+    "weight_decay": (lambda v: v >= 0, "weight_decay >= 0", "0 to 0.1 are usual"),
+    "query_max_len": (lambda v: v >= 3, "query_max_len >= 3", "it counts tokens, 2 of them special"),
+    "passage_max_len": (lambda v: v >= 3, "passage_max_len >= 3", "it counts tokens, 2 of them special"),
+    "pad_to_multiple_of": (lambda v: v is None or v >= 1, "pad_to_multiple_of >= 1", "8 suits GPUs"),
+    "shuffle_ratio": (lambda v: 0 <= v <= 1, "0 <= shuffle_ratio <= 1", "leave it out to never shuffle"),
+    "use_mrl": (lambda v: not v, "use_mrl must be False", "FlagEmbedding's M3 model does not implement it"),
+}
+"""Argument -> (predicate, rule, remedy) for values that FlagEmbedding would accept and then fail on, or never learn with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """One search. Every field but `arguments` is a flag of ``python -m tuner.search`` of the same name."""
+
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """FlagEmbedding's and transformers' arguments as the user gave them; the search space varies some of them."""
+    run_dir: str | None = None
+    """Where everything of this search is kept. None: ``--output_dir`` if given, else runs/DATE-TIME."""
+    num_trials: int = 16
+    """Trials in the study; the base model (trial 0) and your own settings (trial 1) are among them."""
+    time_budget: str | None = None
+    """Start no trial that would end later: seconds, or a number with m, h or d (90m, 8h)."""
+    search_space: str | None = None
+    """A name in search_spaces/, a YAML file, or module:function. None: m3, and `example` for the embedded example."""
+    sampler: str = "tpe"
+    """Optuna sampler: tpe, random, qmc, gp or cmaes."""
+    pruner: str = "successive_halving"
+    """Optuna pruner: successive_halving, hyperband, median or none."""
+    metric: str = "dense.ndcg_at_10"
+    """HEAD.MEASURE that the study maximises: dense, sparse, colbert, hybrid; ndcg_at_10, mrr_at_10, recall_at_10 ..."""
+    rungs: tuple[float, ...] = (0.25, 0.5, 1.0)
+    """Shares of the training examples after which a trial is scored on dev and may be pruned."""
+    eval_data: str | None = None
+    """BEIR folder with qrels/dev.tsv and qrels/test.tsv. None: dev and test are split off the training data."""
+    storage: str | None = None
+    """Optuna storage URL. None: study.db in the run directory."""
+    address: str | None = None
+    """Ray cluster to use (`auto`, ray://...). None: a local one is started and stopped."""
+    gpus_per_trial: float | None = None
+    """GPUs a trial holds; below 1, several share a card; 0 trains on the CPU. None: 1 where there is a GPU, else 0."""
+    workers_per_trial: int | None = None
+    """Worker processes of a trial (data parallel). None: one a GPU, and one on the CPU."""
+    concurrent_trials: int = 1
+    """Slots: trials that run side by side."""
+    seed: int = 42
+    """Seed of the split, of the sampler and of training."""
+    finalists: int = 3
+    """Best trials that are retrained with other seeds before one is called the winner; 0 skips it."""
+    finalist_seeds: int = 2
+    """How many other seeds each finalist is retrained with."""
+    keep_checkpoints: int = 3
+    """Best trials whose weights stay on disk (the user's own settings and the winner always do)."""
+    resume: str | None = None
+    """Run directory of a stopped or finished search to take up again."""
+    dry_run: bool = False
+    """Check everything, print the plan, and stop."""
+    price_per_hour: float | None = None
+    """Price of an hour of one slot's machine, for the plan."""
+
+    def __post_init__(self) -> None:
+        problems = self.problems()
+        if problems:
+            raise ValueError("\n".join(problems))
+
+    def problems(self) -> list[str]:
+        """Returns one line for each rule that a value breaks; empty when the configuration is sound."""
+        rules = (
+            (self.num_trials >= 2, f"num_trials >= 2 must hold (base model and your settings), but got {self.num_trials}"),
+            (self.concurrent_trials >= 1, f"concurrent_trials >= 1 must hold, but got {self.concurrent_trials}"),
+            (self.finalists >= 0, f"finalists >= 0 must hold, but got {self.finalists}"),
+            (self.finalist_seeds >= 0, f"finalist_seeds >= 0 must hold, but got {self.finalist_seeds}"),
+            (self.keep_checkpoints >= 0, f"keep_checkpoints >= 0 must hold, but got {self.keep_checkpoints}"),
+            ((self.gpus_per_trial or 0) >= 0, f"gpus_per_trial >= 0 must hold, but got {self.gpus_per_trial}"),
+            ((self.workers_per_trial or 1) >= 1, f"workers_per_trial >= 1 must hold, but got {self.workers_per_trial}"),
+            (_is_metric(self.metric), f"metric must be HEAD.MEASURE, {_METRIC_WORDS}, but got {self.metric!r}"),
+            (_increasing_to_one(self.rungs), f"rungs must increase and end in 1.0, but got {self.rungs}"),
+            (self.time_budget is None or _duration(self.time_budget) > 0, "time_budget must be positive, as 90m or 8h"),
+        )
+        return [message for holds, message in rules if not holds] + self._argument_problems()
+
+    def _argument_problems(self) -> list[str]:
+        problems = [
+            f"--{name}: {rule} must hold, but got {self.arguments[name]!r}; {remedy}"
+            for name, (holds, rule, remedy) in UPSTREAM_RULES.items()
+            if name in self.arguments and not holds(self.arguments[name])
+        ]
+        if self.arguments.get("fp16") and self.arguments.get("bf16"):
+            problems.append("--fp16 and --bf16 exclude each other, but both are given; keep one (bf16 on A10G and newer)")
+        return problems
+
+    @property
+    def time_budget_seconds(self) -> float | None:
+        """`time_budget` in seconds."""
+        return None if self.time_budget is None else _duration(self.time_budget)
+
+    @property
+    def model_name_or_path(self) -> str:
+        """The base model: as given, else BGE-M3."""
+        return str(self.arguments.get("model_name_or_path") or DEFAULT_MODEL)
+
+    def replace(self, **changes: Any) -> "SearchConfig":
+        """Returns a copy with `changes`."""
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values, as written to config.yaml."""
+        return {**dataclasses.asdict(self), "rungs": list(self.rungs), "arguments": dict(self.arguments)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "SearchConfig":
+        """The inverse of `to_dict`."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        values = {name: value for name, value in values.items() if name in known}
+        return cls(**{**values, "rungs": tuple(values.get("rungs", cls.rungs))})
+
+
+def new_run_dir(config: SearchConfig, stamp: str) -> Path:
+    """Returns the run directory of `config`; `stamp` names it where the user did not."""
+    return Path(config.run_dir or config.arguments.get("output_dir") or Path("runs") / stamp)
+
+
+def _is_metric(name: str) -> bool:
+    head, _, measure = name.partition(".")
+    return head in HEADS and measure in MEASURES
+
+
+def _increasing_to_one(rungs: tuple[float, ...]) -> bool:
+    return bool(rungs) and rungs[-1] == 1.0 and 0 < rungs[0] and all(a < b for a, b in zip(rungs, rungs[1:], strict=False))
+
+
+def _duration(text: str) -> float:
+    """Seconds of ``90``, ``90m``, ``8h`` or ``1d``; 0 where `text` is none of these."""
+    match = re.fullmatch(r"([0-9.]+)\s*([smhd]?)", str(text).strip())
+    return float(match[1]) * _TIME_UNITS[match[2]] if match else 0.0
