@@ -35,7 +35,8 @@ def write(evaluation: Evaluation, folder: Path) -> None:
     """Writes the four files."""
     (folder / "qrels").mkdir(parents=True)
     write_jsonl(folder / "corpus.jsonl", evaluation.corpus)
-    write_jsonl(folder / "queries.jsonl", ({"_id": key, "text": text} for key, text in evaluation.queries.items()))
+    queries = (query for split in SPLITS for query in evaluation.qrels[split])
+    write_jsonl(folder / "queries.jsonl", ({"_id": query, "text": evaluation.queries[query]} for query in queries))
     for split in SPLITS:
         judged = [HEADER, *_lines(evaluation.qrels[split])]
         text = "".join("\t".join(line) + "\n" for line in judged)
@@ -46,8 +47,9 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     """Writes one object a line, the same bytes on every machine, and returns how many."""
     count = 0
     with path.open("w", encoding="utf-8", newline="\n") as file:
-        for count, row in enumerate(rows, start=1):  # noqa: B007
+        for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
     return count
 
 
