@@ -4,6 +4,7 @@ Everything works on one value per query, the same queries before and after. Quer
 what another draw of queries from the same source would give, for these two models.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -143,7 +144,7 @@ def lower_bound(values: Sequence[float]) -> float:
     """
     if len(values) < 2:
         raise ValueError(f"A bound over seeds needs at least 2 values, but got {len(values)}: retrain with more seeds.")
-    error = float(np.std(values, ddof=1)) / len(values) ** 0.5
+    error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
     return float(np.mean(values)) - t_quantile(CONFIDENCE, len(values) - 1) * error
 
 
