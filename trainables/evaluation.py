@@ -1,0 +1,233 @@
+"""Full-corpus, exact retrieval scores of a model: dense, sparse, colbert and hybrid.
+
+Passages are encoded in batches and scored at once against all queries; only each query's best 100 are kept, so memory
+does not grow with queries x corpus. Rankings and measures are those of trec_eval, and so of mteb.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from trainables.beir import Qrels, read_passages, read_qrels, read_queries
+from trainables.encoding import (
+    EmbeddingModel,
+    Encoder,
+    EncodingSettings,
+    Tokens,
+    evaluation_mode,
+    tokenise,
+)
+from trainables.measures import DEPTH, HEADS, MEASURES, Scores
+from trainables.ranking import Matcher, TopK, sort_keys
+
+__all__ = [
+    "HEADS",
+    "HYBRID_WEIGHTS",
+    "MEASURES",
+    "EncodingSettings",
+    "HybridWeights",
+    "NonFiniteScore",
+    "Scorer",
+    "Scores",
+]
+
+_SCORES_AT_ONCE = 2**24
+"""Elements of the largest matrix of scores that is held (float32: 64 MiB)."""
+
+
+class HybridWeights(NamedTuple):
+    """Weights of the three scores in the hybrid one, which is their weighted mean."""
+
+    dense: float
+    sparse: float
+    colbert: float
+
+
+HYBRID_WEIGHTS = HybridWeights(dense=1.0, sparse=0.3, colbert=1.0)
+"""The weights that FlagEmbedding trains the ensemble with (``EncoderOnlyEmbedderM3Model.ensemble_score``)."""
+
+
+class NonFiniteScore(ArithmeticError):  # noqa: N818 - named for what happened, like StopIteration
+    """A score was NaN or infinite, as after a training that diverged."""
+
+
+@dataclass(frozen=True)
+class _Queries:
+    """The queries of one split."""
+
+    ids: list[str]
+    tokens: Tokens
+    qrels: Qrels
+
+
+class Scorer:
+    """Scores models on one held-out set; the corpus is read and tokenised once, when the scorer is made.
+
+    Under ``torch.distributed`` every rank must call `score` (each encodes its share of the corpus), and every rank
+    gets the same scores.
+
+    Args:
+        eval_data: a BEIR folder.
+        tokenizer: the model's tokenizer, a transformers one.
+        settings: lengths, instructions, pooling; the same as in training.
+    """
+
+    def __init__(self, eval_data: Path, tokenizer: Any, settings: EncodingSettings) -> None:
+        self._folder = Path(eval_data)
+        self._tokenizer = tokenizer
+        self._settings = settings
+        ids: list[str] = []
+        self._passages = tokenise(tokenizer, self._texts(ids), settings.passage_max_len)
+        self._sorted_ids = sorted(ids)
+        position = {passage: place for place, passage in enumerate(self._sorted_ids)}
+        self._positions = torch.tensor([position[passage] for passage in ids])
+        self._queries: dict[str, _Queries] = {}
+
+    def score(
+        self,
+        model: EmbeddingModel,
+        split: str,
+        heads: Sequence[str] | None = None,
+        hybrid_weights: HybridWeights = HYBRID_WEIGHTS,
+    ) -> Scores:
+        """Rank the whole corpus for every query of a split and measure the rankings.
+
+        Args:
+            model: stays on its device, and in the mode (training or not) it is in.
+            split: ``dev`` or ``test``.
+            heads: some of `HEADS`; None for all that the model has.
+            hybrid_weights: what the hybrid score is made of.
+
+        Raises:
+            ValueError: a head is unknown or the model does not have it, or the split does not exist.
+            NonFiniteScore: an embedding is NaN or infinite.
+        """
+        heads = _checked_heads(model, heads)
+        mixtures = {head: hybrid_weights if head == "hybrid" else _only(head) for head in heads}
+        queries = self._queries_of(split)
+        with evaluation_mode(model):
+            rankings = self._rank(model, queries, mixtures)
+        return Scores.of(split, rankings, queries.qrels)
+
+    def tune_hybrid_weights(
+        self, model: EmbeddingModel, split: str, measure: str, candidates: Iterable[HybridWeights]
+    ) -> HybridWeights:
+        """Return the candidate with the best hybrid ``measure`` on a split, the first of equals; one pass for all.
+
+        Raises:
+            ValueError: the model lacks a head.
+            NonFiniteScore: an embedding is NaN or infinite.
+        """
+        _checked_heads(model, ["hybrid"])
+        mixtures = {repr(tuple(weights)): weights for weights in candidates}
+        queries = self._queries_of(split)
+        with evaluation_mode(model):
+            rankings = self._rank(model, queries, mixtures)
+        means = Scores.of(split, rankings, queries.qrels).means
+        return mixtures[max(mixtures, key=lambda name: means[f"{name}.{measure}"])]
+
+    def _texts(self, ids: list[str]) -> Iterator[str]:
+        for passage, text in read_passages(self._folder):
+            ids.append(passage)
+            yield self._settings.passage_text(text)
+
+    def _queries_of(self, split: str) -> _Queries:
+        if split not in self._queries:
+            qrels = read_qrels(self._folder, split)
+            texts = read_queries(self._folder, qrels)
+            instructed = [self._settings.query_text(text) for text in texts.values()]
+            tokens = tokenise(self._tokenizer, instructed, self._settings.query_max_len)
+            self._queries[split] = _Queries(list(texts), tokens, qrels)
+        return self._queries[split]
+
+    def _rank(
+        self, model: EmbeddingModel, queries: _Queries, mixtures: Mapping[str, HybridWeights]
+    ) -> dict[str, dict[str, list[str]]]:
+        """Return mixture -> query id -> the best passages, for several mixtures of the three scores at once."""
+        heads = [head for head in HybridWeights._fields if any(getattr(mix, head) for mix in mixtures.values())]
+        encoder = Encoder(model, self._tokenizer, self._settings, heads)
+        batches = queries.tokens.batches(self._settings.batch_tokens // 8)
+        matcher = Matcher(
+            ((encoder.encode(queries.tokens, batch), batch) for batch in batches), len(queries.ids), heads
+        )
+        best = {name: TopK(len(queries.ids), DEPTH, encoder.device) for name in mixtures}
+        finite = torch.ones((), dtype=torch.int32, device=encoder.device)
+        for scores, positions in self._scored(encoder, matcher):
+            for name, weights in mixtures.items():
+                mixed = _mixed(scores, weights)
+                finite *= mixed.isfinite().all()
+                best[name].add(sort_keys(mixed, positions))
+        _gather(best, finite)
+        if not finite:
+            raise NonFiniteScore("scores must be finite, but an embedding is NaN or infinite: the training diverged")
+        return {name: dict(zip(queries.ids, top.passages(self._sorted_ids), strict=True)) for name, top in best.items()}
+
+    def _scored(self, encoder: Encoder, matcher: Matcher) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        """Yield head -> scores (queries, passages) and the passages' positions, for this rank's share of the corpus."""
+        rank, world = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
+        parts: list[dict[str, Tensor]] = []
+        passages: list[npt.NDArray[np.int64]] = []
+        for batch in islice(self._passages.batches(self._settings.batch_tokens), rank, None, world):
+            parts.append(matcher.scores(encoder.encode(self._passages, batch)))
+            passages.append(batch)
+            if sum(map(len, passages)) * matcher.queries >= _SCORES_AT_ONCE:
+                yield self._joined(parts, passages, encoder.device)
+                parts, passages = [], []
+        if parts:
+            yield self._joined(parts, passages, encoder.device)
+
+    def _joined(
+        self, parts: list[dict[str, Tensor]], passages: list[npt.NDArray[np.int64]], device: torch.device
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        scores = {head: torch.cat([part[head] for part in parts], dim=1) for head in parts[0]}
+        return scores, self._positions[torch.from_numpy(np.concatenate(passages))].to(device)
+
+
+def _checked_heads(model: EmbeddingModel, heads: Sequence[str] | None) -> Sequence[str]:
+    trained = model.sparse_linear is not None and model.colbert_linear is not None
+    available = HEADS if trained else HEADS[:1]
+    if heads is None:
+        return available
+    for head in heads:
+        if head not in HEADS:
+            raise ValueError(f"a head must be one of {', '.join(HEADS)}, but got {head!r}")
+        if head not in available:
+            raise ValueError(f"the model has no {head} head: train it with unified_finetuning, or score dense only")
+    return heads
+
+
+def _only(head: str) -> HybridWeights:
+    return HybridWeights(*(float(head == name) for name in HybridWeights._fields))
+
+
+def _mixed(scores: Mapping[str, Tensor], weights: HybridWeights) -> Tensor:
+    """Return the weighted mean of the scores, as FlagEmbedding's ``BGEM3FlagModel.compute_score`` mixes them."""
+    used = [(scores[head], weight) for head, weight in weights._asdict().items() if weight]
+    if len(used) == 1:
+        return used[0][0]
+    return torch.stack([score * weight for score, weight in used]).sum(dim=0) / sum(weights)
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _gather(best: Mapping[str, TopK], finite: Tensor) -> None:
+    """Make every rank's best passages, and whether all scores were finite, those of all ranks together."""
+    if not _distributed():
+        return
+    dist.all_reduce(finite, op=dist.ReduceOp.MIN)
+    for top in best.values():
+        of_rank = [torch.empty_like(top.keys) for _ in range(dist.get_world_size())]
+        dist.all_gather(of_rank, top.keys)
+        top.add(torch.cat([keys for rank, keys in enumerate(of_rank) if rank != dist.get_rank()], dim=1))
