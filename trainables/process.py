@@ -1,0 +1,121 @@
+"""One process, many trials: what training leaves behind in the process is undone after each."""
+
+import gc
+import logging
+import os
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import transformers
+from accelerate.state import AcceleratorState, GradientState
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+@contextmanager
+def trial_process(log: Path) -> Iterator[None]:
+    """Runs a block with its log in a file and without a trace in the process.
+
+    Accelerate's state, transformers' DeepSpeed configuration, environment variables, log handlers and unreferenced
+    memory are those from before the block when it ends.
+
+    Args:
+        log: file that every logger's records of level INFO and above are appended to.
+    """
+    environment = dict(os.environ)
+    with ExitStack() as stack:
+        stack.callback(_collect)
+        stack.callback(_restore_environment, environment)
+        stack.callback(_reset_accelerate)
+        stack.enter_context(_logging_to(log))
+        _reset_accelerate()
+        yield
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Makes sure that there is a process group: the caller's, or one of this process alone for the block.
+
+    DeepSpeed and `negatives_cross_device` need one even where one process trains.
+    """
+    if dist.is_initialized():
+        yield
+        return
+    os.environ.update(_single_worker())
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Returns this process's rank; 0 without a process group."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Returns the number of processes that train this trial."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def _single_worker() -> Mapping[str, str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    single = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    return single | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
+@contextmanager
+def _logging_to(log: Path) -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    file = logging.FileHandler(log)
+    file.setFormatter(logging.Formatter(_FORMAT))
+    root.handlers = [file]
+    root.setLevel(logging.INFO)
+    transformers.utils.logging.disable_default_handler()
+    transformers.utils.logging.enable_propagation()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.disable_propagation()
+        transformers.utils.logging.enable_default_handler()
+        root.handlers = handlers
+        root.setLevel(level)
+        file.close()
+
+
+def _reset_accelerate() -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
+
+
+def _restore_environment(before: Mapping[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def _collect() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if sys.platform == "linux":
+        _release_to_system()
+
+
+def _release_to_system() -> None:
+    """Hands freed memory back, so that a process does not grow with its number of trials (glibc keeps it otherwise)."""
+    import ctypes
+
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
