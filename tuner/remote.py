@@ -1,0 +1,254 @@
+"""Run directories on object storage, worked on through a directory on local disk.
+
+``--run_dir s3://bucket/prefix`` (also gs://, abfss://, and file:// for a disk that several machines mount) is worked on
+in a local directory, parts of which are pushed as they change. A part is one entry of the run directory (``study.db``,
+``data``, ``best``) or one trial (``trials/0007``), and has one writer at a time. What is kept for it::
+
+    PREFIX/trials/0007/20261123T195012-3f9c/checkpoint/model.safetensors     a file, under the push that brought it
+    PREFIX/listings/trials/0007.json                                         which files make up the part
+
+No object is ever overwritten but the listing, which is written last and in one request. So a push that was cut off
+leaves the part as the push before it made it, and every file's size and SHA-256 are checked when it is read back.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import sqlite3
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO
+
+from tuner.errors import RequestError
+from tuner.object_storage import file_system, is_url, receive, send, working_directory, write_whole
+
+_LAST_SEEN = ".listings"
+"""Folder of the working directory with each part's listing as last pushed or pulled."""
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """One file of a part: its path in the run directory, its object, and what its content must be."""
+
+    path: str
+    key: str
+    size: int
+    sha256: str
+    mtime_ns: int
+
+
+Listing = dict[str, StoredFile]
+
+
+class RunStore:
+    """A run directory on a disk of this machine: the working directory is the storage, and nothing has to be moved.
+
+    Args:
+        url: The run directory as the user named it.
+        local: The directory to work in.
+    """
+
+    def __init__(self, url: str, local: Path) -> None:
+        self.url = url
+        self.local = local
+
+    def push(self, paths: Iterable[str] | None = None) -> None:
+        """Makes storage equal to the working directory, for the parts that `paths` lie in, or for all parts here.
+
+        Files that did not change are not sent again; a SQLite database is sent as a consistent copy; names that start
+        with a dot or end in ``.tmp`` are passed over. To be called at each rung and at the end of a trial.
+
+        Raises:
+            OSError: Storage cannot be reached. What was pushed before is whole, and the next push catches up.
+        """
+
+    def pull(self, paths: Iterable[str] | None = None) -> bool:
+        """Makes the working directory equal to storage, for the parts that `paths` lie in, or for all parts there.
+
+        A part that storage still holds as this working directory last saw it is left alone: the local files are newer.
+
+        Returns:
+            Whether storage holds anything of those parts.
+
+        Raises:
+            RequestError: The bucket does not exist or may not be read.
+            OSError: A file in storage is not what was pushed.
+        """
+        if paths is not None:
+            return any((self.local / path).exists() for path in paths)
+        return self.local.is_dir() and any(self.local.iterdir())
+
+
+class MirroredRunStore(RunStore):
+    """A run directory on object storage, with a working directory on this machine's disk."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url, working_directory("runs", url))
+        self._files, self._root = file_system(url)
+        self.local.mkdir(parents=True, exist_ok=True)
+
+    def push(self, paths: Iterable[str] | None = None) -> None:
+        for part in _parts(self.local) if paths is None else sorted({part_of(path) for path in paths}):
+            self._push_part(part)
+
+    def pull(self, paths: Iterable[str] | None = None) -> bool:
+        try:
+            stored = self._stored_parts()
+        except OSError as error:
+            raise RequestError([f"{self.url} cannot be read: {error}; check bucket, region and credentials"]) from error
+        wanted = stored if paths is None else stored & {part_of(path) for path in paths}
+        for part in sorted(wanted):
+            self._pull_part(part)
+        return bool(wanted)
+
+    def _push_part(self, part: str) -> None:
+        before = self._last_seen(part)
+        folder = f"{part}/{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
+        listing: Listing = {}
+        for path in _file_names(self.local, part):
+            key = f"{folder}/{path.removeprefix(part).strip('/') or part}"
+            with contextlib.suppress(FileNotFoundError):  # the trial replaced or removed it in the meantime
+                listing[path] = self._push_file(path, key, before.get(path))
+        if listing == before:
+            return
+        write_whole(self._files, f"{self._root}/listings/{part}.json", _to_json(listing))
+        self._remember(part, listing)
+        for key in {file.key for file in before.values()} - {file.key for file in listing.values()}:
+            self._files.delete_file(f"{self._root}/{key}")
+
+    def _push_file(self, path: str, key: str, before: StoredFile | None) -> StoredFile:
+        with _opened(self.local / path) as (source, mtime_ns):
+            if before and (before.size, before.mtime_ns) == (os.fstat(source.fileno()).st_size, mtime_ns):
+                return before
+            size, sha256 = send(source, self._files, f"{self._root}/{key}")
+        return StoredFile(path, key, size, sha256, mtime_ns)
+
+    def _pull_part(self, part: str) -> None:
+        before = self._last_seen(part)
+        for attempt in (1, 2, 3):
+            listing = self._listing(part)
+            unchanged = listing == before
+            try:
+                for path, file in listing.items():
+                    if not (unchanged and (self.local / path).exists()):
+                        self._pull_file(file)
+                break
+            except FileNotFoundError:  # its writer pushed the part again and dropped what the old listing named
+                if attempt == 3:
+                    raise
+        for path in before.keys() - listing.keys():
+            (self.local / path).unlink(missing_ok=True)
+        self._remember(part, listing)
+
+    def _pull_file(self, file: StoredFile) -> None:
+        target = self.local / file.path
+        if target.exists() and (target.stat().st_size, target.stat().st_mtime_ns) == (file.size, file.mtime_ns):
+            return
+        arriving = target.with_name(f".{target.name}.arriving")
+        got = receive(self._files, f"{self._root}/{file.key}", arriving)
+        if got != (file.size, file.sha256):
+            arriving.unlink()
+            raise OSError(
+                f"{self.url}: {file.key} must have {file.size} bytes and SHA-256 {file.sha256}, but has {got[0]} and "
+                f"{got[1]}; delete listings/{part_of(file.path)}.json there to go on without {part_of(file.path)}"
+            )
+        os.utime(arriving, ns=(file.mtime_ns, file.mtime_ns))
+        arriving.replace(target)
+
+    def _stored_parts(self) -> set[str]:
+        from pyarrow.fs import FileSelector
+
+        folder = f"{self._root}/listings"
+        found = self._files.get_file_info(FileSelector(folder, allow_not_found=True, recursive=True))
+        if not found and self._files.type_name != "local":
+            self._require_bucket()
+        names = (info.path.removeprefix(f"{folder}/") for info in found if info.is_file)
+        return {name.removesuffix(".json") for name in names if name.endswith(".json")}
+
+    def _require_bucket(self) -> None:
+        from pyarrow.fs import FileType
+
+        bucket = self._root.partition("/")[0]
+        if self._files.get_file_info(bucket).type == FileType.NotFound:
+            raise FileNotFoundError(f"there is no bucket {bucket}")
+
+    def _listing(self, part: str) -> Listing:
+        with self._files.open_input_stream(f"{self._root}/listings/{part}.json") as stream:
+            return _from_json(stream.read())
+
+    def _last_seen(self, part: str) -> Listing:
+        path = self.local / _LAST_SEEN / f"{part}.json"
+        return _from_json(path.read_bytes()) if path.exists() else {}
+
+    def _remember(self, part: str, listing: Listing) -> None:
+        path = self.local / _LAST_SEEN / f"{part}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_bytes(_to_json(listing))
+        temporary.replace(path)
+
+
+def open_run_dir(url: str) -> RunStore:
+    """Returns the store of a run directory named by a path or by a URL, which is read by `RunStore.pull`.
+
+    Raises:
+        RequestError: The URL's scheme is unknown, its bucket cannot be found, or it carries a password.
+    """
+    return MirroredRunStore(url) if is_url(url) else RunStore(url, Path(url))
+
+
+def part_of(path: str) -> str:
+    """Returns the part of a run directory that `path` (relative to it) lies in: ``trials/0007`` or the first folder."""
+    names = Path(path).parts
+    return "/".join(names[:2]) if names[0] == "trials" else names[0]
+
+
+def _parts(local: Path) -> list[str]:
+    trials = local / "trials"
+    names = [f"trials/{trial.name}" for trial in trials.iterdir()] if trials.is_dir() else []
+    names += [entry.name for entry in local.iterdir() if entry.name != "trials"]
+    return sorted(name for name in names if not _passed_over(Path(name).name))
+
+
+def _file_names(local: Path, part: str) -> Iterator[str]:
+    if not (local / part).is_dir():
+        yield part
+        return
+    for folder, folders, files in os.walk(local / part, followlinks=True):
+        folders[:] = sorted(name for name in folders if not _passed_over(name))
+        for name in sorted(files):
+            if not _passed_over(name):
+                yield (Path(folder) / name).relative_to(local).as_posix()
+
+
+def _passed_over(name: str) -> bool:
+    return name.startswith(".") or name.endswith((".tmp", ".db-journal", ".db-wal", ".db-shm"))
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[IO[bytes], int]]:
+    """Opens a file to send; of a SQLite database, which may be written to just now, a consistent copy."""
+    mtime_ns = path.stat().st_mtime_ns
+    if path.suffix != ".db":
+        with path.open("rb") as file:
+            yield file, mtime_ns
+        return
+    with tempfile.NamedTemporaryFile(suffix=".db") as copy:
+        with (
+            contextlib.closing(sqlite3.connect(path)) as database,
+            contextlib.closing(sqlite3.connect(copy.name)) as target,
+        ):
+            database.backup(target)
+        yield copy, mtime_ns
+
+
+def _to_json(listing: Listing) -> bytes:
+    return json.dumps([asdict(file) for file in listing.values()], indent=1).encode()
+
+
+def _from_json(text: bytes) -> Listing:
+    return {entry["path"]: StoredFile(**entry) for entry in json.loads(text)}
