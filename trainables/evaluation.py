@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from trainables.beir import Qrels, read_passages, read_qrels, read_queries
+from trainables.heldout import Qrels, read_passages, read_qrels, read_queries
 from trainables.encoding import (
     EmbeddingModel,
     Encoder,
