@@ -41,11 +41,8 @@ def file_system(url: str) -> tuple[Any, str]:
     try:
         files, path = FileSystem.from_uri(url)
     except (ArrowException, OSError, ValueError) as error:
-        raise RequestError(
-            [
-                f"{url} cannot be used as storage: {error}; it must be s3://, gs:// or abfss:// with a bucket you may read"
-            ]
-        ) from error
+        needed = "it must be s3://, gs:// or abfss:// with a bucket you may read"
+        raise RequestError([f"{url} cannot be used as storage: {error}; {needed}"]) from error
     return files, path.rstrip("/")
 
 
