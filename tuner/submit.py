@@ -81,7 +81,7 @@ def entrypoint(arguments: Sequence[str], folder: Path) -> str:
 def runtime_environment(working_dir: Path) -> dict[str, Any]:
     """Returns Ray's runtime environment of the job: `working_dir` and this program's own packages, nothing else."""
     found = (importlib.util.find_spec(name) for name in PACKAGES)
-    folders = [folder for spec in found if spec for folder in spec.submodule_search_locations or ()]
+    folders = [spec.submodule_search_locations[0] for spec in found if spec and spec.submodule_search_locations]
     return {"working_dir": str(working_dir), "py_modules": folders, "excludes": ["**/__pycache__"]}
 
 
@@ -107,8 +107,8 @@ def _check(arguments: Sequence[str]) -> None:
     problems = []
     if not (is_url(run_dir) or Path(run_dir).is_absolute() or _value(arguments, "--config")):
         problems.append(
-            "--submit needs a --run_dir (or --resume) that outlives the job: s3://bucket/prefix, or the absolute path of "
-            f"a disk that the cluster's machines share, but got {run_dir or 'none'}"
+            "--submit needs a --run_dir (or --resume) that outlives the job: s3://bucket/prefix, or the absolute path "
+            f"of a disk that the cluster's machines share, but got {run_dir or 'none'}"
         )
     if _value(arguments, "--token"):
         problems.append("--token would be shown by the cluster's dashboard; set HF_TOKEN where Ray is started instead")
