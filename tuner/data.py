@@ -87,12 +87,13 @@ def prepare(train_data: Sequence[str], *, folder: Path, eval_data: str | None, s
     if evaluation:
         _find_leaks(surveyed, evaluation)
     _refuse_if_fatal(surveyed.findings)
-    splits = (
-        assign(surveyed.queries, surveyed.positives, seed=seed) if not evaluation else ["train"] * len(surveyed.queries)
-    )
-    evaluation = evaluation or _hold_out(surveyed, splits)
-    _find_few(evaluation, surveyed.findings, Path(eval_data).name if eval_data else surveyed.sources[0].name)
-    return _write(surveyed, splits, evaluation, folder=folder, seed=seed, is_split=not eval_data)
+    splits = ["train"] * len(surveyed.queries)
+    if not evaluation:
+        splits = assign(surveyed.queries, surveyed.positives, seed=seed)
+        evaluation = _hold_out(surveyed, splits)
+    _find_few(evaluation, surveyed.findings, eval_data or train_data[0])
+    origin = "--eval_data" if eval_data else "held out of --train_data"
+    return _write(surveyed, splits, evaluation, folder=folder, seed=seed, origin=origin)
 
 
 def load(folder: Path) -> Dataset:
@@ -180,33 +181,36 @@ def _rows(surveyed: Survey) -> Iterator[dict[str, Any]]:
 
 
 def _write(
-    surveyed: Survey, splits: Sequence[str], evaluation: beir.Evaluation, *, folder: Path, seed: int, is_split: bool
+    surveyed: Survey, splits: Sequence[str], evaluation: beir.Evaluation, *, folder: Path, seed: int, origin: str
 ) -> Dataset:
     for name in ("train", "eval"):
         shutil.rmtree(folder / name, ignore_errors=True)
     beir.write(evaluation, folder / "eval")
     train = _write_train(surveyed.sources, iter(splits), folder)
-    judged = {name: _sha256(folder / "eval" / name) for name in beir.FILES}
-    negatives = Counter(count for count, split in zip(surveyed.negatives, splits, strict=True) if split == "train")
+    files = {name: _sha256(folder / "eval" / name) for name in beir.FILES}
+    queries = {split: len(evaluation.qrels[split]) for split in beir.SPLITS}
     manifest = {
-        "hash": _overall_hash(train, judged),
+        "hash": _overall_hash(train, files),
         "seed": seed,
+        "train": train,
+        "eval": {"origin": origin, "queries": queries, "files": files},
+        **_describe(surveyed, splits),
+    }
+    _write_whole(folder / MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=2) + "\n")
+    return load(folder)
+
+
+def _describe(surveyed: Survey, splits: Sequence[str]) -> dict[str, Any]:
+    negatives = Counter(count for count, split in zip(surveyed.negatives, splits, strict=True) if split == "train")
+    return {
         "rows": negatives.total(),
         "negatives": _quantile(negatives, 0.1),
         "has_scores": surveyed.has_scores,
         "sources": [{"name": path.name, "sha256": _sha256(path)} for path, _ in surveyed.files],
-        "train": train,
-        "eval": {
-            "origin": "split off the training data" if is_split else "--eval_data",
-            "queries": {split: len(evaluation.qrels[split]) for split in beir.SPLITS},
-            "files": judged,
-        },
-        "characters": {name: _sizes(getattr(surveyed, f"{name}_lengths")) for name in ("query", "passage")},
         "negatives_per_row": {"min": min(negatives), "median": _quantile(negatives, 0.5)},
+        "characters": {name: _sizes(getattr(surveyed, f"{name}_lengths")) for name in ("query", "passage")},
         "warnings": [str(replace(finding, file=Path(finding.file).name)) for finding in surveyed.findings.all()],
     }
-    _write_whole(folder / MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=2) + "\n")
-    return load(folder)
 
 
 def _write_train(sources: Sequence[Source], splits: Iterator[str], folder: Path) -> list[dict[str, Any]]:
@@ -238,9 +242,9 @@ def _write_source(source: Source, splits: Iterator[str], path: Path) -> list[dic
     return files
 
 
-def _overall_hash(train: Sequence[Mapping[str, Any]], judged: Mapping[str, str]) -> str:
+def _overall_hash(train: Sequence[Mapping[str, Any]], files: Mapping[str, str]) -> str:
     contents = [[source["no_in_batch_neg"], [file["sha256"] for file in source["files"]]] for source in train]
-    return hashlib.sha256(json.dumps([contents, sorted(judged.items())]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([contents, sorted(files.items())]).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:
