@@ -93,7 +93,7 @@ def test_a_finalist_whose_retrainings_failed_ranks_after_those_that_held() -> No
     [
         ((0.001, 0.04), FINE_TUNE, "gain is +0.0200 on 300 test queries (95% interval +0.0010 to +0.0400)"),
         ((0.0, 0.04), KEEP, "cannot be told from chance"),
-        ((-0.01, 0.04), KEEP, "shows gains from about 0.0300 up"),
+        ((-0.01, 0.04), KEEP, "detects gains of about 0.0300 and more"),
         ((-0.04, -0.01), KEEP, "worse than the base model"),
     ],
 )
@@ -188,6 +188,12 @@ def test_a_harmful_search_keeps_the_base_model(tmp_path: Path) -> None:
     result = _judged(_run(tmp_path, best=worse))
     assert result["verdict"] == KEEP
     assert result["best"]["ci95"][1] < 0
+
+
+def test_a_model_that_changes_nothing_is_said_to_score_the_same(tmp_path: Path) -> None:
+    result = _judged(_run(tmp_path, best=dict.fromkeys(QUERIES, 0.5)))
+    assert result["verdict"] == KEEP
+    assert "score the same on each of the 40 test queries" in result["reason"]
 
 
 def test_user_settings_that_win_are_not_compared_with_themselves(tmp_path: Path) -> None:

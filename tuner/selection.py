@@ -147,9 +147,11 @@ def decide(gain: Comparison, guard: Mapping[str, Any] | None = None) -> tuple[st
         return FINE_TUNE, f"The gain is {measured}."
     if high < 0:
         return KEEP, f"The best trial is worse than the base model: {measured}."
+    if gain.win_tie_loss[1] == gain.queries:
+        return KEEP, f"The best trial and the base model score the same on each of the {gain.queries} test queries."
     return KEEP, (
         f"The gain cannot be told from chance: {measured}. "
-        f"A test set of this size shows gains from about {gain.detectable:.4f} up."
+        f"A test set of this size detects gains of about {gain.detectable:.4f} and more."
     )
 
 

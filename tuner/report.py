@@ -1,0 +1,220 @@
+"""report.html: what a search found, on one page that opens without a network."""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from markupsafe import Markup
+from optuna.trial import FrozenTrial
+from plotly.offline import get_plotlyjs
+
+from tuner.errors import EXIT_DONE, EXIT_REQUEST, RequestError
+from tuner.figures import search_pictures, seeds_picture
+from tuner.report_queries import moved_queries
+from tuner.selection import FINE_TUNE
+from tuner.study import read_studies
+
+REPORT_FILE = "report.html"
+_TEMPLATE = "report_template.html"
+_INTERVAL_WIDTH = 150
+
+
+def write_report(run_dir: Path, storage: str | None = None) -> Path:
+    """Writes RUN/report.html anew; before the search has ended, with what there is until then.
+
+    Args:
+        run_dir: A run directory.
+        storage: Optuna storage URL; None: the one in config.yaml, or RUN/study.db.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        RequestError: If `run_dir` is no run directory.
+    """
+    if not (run_dir / "config.yaml").exists():
+        raise RequestError(
+            [f"A run directory holds config.yaml, but {run_dir} does not; name the --run_dir of a search"]
+        )
+    page = _environment().get_template(_TEMPLATE).render(_contents(run_dir, storage))
+    temporary = run_dir / f"{REPORT_FILE}.tmp"
+    temporary.write_text(page, encoding="utf-8")
+    return temporary.replace(run_dir / REPORT_FILE)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs ``python -m tuner.report RUN_DIR``: writes the report and prints its path.
+
+    Args:
+        argv: Arguments without the program's name; None takes the process's own.
+
+    Returns:
+        0, or 2 when the directory is no run directory.
+    """
+    parser = argparse.ArgumentParser(prog="python -m tuner.report", description="(Re)write RUN_DIR/report.html.")
+    parser.add_argument("run_dir", type=Path, help="directory of a search")
+    parser.add_argument("--storage", help="Optuna storage URL, where the study is not in RUN_DIR/study.db")
+    arguments = parser.parse_args(argv)
+    try:
+        print(write_report(arguments.run_dir, arguments.storage))
+    except RequestError as error:
+        print(error, file=sys.stderr)
+        return EXIT_REQUEST
+    return EXIT_DONE
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"score": _score, "signed": _signed, "value": _value, "duration": _duration}
+    return environment
+
+
+def _contents(run_dir: Path, storage: str | None) -> dict[str, Any]:
+    """Everything that the template shows, by name."""
+    config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    search, _ = read_studies(run_dir, storage or config["storage"])
+    trials, result = search.get_trials(deepcopy=False), _json(run_dir / "result.json")
+    best = result["best"] if result else None
+    return {
+        "name": run_dir.resolve().name,
+        "metric": config["metric"],
+        "result": result,
+        "best": best,
+        "fine_tune": result is not None and result["verdict"] == FINE_TUNE,
+        "facts": _facts(result) if best else [],
+        "heads": _heads(result) if best else [],
+        "parameters": _parameters(result) if best else [],
+        "queries": moved_queries(run_dir / "data" / "eval", result["queries"]) if best else {},
+        "seeds": seeds_picture(result["finalists"], result["base"]["dev"], config["metric"]) if best else None,
+        "pictures": search_pictures(
+            search, metric=config["metric"], rungs=config["rungs"], winner=best["trial"] if best else None
+        ),
+        "spent": _spent(result["seconds"]) if result else [],
+        "trials": [_trial_row(trial) for trial in trials],
+        "parameter_names": list(dict.fromkeys(name for trial in trials for name in trial.params)),
+        "manifest": _json(run_dir / "data" / "manifest.json"),
+        "search_command": config["command"],
+        "train_command": _train_command(run_dir, best) if best else None,
+        "plotly": Markup(get_plotlyjs()),
+    }
+
+
+def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What there is to know beside the verdict: a word and a sentence each."""
+    best, versus, base = result["best"], result["versus_user"], result["base"]
+    count = best["win_tie_loss"]
+    facts = [("Queries", f"{count['win']} rank better, {count['tie']} the same, {count['loss']} worse.")]
+    if versus:
+        low, high = versus["ci95"]
+        interval = f"95% interval {low:+.4f} to {high:+.4f}, p = {versus['p_value']:.4f}"
+        facts.append(("Against your settings", f"{versus['gain']:+.4f} on test ({interval})."))
+    elif result["user"] and result["user"]["trial"] == best["trial"]:
+        facts.append(("Your settings", "They are the best that was found."))
+    facts.append(("Test set", f"{best['queries']} queries detect gains of about {best['detectable']:.4f} and more."))
+    drop = f"Dev minus test of the best trial is {result['optimism']:+.4f}; of the base model, which was not selected, "
+    facts.append(("Optimism", drop + f"{base['dev'] - base['test']:+.4f}."))
+    if result["noise"] is not None:
+        facts.append(("Noise", f"Seeds of one configuration differ by {result['noise']:.4f} (standard deviation)."))
+    if result["ties"]:
+        tied = ", ".join(str(number) for number in result["ties"])
+        facts.append(
+            ("Tie", f"On dev, the best trial cannot be told from trial {tied}: they differ by less than the noise.")
+        )
+    return facts
+
+
+def _heads(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row a metric: scores on test, gain over the base model, and where to draw its interval."""
+    gains, user = result["gains"], result["user"]
+    reach = max((abs(end) for gain in gains.values() for end in gain["ci95"]), default=0.0) or 1.0
+
+    def place(value: float) -> float:
+        return round((1 + value / reach) / 2 * (_INTERVAL_WIDTH - 10) + 5, 1)
+
+    return [
+        {
+            "head": metric.partition(".")[0],
+            "measure": metric.partition(".")[2],
+            "is_objective": metric == result["metric"],
+            "base": result["base"]["test_all"][metric],
+            "user": user["test_all"].get(metric) if user else None,
+            "best": result["best"]["test_all"][metric],
+            "drawn": {"low": place(gain["ci95"][0]), "gain": place(gain["gain"]), "high": place(gain["ci95"][1])},
+            **gain,
+        }
+        for metric, gain in gains.items()
+    ]
+
+
+def _parameters(result: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Name, value in the user's settings (None where there are none), value in the best trial."""
+    yours = result["user"]["params"] if result["user"] else {}
+    return [(name, yours.get(name), value) for name, value in result["best"]["params"].items()]
+
+
+def _spent(seconds: Mapping[str, float]) -> list[tuple[str, float, float]]:
+    """Part, seconds, share of all parts in percent."""
+    parts = {part: spent for part, spent in seconds.items() if part != "total"}
+    whole = sum(parts.values()) or 1.0
+    return [(part, spent, 100 * spent / whole) for part, spent in parts.items()]
+
+
+def _trial_row(trial: FrozenTrial) -> dict[str, Any]:
+    return {
+        "number": trial.number,
+        "role": trial.user_attrs.get("role", "sampled"),
+        "state": trial.state.name.lower(),
+        "params": trial.params,
+        "value": trial.value if trial.value is not None else max(trial.intermediate_values.values(), default=None),
+        "seconds": sum(trial.user_attrs.get("seconds", {}).values()),
+        "error": trial.user_attrs.get("error", ""),
+    }
+
+
+def _train_command(run_dir: Path, best: Mapping[str, Any]) -> str:
+    """The bundle's train.sh; without a bundle, the parameters as flags of FlagEmbedding's own command."""
+    script = run_dir / "best" / "train.sh"
+    if script.exists():
+        return script.read_text(encoding="utf-8")
+    return " \\\n".join(f"--{name} {value}" for name, value in best["params"].items())
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _score(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4f}".replace("-", "−")
+
+
+def _value(value: Any) -> str:
+    """A parameter's value: floats to three digits."""
+    if value is None:
+        return "–"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
