@@ -66,7 +66,7 @@ class EncodingSettings:
 
 
 def _instructed(text: str, instruction: str | None, template: str) -> str:
-    return text if instruction is None else template.format(instruction, text)
+    return text if instruction is None else template.replace("\\n", "\n").format(instruction, text)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from trainables.heldout import Qrels, read_passages, read_qrels, read_queries
 from trainables.encoding import (
     EmbeddingModel,
     Encoder,
@@ -27,6 +26,7 @@ from trainables.encoding import (
     evaluation_mode,
     tokenise,
 )
+from trainables.heldout import Qrels, read_passages, read_qrels, read_queries
 from trainables.measures import DEPTH, HEADS, MEASURES, Scores
 from trainables.ranking import Matcher, TopK, sort_keys
 
