@@ -57,7 +57,9 @@ def _from_yaml(path: Path) -> SearchSpace:
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"search_space {path} cannot be read: {error}") from error
     if not isinstance(entries, dict) or not entries:
-        raise ValueError(f"search_space {path} must hold `argument: {{low: ..., high: ...}}` lines, but holds {entries!r}")
+        raise ValueError(
+            f"search_space {path} must hold `argument: {{low: ..., high: ...}}` lines, but holds {entries!r}"
+        )
     problems = [f"{path}: {problem}" for name, entry in entries.items() for problem in _entry_problems(name, entry)]
     if problems:
         raise ValueError("\n".join(problems))
@@ -68,7 +70,11 @@ def _entry_problems(name: str, entry: Any) -> list[str]:
     if not isinstance(entry, dict):
         return [f"{name} must be {{low, high}} or {{choices}}, but is {entry!r}"]
     if "choices" in entry:
-        return [] if entry["choices"] and isinstance(entry["choices"], list) else [f"{name}: choices must be a list of values"]
+        return (
+            []
+            if entry["choices"] and isinstance(entry["choices"], list)
+            else [f"{name}: choices must be a list of values"]
+        )
     try:
         low, high = float(entry["low"]), float(entry["high"])
     except (KeyError, TypeError, ValueError):

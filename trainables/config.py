@@ -13,7 +13,7 @@ class TrialConfig:
     name: str
     """Folder under RUN/trials: ``0007``, or ``0007-seed43`` for a finalist's retraining."""
     directory: str
-    """RUN/trials/NAME: metrics.jsonl, log.txt, dev.json, test.json, checkpoint/ (best rung), resume/ (while it lives)."""
+    """RUN/trials/NAME: metrics.jsonl, log.txt, dev.json, test.json, checkpoint/ (best rung), resume/ (while alive)."""
     arguments: Mapping[str, Any]
     """FlagEmbedding's and transformers' arguments, every default resolved but `output_dir`."""
     eval_data: str

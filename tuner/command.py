@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import itertools
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, NoReturn
 import yaml
 
 from tuner.arguments import DROPPED, RENAMED, Argument, upstream_arguments
-from tuner.config import SearchConfig
+from tuner.config import EXAMPLE_DEFAULTS, SearchConfig
 from tuner.errors import RequestError
 
 _DESCRIPTION = (
@@ -23,11 +24,27 @@ _EPILOG = (
     "Any other argument of FlagEmbedding's M3 fine-tune or of transformers' TrainingArguments is accepted by its name. "
     "A flag without a value is True (--fp16), and --config FILE reads the same names from YAML; flags win."
 )
-_SHOWN = (
-    "model_name_or_path train_data output_dir learning_rate temperature train_group_size per_device_train_batch_size "
-    "num_train_epochs query_max_len passage_max_len warmup_ratio fp16 bf16 deepspeed gradient_checkpointing "
-    "sentence_pooling_method normalize_embeddings unified_finetuning use_self_distill"
-).split()
+_SHOWN = [
+    "model_name_or_path",
+    "train_data",
+    "output_dir",
+    "learning_rate",
+    "temperature",
+    "train_group_size",
+    "per_device_train_batch_size",
+    "num_train_epochs",
+    "query_max_len",
+    "passage_max_len",
+    "warmup_ratio",
+    "fp16",
+    "bf16",
+    "deepspeed",
+    "gradient_checkpointing",
+    "sentence_pooling_method",
+    "normalize_embeddings",
+    "unified_finetuning",
+    "use_self_distill",
+]
 _WARMUP_RATIO = Argument(
     name="warmup_ratio",
     group="training",
@@ -124,7 +141,7 @@ def _field_docs() -> dict[str, str]:
     source = Path(__file__).with_name("config.py").read_text("utf-8")
     (body,) = (n.body for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == "SearchConfig")
     docs: dict[str, str] = {}
-    for item, after in zip(body, body[1:], strict=False):
+    for item, after in itertools.pairwise(body):
         if isinstance(item, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
             docs[ast.unparse(item.target)] = str(after.value.value)
     return docs
@@ -135,7 +152,11 @@ _FIELD_DOCS = _field_docs()
 
 def _without_their_values(unknown: Sequence[str]) -> list[str]:
     """`unknown` without the value that follows a flag that is itself unknown."""
-    return [t for before, t in zip(["", *unknown], unknown, strict=False) if t.startswith("--") or not before.startswith("--")]
+    return [
+        t
+        for before, t in zip(["", *unknown], unknown, strict=False)
+        if t.startswith("--") or not before.startswith("--")
+    ]
 
 
 def _resumed_config(run_dir: str | None) -> str | None:
@@ -174,7 +195,9 @@ def _typed(values: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     typed: dict[str, Any] = {}
     for name, value in values.items():
         try:
-            typed[name] = _parse_option(name, value) if name in search_options() else accepted_arguments()[name].parse(value)
+            typed[name] = (
+                _parse_option(name, value) if name in search_options() else accepted_arguments()[name].parse(value)
+            )
         except ValueError as error:
             problems.append(f"--{name}: {error}")
     return typed
@@ -188,7 +211,9 @@ def _parse_option(name: str, value: Any) -> Any:
         return tuple(float(item) for item in items)
     if value is None:
         return None
-    annotation = next(kind.__name__ for kind in (bool, int, float, str) if kind is hint or kind in typing.get_args(hint))
+    annotation = next(
+        kind.__name__ for kind in (bool, int, float, str) if kind is hint or kind in typing.get_args(hint)
+    )
     like = dataclasses.replace(_WARMUP_RATIO, name=name, annotation=annotation)
     return like.parse(value)
 
@@ -198,6 +223,8 @@ def _configuration(values: Mapping[str, Any], problems: list[str]) -> SearchConf
     arguments = {RENAMED.get(name, name): value for name, value in values.items() if name not in search_options()}
     try:
         config = SearchConfig(arguments=arguments, **own)
+        if config.is_example:
+            config = SearchConfig(arguments=arguments, **{**EXAMPLE_DEFAULTS, **own})
     except ValueError as error:
         problems.extend(str(error).splitlines())
     if problems:

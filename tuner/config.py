@@ -1,6 +1,7 @@
 """What a search is asked to do: one keyword-only dataclass, every default once."""
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,15 @@ DEFAULT_MODEL = "BAAI/bge-m3"
 
 HEADS = ("dense", "sparse", "colbert", "hybrid")
 MEASURES = ("ndcg_at_10", "mrr_at_10", "recall_at_10", "recall_at_100")
+
+EXAMPLE_DEFAULTS: Mapping[str, Any] = {
+    "search_space": "example",
+    "num_trials": 10,
+    "finalists": 2,
+    "finalist_seeds": 1,
+    "keep_checkpoints": 2,
+}
+"""The search's own defaults where the embedded example runs: it is to end within 5 minutes on 2 cores."""
 
 _METRIC_WORDS = f"HEAD one of {', '.join(HEADS)} and MEASURE one of {', '.join(MEASURES)}"
 _TIME_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -31,7 +41,7 @@ UPSTREAM_RULES: Mapping[str, tuple[Callable[[Any], bool], str, str]] = {
     "shuffle_ratio": (lambda v: 0 <= v <= 1, "0 <= shuffle_ratio <= 1", "leave it out to never shuffle"),
     "use_mrl": (lambda v: not v, "use_mrl must be False", "FlagEmbedding's M3 model does not implement it"),
 }
-"""Argument -> (predicate, rule, remedy) for values that FlagEmbedding would accept and then fail on, or never learn with."""
+"""Argument -> (predicate, rule, remedy) for values that FlagEmbedding accepts and then fails on or never learns with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +101,10 @@ class SearchConfig:
     def problems(self) -> list[str]:
         """Returns one line for each rule that a value breaks; empty when the configuration is sound."""
         rules = (
-            (self.num_trials >= 2, f"num_trials >= 2 must hold (base model and your settings), but got {self.num_trials}"),
+            (
+                self.num_trials >= 2,
+                f"num_trials >= 2 must hold (base model and your settings), but got {self.num_trials}",
+            ),
             (self.concurrent_trials >= 1, f"concurrent_trials >= 1 must hold, but got {self.concurrent_trials}"),
             (self.finalists >= 0, f"finalists >= 0 must hold, but got {self.finalists}"),
             (self.finalist_seeds >= 0, f"finalist_seeds >= 0 must hold, but got {self.finalist_seeds}"),
@@ -111,13 +124,20 @@ class SearchConfig:
             if name in self.arguments and not holds(self.arguments[name])
         ]
         if self.arguments.get("fp16") and self.arguments.get("bf16"):
-            problems.append("--fp16 and --bf16 exclude each other, but both are given; keep one (bf16 on A10G and newer)")
+            problems.append(
+                "--fp16 and --bf16 exclude each other, but both are given; keep one (bf16 on A10G and newer)"
+            )
         return problems
 
     @property
     def time_budget_seconds(self) -> float | None:
         """`time_budget` in seconds."""
         return None if self.time_budget is None else _duration(self.time_budget)
+
+    @property
+    def is_example(self) -> bool:
+        """Neither data nor a model is named: the embedded example is meant."""
+        return not self.arguments.get("train_data") and not self.arguments.get("model_name_or_path")
 
     @property
     def model_name_or_path(self) -> str:
@@ -151,7 +171,7 @@ def _is_metric(name: str) -> bool:
 
 
 def _increasing_to_one(rungs: tuple[float, ...]) -> bool:
-    return bool(rungs) and rungs[-1] == 1.0 and 0 < rungs[0] and all(a < b for a, b in zip(rungs, rungs[1:], strict=False))
+    return bool(rungs) and rungs[-1] == 1.0 and rungs[0] > 0 and all(a < b for a, b in itertools.pairwise(rungs))
 
 
 def _duration(text: str) -> float:

@@ -22,5 +22,5 @@ class RequestError(ValueError):
         self.findings = tuple(findings)
 
 
-class AllTrialsFailed(RuntimeError):
+class AllTrialsFailedError(RuntimeError):
     """No trial of the search finished; the message groups the causes with their counts."""

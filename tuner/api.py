@@ -1,0 +1,100 @@
+"""The programmatic interface: run a search, read a finished one, take what it found."""
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from tuner.config import SearchConfig
+from tuner.export import best_arguments, write_bundle
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished search."""
+
+    run_dir: Path
+    """Its run directory."""
+
+    @functools.cached_property
+    def summary(self) -> Mapping[str, Any]:
+        """What result.json holds: verdict, scores, interval, seconds."""
+        values: Mapping[str, Any] = json.loads((self.run_dir / "result.json").read_text("utf-8"))
+        return values
+
+    @property
+    def verdict(self) -> str:
+        """``fine-tune`` or ``keep the base model``."""
+        return str(self.summary["verdict"])
+
+    @property
+    def best_config(self) -> dict[str, Any]:
+        """The winner's arguments, under FlagEmbedding's names."""
+        return best_arguments(self.run_dir)
+
+    @property
+    def checkpoint(self) -> Path:
+        """Folder of the winner's weights, in FlagEmbedding's and sentence-transformers' layout."""
+        return self.run_dir / "best"
+
+    @property
+    def trials(self) -> "pd.DataFrame":
+        """The study's trials, one a row, as Optuna's ``study.trials_dataframe`` gives them."""
+        from tuner.study import read_studies
+
+        storage = _config(self.run_dir).storage
+        return read_studies(self.run_dir, storage)[0].trials_dataframe()
+
+
+def run(config: SearchConfig, *, console: Console | None = None) -> Result:
+    """Runs a search, in a script or a notebook cell.
+
+    Args:
+        config: What is asked; ``SearchConfig()`` is the embedded example.
+        console: Where progress is shown. None: standard output, or the notebook cell.
+
+    Raises:
+        RequestError: The request or the data is wrong.
+        AllTrialsFailedError: No trial could be trained.
+    """
+    from tuner.config import EXAMPLE_DEFAULTS
+    from tuner.search import run_search
+
+    if config.is_example:
+        unset = {k: v for k, v in EXAMPLE_DEFAULTS.items() if getattr(config, k) == getattr(SearchConfig, k)}
+        config = config.replace(**unset)
+    return Result(run_search(config, [], console or Console(highlight=False)))
+
+
+def load(run_dir: str | Path) -> Result:
+    """Returns the finished search in `run_dir`.
+
+    Raises:
+        ValueError: There is no result in it.
+    """
+    if not (Path(run_dir) / "result.json").is_file():
+        raise ValueError(f"{run_dir} holds no finished search (no result.json); --resume {run_dir} takes it up again")
+    return Result(Path(run_dir))
+
+
+def best_config(run_dir: str | Path) -> dict[str, Any]:
+    """Returns the winner's arguments under FlagEmbedding's names, ready for its dataclasses."""
+    return load(run_dir).best_config
+
+
+def export_best(run_dir: str | Path, to: str | Path) -> Path:
+    """Writes the bundle of the finished search in `run_dir` to the folder `to`, and returns that."""
+    return write_bundle(load(run_dir).run_dir, Path(to))
+
+
+def _config(run_dir: Path) -> SearchConfig:
+    import yaml
+
+    return SearchConfig.from_dict(yaml.safe_load((run_dir / "config.yaml").read_text("utf-8")))

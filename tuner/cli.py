@@ -1,0 +1,24 @@
+"""The console script: ``tuner <verb>`` is ``python -m tuner.<verb>``."""
+
+import importlib
+import sys
+
+_VERBS = {
+    "search": "search hyperparameters; the embedded example without flags",
+    "data": "check training data",
+    "export": "write the bundle of a finished search",
+    "report": "write report.html of a finished search",
+}
+
+
+def main() -> int:
+    """Runs the verb named by the first argument with the rest; returns its exit code."""
+    verb, arguments = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("", [])
+    if verb in _VERBS:
+        return int(importlib.import_module(f"tuner.{verb}").main(arguments))
+    print("usage: tuner VERB [--help] ...\n\n" + "\n".join(f"  {name:8} {text}" for name, text in _VERBS.items()))
+    return 0 if verb in ("", "-h", "--help") else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

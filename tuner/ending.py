@@ -1,0 +1,70 @@
+"""The end of a search: result.json, the bundle, the report, and the last lines on screen."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from tuner import selection
+from tuner.config import SearchConfig
+from tuner.export import write_bundle
+from tuner.progress import shown
+from tuner.report import write_report
+from tuner.study import read_studies
+
+RESULT_FILE = "result.json"
+
+
+def conclude(config: SearchConfig, run_dir: Path, console: Console, *, seconds: float) -> None:
+    """Judges a finished search and hands over what it found.
+
+    Args:
+        config: The search.
+        run_dir: Its directory, the test scores of the base model and the winner in it.
+        console: Where the verdict is said.
+        seconds: Wall clock of the search.
+    """
+    search, finalists = read_studies(run_dir, config.storage)
+    result = selection.judge(run_dir, search, finalists, metric=config.metric, seed=config.seed, total_seconds=seconds)
+    _write(run_dir / RESULT_FILE, result)
+    bundle = write_bundle(run_dir, run_dir / "best")
+    write_report(run_dir)
+    _say(result, bundle, run_dir, console)
+
+
+def _write(path: Path, result: Mapping[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def _say(result: Mapping[str, Any], bundle: Path, run_dir: Path, console: Console) -> None:
+    def say(line: str, style: str = "") -> None:
+        console.print(line, style=style, markup=False, soft_wrap=True)
+
+    best, spent = result["best"], result["seconds"]
+    low, high = best["ci95"]
+    say("")
+    say(f"verdict     {result['verdict']}", "bold green" if result["verdict"] == selection.FINE_TUNE else "bold yellow")
+    say(f"            {result['reason']}")
+    say(f"{'':12}{'dev':>8}{'test':>8}   {result['metric']}")
+    for name, title in (("base", "base model"), ("user", "your own"), ("best", "best")):
+        if (model := result[name]) is not None:
+            say(f"{title:<12}{_score(model['dev'])}{_score(model['test'])}   {_which(model)}")
+    say(f"{'gain':<12}{'':>8}{best['gain']:>+8.4f}   95% interval {low:+.4f} to {high:+.4f}, p = {best['p_value']:.4f}")
+    counts, parts = result["trials"], ("training", "scoring", "overhead")
+    say(f"trials      {counts['complete']} complete, {counts['pruned']} pruned, {counts['failed']} failed")
+    say(f"seconds     {spent['total']:.0f} in all: " + ", ".join(f"{spent[part]:.0f} {part}" for part in parts))
+    say(f"checkpoint  {bundle}")
+    say(f"report      {run_dir / 'report.html'}")
+    say(f"train again bash {bundle / 'train.sh'}")
+
+
+def _score(value: float | None) -> str:
+    return f"{'-':>8}" if value is None else f"{value:>8.4f}"
+
+
+def _which(model: Mapping[str, Any]) -> str:
+    return f"trial {model['trial']}  {shown(model['params'])}".rstrip()

@@ -1,0 +1,201 @@
+"""From a request to everything a search needs, checked before anything expensive starts."""
+
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from search_spaces import Context, SearchSpace, load_search_space
+from tuner import data
+from tuner.arguments import upstream_arguments
+from tuner.config import SearchConfig
+from tuner.errors import RequestError
+from tuner.models import find_model
+from tuner.study import pruner_names, sampler_names
+
+CONFIG_FILE = "config.yaml"
+_SECRET = ("token", "hub_token")
+_SEARCHABLE = (
+    "learning_rate",
+    "temperature",
+    "train_group_size",
+    "per_device_train_batch_size",
+    "weight_decay",
+    "num_train_epochs",
+    "max_grad_norm",
+    "gradient_accumulation_steps",
+)
+_OWN_BUSINESS = ("output_dir", "resume_from_checkpoint", "save_steps", "save_strategy", "save_total_limit", "do_train")
+_DS_STAGE0 = Path(__file__).parent.parent / "trainables" / "ds_stage0.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A request that was checked: what is searched, on which data, from which model."""
+
+    config: SearchConfig
+    run_dir: Path
+    dataset: data.Dataset
+    space: SearchSpace
+    context: Context
+    arguments: Mapping[str, Any]
+    """What holds for every trial: the user's arguments, upstream's numbers where the user gave none."""
+    warnings: list[str] = field(default_factory=list)
+    """What is done otherwise than asked, one line each."""
+
+
+def make_plan(config: SearchConfig, run_dir: Path, say: Callable[[str], None]) -> Plan:
+    """Checks `config`, finds its model, and prepares its data under `run_dir`.
+
+    Args:
+        config: The request; the embedded example's own settings already filled in.
+        run_dir: The run directory; it exists.
+        say: Told what is being done, a line each.
+
+    Raises:
+        RequestError: Something is wrong; everything that can be found at once is told at once.
+    """
+    warnings: list[str] = []
+    space = _check_names(config)
+    arguments = {name: value for name, value in config.arguments.items() if name not in _OWN_BUSINESS}
+    arguments = _with_deepspeed_config(arguments, warnings)
+    say(f"checking {', '.join(map(str, arguments['train_data']))}")
+    dataset, model = _data_and_model(config, arguments, run_dir)
+    warnings += dataset.manifest["warnings"]
+    arguments |= {"model_name_or_path": model, "train_data": list(dataset.train_data)}
+    start = _numbers(arguments, dataset.rows)
+    arguments = {name: value for name, value in arguments.items() if name not in ("max_steps", "warmup_steps")}
+    context = Context(rows=dataset.rows, negatives=dataset.negatives, start=start)
+    return Plan(
+        config=config,
+        run_dir=run_dir,
+        dataset=dataset,
+        space=space,
+        context=context,
+        arguments={**arguments, **start},
+        warnings=warnings,
+    )
+
+
+def honoured(arguments: Mapping[str, Any], *, gpu: bool) -> tuple[dict[str, Any], list[str]]:
+    """Returns `arguments` as a machine with or without a GPU can honour them, and what is done instead."""
+    if gpu:
+        return dict(arguments), []
+    warnings = []
+    kept = dict(arguments)
+    for name in ("fp16", "bf16", "tf32", "use_liger_kernel"):
+        if kept.pop(name, False):
+            warnings.append(f"--{name} needs a GPU, and none is used here: training in float32 instead")
+    if str(kept.get("attn_implementation", "")).startswith("flash"):
+        kept["attn_implementation"] = "sdpa"
+        warnings.append("flash attention needs a GPU, and none is used here: PyTorch's own attention instead")
+    return {**kept, "dataloader_pin_memory": False, "use_cpu": True}, warnings
+
+
+def _check_names(config: SearchConfig) -> SearchSpace:
+    problems = []
+    if not config.arguments.get("train_data"):
+        problems.append("--train_data is missing: one or more .jsonl files or folders with query, pos and neg")
+    for flag, value, known in (
+        ("sampler", config.sampler, sampler_names()),
+        ("pruner", config.pruner, pruner_names()),
+    ):
+        if value not in known:
+            problems.append(f"--{flag} must be one of {', '.join(known)}, but got {value!r}")
+    if not config.metric.startswith("dense.") and not config.arguments.get("unified_finetuning"):
+        problems.append(f"--metric {config.metric}: only the dense head is trained; add --unified_finetuning True")
+    try:
+        space = load_search_space(config.search_space or "m3")
+    except ValueError as error:
+        problems.extend(f"--search_space: {line}" for line in str(error).splitlines())
+    if problems:
+        raise RequestError(problems)
+    return space
+
+
+def _data_and_model(config: SearchConfig, arguments: Mapping[str, Any], run_dir: Path) -> tuple[data.Dataset, str]:
+    """Both are looked at before either is refused; nothing is downloaded for data that is refused."""
+    problems: list[str] = []
+    dataset, model = None, config.model_name_or_path
+    try:
+        dataset = data.prepare(
+            arguments["train_data"], folder=run_dir / "data", eval_data=config.eval_data, seed=config.seed
+        )
+    except RequestError as error:
+        problems.extend(error.findings)
+    if dataset is not None and arguments.get("knowledge_distillation") and not dataset.has_scores:
+        problems.append(
+            "--knowledge_distillation needs pos_scores and neg_scores in every row; add them or drop the flag"
+        )
+    if not problems or Path(model).is_dir():
+        try:
+            model = find_model(model, cache_dir=arguments.get("cache_dir"), token=arguments.get("token"))
+        except RequestError as error:
+            problems.extend(error.findings)
+    if problems or dataset is None:
+        raise RequestError(problems)
+    return dataset, model
+
+
+def _with_deepspeed_config(arguments: dict[str, Any], warnings: list[str]) -> dict[str, Any]:
+    """FlagEmbedding's stage-0 file is often named and rarely there (its package lacks it): we carry its settings."""
+    path = arguments.get("deepspeed")
+    if not isinstance(path, str) or Path(path).is_file():
+        return arguments
+    if Path(path).name != "ds_stage0.json":
+        raise RequestError(
+            [f"--deepspeed {path}: there is no such file; give the path of a DeepSpeed JSON configuration"]
+        )
+    warnings.append(f"--deepspeed {path}: no such file; FlagEmbedding's published stage-0 settings are used")
+    return {**arguments, "deepspeed": str(_DS_STAGE0)}
+
+
+def _numbers(arguments: Mapping[str, Any], rows: int) -> dict[str, int | float]:
+    """The numbers that a space may vary: the user's, else upstream's defaults.
+
+    Budgets are counted in examples, so that every batch size gets the same: `max_steps` becomes epochs, and a number of
+    warm-up steps a share.
+    """
+    numbers = {name: arguments.get(name, _default(name)) for name in _SEARCHABLE}
+    batch = numbers["per_device_train_batch_size"] * numbers["gradient_accumulation_steps"]
+    if (arguments.get("max_steps") or -1) > 0:
+        numbers["num_train_epochs"] = arguments["max_steps"] * batch / rows
+    warmup = arguments.get("warmup_steps") or 0
+    share = warmup if warmup < 1 else min(0.5, warmup * batch / (rows * numbers["num_train_epochs"]))
+    return {**numbers, "warmup_ratio": arguments.get("warmup_ratio", share)}
+
+
+def _default(name: str) -> Any:
+    return upstream_arguments()[name].default
+
+
+def write_config(plan: Plan, argv: list[str]) -> None:
+    """Writes what was asked, resolved and without secrets, to RUN/config.yaml."""
+    values = plan.config.to_dict()
+    values["arguments"] = {name: value for name, value in values["arguments"].items() if name not in _SECRET}
+    values |= {
+        "resume": None,
+        "dry_run": False,
+        "storage": None if plan.config.storage is None else redacted(plan.config.storage),
+    }
+    values["command"] = shlex.join(["python", "-m", "tuner.search", *_without_secrets(argv)])
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    (plan.run_dir / CONFIG_FILE).write_text(text, encoding="utf-8")
+
+
+def redacted(url: str) -> str:
+    """Returns a storage URL without its password."""
+    scheme, separator, rest = url.partition("://")
+    credentials, at, host = rest.rpartition("@")
+    return f"{scheme}{separator}{credentials.split(':')[0]}:***@{host}" if at and ":" in credentials else url
+
+
+def _without_secrets(argv: list[str]) -> list[str]:
+    shown, hide = [], False
+    for token in argv:
+        shown.append("***" if hide else redacted(token) if "://" in token else token)
+        hide = token.lstrip("-").replace("-", "_") in _SECRET
+    return shown

@@ -1,0 +1,177 @@
+"""``python -m tuner.search``: from the command line to result.json."""
+
+import fcntl
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from rich.console import Console
+
+from tuner.command import parse
+from tuner.config import SearchConfig, new_run_dir
+from tuner.errors import EXIT_ALL_FAILED, EXIT_DONE, EXIT_REQUEST, AllTrialsFailedError, RequestError
+
+if TYPE_CHECKING:
+    from tuner.agenda import Failure
+    from tuner.plan import Plan
+
+_OURS = ("config.yaml", "data", "study.db", "trials", "best", "report.html", "result.json", ".ray")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    console = Console(highlight=False)
+    errors = Console(stderr=True, highlight=False)
+    try:
+        run_search(parse(arguments), arguments, console)
+    except RequestError as error:
+        for finding in error.findings:
+            errors.print(f"error: {finding}", markup=False, soft_wrap=True)
+        return EXIT_REQUEST
+    except AllTrialsFailedError as error:
+        errors.print(str(error), markup=False, soft_wrap=True)
+        return EXIT_ALL_FAILED
+    return EXIT_DONE
+
+
+def run_search(config: SearchConfig, argv: list[str], console: Console) -> Path:
+    """Runs the search `config`; returns its run directory.
+
+    Args:
+        config: What is asked.
+        argv: The command line it came from, for the record.
+        console: Where progress is shown.
+
+    Raises:
+        RequestError: The request or the data is wrong.
+        AllTrialsFailedError: No trial could be trained.
+    """
+    started = time.monotonic()
+    run_dir = Path(config.resume) if config.resume else new_run_dir(config, time.strftime("%Y%m%d-%H%M%S"))
+    with _held(run_dir):
+        if not config.resume:
+            _make_room(run_dir, replace=bool(config.arguments.get("overwrite_output_dir")))
+        if config.is_example:
+            config = _example(config, run_dir)
+        _search(config, run_dir, argv, console, started)
+    return run_dir
+
+
+def _search(config: SearchConfig, run_dir: Path, argv: list[str], console: Console, started: float) -> None:
+    from tuner.plan import make_plan, write_config
+
+    plan = make_plan(config, run_dir, lambda line: console.print(line, markup=False))
+    write_config(plan, argv)
+    _say_plan(plan, console)
+    if config.dry_run:
+        return
+
+    from tuner.agenda import Agenda
+    from tuner.cluster import connected, slots_for
+    from tuner.executor import run_on_ray
+    from tuner.plan import honoured
+    from tuner.progress import Progress
+    from tuner.study import SearchStudy, open_storage
+
+    with connected(config):
+        slots = slots_for(config, run_dir / ".ray")
+        arguments, warnings = honoured(plan.arguments, gpu=slots.gpus > 0)
+        _warn(warnings, console)
+        study = SearchStudy(
+            open_storage(config.storage, run_dir),
+            space=plan.space,
+            context=plan.context,
+            sampler=config.sampler,
+            pruner=config.pruner,
+            seed=config.seed,
+            num_trials=config.num_trials,
+        )
+        agenda = Agenda(config, study, run_dir=run_dir, arguments=arguments, eval_data=plan.dataset.eval_data)
+        with Progress(agenda, console, planned=config.num_trials, rungs=len(config.rungs)):
+            run_on_ray(agenda, slots)
+    if not agenda.has_winner:
+        raise AllTrialsFailedError(_causes(agenda.failures))
+
+    from tuner.ending import conclude
+
+    conclude(config, run_dir, console, seconds=time.monotonic() - started)
+
+
+def _causes(failures: Sequence["Failure"]) -> str:
+    """The causes of all failures, the same ones once with their count and one traceback."""
+    counts = Counter(failure.message for failure in failures)
+    traces = {failure.message: failure.traceback for failure in failures}
+    lines = [f"every trial failed ({len(failures)}):"]
+    for message, count in counts.most_common():
+        lines += [f"  {count} x {message}", *(f"      {line}" for line in traces[message].splitlines())]
+    return "\n".join(lines)
+
+
+@contextmanager
+def _held(run_dir: Path) -> Iterator[None]:
+    """Holds the run directory; the lock dies with its process."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock: IO[str] = (run_dir / ".lock").open("w")
+    except OSError as error:
+        raise RequestError([f"--run_dir {run_dir}: cannot be written: {error.strerror}"]) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RequestError(
+                [f"--run_dir {run_dir}: another search is running there; give another --run_dir"]
+            ) from error
+        yield
+
+
+def _make_room(run_dir: Path, *, replace: bool) -> None:
+    """Refuses a directory that holds a search, or with `replace` removes what that search wrote, and nothing else."""
+    if not (run_dir / "study.db").exists() and not (run_dir / "result.json").exists():
+        return
+    if not replace:
+        raise RequestError(
+            [
+                f"{run_dir} holds a search already; "
+                f"--resume {run_dir} goes on with it, --overwrite_output_dir replaces it"
+            ]
+        )
+    for name in _OURS:
+        path = run_dir / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _example(config: SearchConfig, run_dir: Path) -> SearchConfig:
+    from tuner.example import example_arguments, write_example
+
+    data = {"train_data": [str(write_example(run_dir / "data" / "example"))]}
+    return config.replace(arguments={**example_arguments(), **data, **config.arguments})
+
+
+def _say_plan(plan: "Plan", console: Console) -> None:
+    _warn(plan.warnings, console)
+    queries = plan.dataset.manifest["eval"]["queries"]
+    console.print(
+        f"{plan.dataset.rows:,} training rows, {queries['dev']} dev and {queries['test']} test queries; "
+        f"{plan.config.num_trials} trials, objective {plan.config.metric} on dev; run directory {plan.run_dir}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _warn(lines: Sequence[str], console: Console) -> None:
+    for line in lines:
+        console.print(f"warning: {line}", style="yellow", markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,224 @@
+"""The Optuna study: the one place where a search is kept.
+
+Two studies share a storage: ``search`` holds the trials, ``finalists`` the retrainings of the best with other seeds.
+Suggestions are a function of (seed, trial number, history) alone, so that a resumed search goes on as an unbroken one.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.samplers import BaseSampler
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from search_spaces.context import Context, SearchSpace
+from search_spaces.loading import suggest
+from trainables.config import RungReport
+
+SEARCH, FINALISTS = "search", "finalists"
+BASE, USER, SAMPLED = "base", "user", "sampled"
+_INFEASIBLE = "infeasible"
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+warnings.filterwarnings("ignore", message=".*constraints_func", category=FutureWarning)
+
+
+def open_storage(url: str | None, run_dir: Path) -> optuna.storages.BaseStorage:
+    """Returns the storage at `url`: an Optuna URL, a ``.journal`` file (JournalStorage), or None for RUN/study.db."""
+    if url is None:
+        url = f"sqlite:///{(run_dir / 'study.db').resolve()}"
+    if url.endswith((".journal", ".log")) and "://" not in url:
+        return optuna.storages.JournalStorage(JournalFileBackend(url))
+    return optuna.storages.get_storage(url)
+
+
+def _tpe(seed: int, number: int, trials: int) -> BaseSampler:
+    """TPE: a random start of a third of the trials, at most Optuna's own 10; grouped, as the base has no parameters."""
+    startup = max(3, min(10, trials // 3))
+    return optuna.samplers.TPESampler(
+        seed=_mixed(seed, number),
+        multivariate=True,
+        group=True,
+        constant_liar=True,
+        n_startup_trials=startup,
+        constraints_func=_constraints,
+    )
+
+
+def _mixed(seed: int, number: int) -> int:
+    return (seed * 1_000_003 + number) % 2**32
+
+
+_SAMPLERS: Mapping[str, Callable[[int, int, int], BaseSampler]] = {
+    "tpe": _tpe,
+    "random": lambda seed, number, _: optuna.samplers.RandomSampler(seed=_mixed(seed, number)),
+    "qmc": lambda seed, _number, _: optuna.samplers.QMCSampler(
+        seed=seed, scramble=True, warn_independent_sampling=False
+    ),
+    "gp": lambda seed, number, _: optuna.samplers.GPSampler(seed=_mixed(seed, number), constraints_func=_constraints),
+    "cmaes": lambda seed, number, _: optuna.samplers.CmaEsSampler(
+        seed=_mixed(seed, number), warn_independent_sampling=False
+    ),
+}
+_PRUNERS: Mapping[str, Callable[[], optuna.pruners.BasePruner]] = {
+    "successive_halving": lambda: optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2),
+    "hyperband": lambda: optuna.pruners.HyperbandPruner(min_resource=1, max_resource=4, reduction_factor=2),
+    "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=3),
+    "none": optuna.pruners.NopPruner,
+}
+
+
+def sampler_names() -> list[str]:
+    """What ``--sampler`` takes."""
+    return sorted(_SAMPLERS)
+
+
+def pruner_names() -> list[str]:
+    """What ``--pruner`` takes."""
+    return sorted(_PRUNERS)
+
+
+def _constraints(trial: FrozenTrial) -> Sequence[float]:
+    """Above 0 where the trial did not fit the device: the sampler learns to stay away."""
+    return (1.0 if trial.user_attrs.get(_INFEASIBLE) else -1.0,)
+
+
+class SearchStudy:
+    """The trials of one search, asked and told."""
+
+    def __init__(
+        self,
+        storage: optuna.storages.BaseStorage,
+        *,
+        space: SearchSpace,
+        context: Context,
+        sampler: str,
+        pruner: str,
+        seed: int,
+        num_trials: int,
+    ) -> None:
+        self._space, self._context = space, context
+        self._make_sampler = lambda number: _SAMPLERS[sampler](seed, number, num_trials)
+        self.search = optuna.create_study(
+            storage=storage, study_name=SEARCH, direction="maximize", pruner=_PRUNERS[pruner](), load_if_exists=True
+        )
+        self.finalists = optuna.create_study(
+            storage=storage, study_name=FINALISTS, direction="maximize", load_if_exists=True
+        )
+        self._unfinished = list(self.search.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
+        if not self.search.get_trials(deepcopy=False):
+            self.search.enqueue_trial({}, user_attrs={"role": BASE})
+            self.search.enqueue_trial(dict(context.start), user_attrs={"role": USER})
+
+    @property
+    def issued(self) -> int:
+        """Trials that were handed out, the unfinished ones of a broken search included."""
+        waiting = (TrialState.WAITING,)
+        return len(self.search.get_trials(deepcopy=False)) - len(self.search.get_trials(deepcopy=False, states=waiting))
+
+    def ask(self) -> tuple[Trial, dict[str, Any]]:
+        """Returns the next trial and its parameters: an unfinished one first, under its own number."""
+        if self._unfinished:
+            trial = Trial(self.search, self._unfinished.pop(0)._trial_id)  # type: ignore[no-untyped-call]
+        else:
+            self.search.sampler = self._make_sampler(self.issued)
+            trial = self.search.ask()
+        if self.role(trial) == BASE:
+            return trial, {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the user's own value may lie outside of a range
+            return trial, suggest(self._space, trial, self._context)
+
+    @property
+    def has_unfinished(self) -> bool:
+        """A trial of a broken search waits to be taken up again."""
+        return bool(self._unfinished)
+
+    @staticmethod
+    def role(trial: Trial) -> str:
+        """``base``, ``user`` or ``sampled``."""
+        return str(trial.user_attrs.get("role", SAMPLED))
+
+    def duplicate_of(self, trial: Trial, params: Mapping[str, Any]) -> FrozenTrial | None:
+        """Returns an earlier finished trial with the same parameters."""
+        if self.role(trial) == BASE:
+            return None
+        done = self.search.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        return next((t for t in done if t.number < trial.number and t.params == dict(params) and t.params), None)
+
+    def reuse(self, trial: Trial, earlier: FrozenTrial) -> None:
+        """Tells `trial` the end of `earlier`, which had the same parameters."""
+        trial.set_user_attr("duplicate_of", earlier.number)
+        for name in ("scores", "best_rung"):
+            if name in earlier.user_attrs:
+                trial.set_user_attr(name, earlier.user_attrs[name])
+        if earlier.state == TrialState.COMPLETE:
+            self.search.tell(trial, earlier.value)
+        else:
+            for step, value in earlier.intermediate_values.items():
+                trial.report(value, step)
+            self.search.tell(trial, state=TrialState.PRUNED)
+
+    def report(self, trial: Trial, rung: RungReport) -> bool:
+        """Records a rung; returns whether the trial goes on. Only sampled trials are pruned."""
+        if rung.rung not in self._frozen(trial).intermediate_values and self.role(trial) != BASE:
+            trial.report(rung.value, rung.rung)
+        best = trial.user_attrs.get("best_value")
+        if best is None or rung.value > best:
+            trial.set_user_attr("best_value", rung.value)
+            trial.set_user_attr("best_rung", rung.rung)
+            trial.set_user_attr("scores", dict(rung.scores))
+        trial.set_user_attr("seconds", dict(rung.seconds))
+        trial.set_user_attr("examples", rung.examples)
+        return rung.last or self.role(trial) != SAMPLED or not trial.should_prune()
+
+    def complete(self, trial: Trial) -> None:
+        """The trial's value is its best rung's: those weights are its checkpoint."""
+        self.search.tell(trial, trial.user_attrs["best_value"])
+
+    def pruned(self, trial: Trial) -> None:
+        """The pruner stopped the trial."""
+        self.search.tell(trial, state=TrialState.PRUNED)
+
+    def failed(self, trial: Trial, kind: str, message: str) -> None:
+        """The trial raised."""
+        self._explain(trial, kind, message)
+        self.search.tell(trial, state=TrialState.FAIL)
+
+    def infeasible(self, trial: Trial, message: str) -> None:
+        """The trial fits the device in no way: a violated constraint, which the sampler learns from."""
+        self._explain(trial, "out_of_memory", message)
+        trial.set_user_attr(_INFEASIBLE, True)
+        self.search.tell(trial, state=TrialState.PRUNED)
+
+    def _explain(self, trial: Trial, kind: str, message: str) -> None:
+        trial.set_user_attr("error_kind", kind)
+        trial.set_user_attr("error", message[:4000])
+
+    def _frozen(self, trial: Trial) -> FrozenTrial:
+        return self.search.get_trials(deepcopy=False)[trial.number]
+
+    def retraining(self, source: int, seed: int) -> Trial | None:
+        """Returns the finalists' trial for retraining trial `source` with `seed`; None where it is done."""
+        for known in self.finalists.get_trials(deepcopy=False):
+            if known.user_attrs.get("source") == source and known.user_attrs.get("seed") == seed:
+                return None if known.state.is_finished() else Trial(self.finalists, known._trial_id)
+        trial = self.finalists.ask()
+        trial.set_user_attr("source", source)
+        trial.set_user_attr("seed", seed)
+        return trial
+
+
+def read_studies(run_dir: Path, storage: str | None = None) -> tuple[optuna.Study, optuna.Study]:
+    """Returns the search and the finalists' retrainings of a run, to read.
+
+    Args:
+        run_dir: The run directory.
+        storage: The storage URL where it is not RUN/study.db.
+    """
+    opened = open_storage(storage, run_dir)
+    return optuna.load_study(study_name=SEARCH, storage=opened), optuna.load_study(study_name=FINALISTS, storage=opened)
