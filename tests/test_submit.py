@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray.exceptions
 import ray.job_submission
 from ray.job_submission import JobDetails, JobStatus
 
@@ -145,3 +146,13 @@ def test_no_cluster_is_one_clear_line() -> None:
         RequestError, match=r"No Ray cluster answers at http://127.0.0.1:9: .*ray dashboard cluster.yaml"
     ):
         submit("http://127.0.0.1:9", ["--run_dir", "s3://b/r"])
+
+
+def test_a_missing_token_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray.job_submission, "JobSubmissionClient", _unauthorized)
+    with pytest.raises(RequestError, match="asks for a token; set RAY_AUTH_MODE=token"):
+        submit(ADDRESS, ["--run_dir", "s3://b/r"])
+
+
+def _unauthorized(address: str) -> None:
+    raise ray.exceptions.AuthenticationError(f"{address}: 401")

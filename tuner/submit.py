@@ -6,6 +6,7 @@ The job is the cluster's: once it is submitted, this process only shows what it 
 import asyncio
 import importlib.util
 import itertools
+import logging
 import re
 import secrets
 import shlex
@@ -117,12 +118,17 @@ def _check(arguments: Sequence[str]) -> None:
 
 
 def _connect(address: str) -> "JobSubmissionClient":
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
+    logging.getLogger("ray").setLevel(logging.WARNING)
     try:
         return JobSubmissionClient(address)
+    except AuthenticationError as error:
+        remedy = "set RAY_AUTH_MODE=token, and have the cluster's token in ~/.ray/auth_token"
+        raise RequestError([f"The Ray cluster at {address} asks for a token; {remedy}"]) from error
     except (ConnectionError, RuntimeError) as error:
-        remedy = "keep `ray dashboard cluster.yaml` running, and set RAY_AUTH_MODE=token where the cluster asks for one"
+        remedy = "start it, or keep `ray dashboard cluster.yaml` running"
         raise RequestError([f"No Ray cluster answers at {address}: {error}; {remedy}"]) from error
 
 
