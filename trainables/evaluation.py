@@ -224,7 +224,7 @@ def _distributed() -> bool:
 
 def _gather(best: Mapping[str, TopK], finite: Tensor) -> None:
     """Make every rank's best passages, and whether all scores were finite, those of all ranks together."""
-    if not _distributed():
+    if not _distributed() or dist.get_world_size() == 1:
         return
     dist.all_reduce(finite, op=dist.ReduceOp.MIN)
     for top in best.values():
