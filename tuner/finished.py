@@ -1,0 +1,106 @@
+"""A finished run directory, as those read it who come after the search."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tuner import data
+from tuner.arguments import translated, upstream_arguments
+from tuner.config import SearchConfig
+from tuner.errors import RequestError
+
+TRIAL_FILE = "config.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedRun:
+    """What a search asked for, trained and found."""
+
+    folder: Path
+    config: SearchConfig
+    result: Mapping[str, Any]
+    """What result.json holds; `best` is there."""
+    dataset: data.Dataset
+    trained: Mapping[str, Any]
+    """The winner's arguments as it was trained with: FlagEmbedding's and the installed transformers' names."""
+    rung: Mapping[str, Any]
+    """The winner's best rung, whose weights `checkpoint` holds: a `RungReport`."""
+    checkpoint: Path
+
+    @property
+    def number(self) -> int:
+        """The winner's number in the study."""
+        return int(self.result["best"]["trial"])
+
+    @property
+    def workers(self) -> int:
+        """Worker processes that trained a trial side by side, and shared negatives if asked to."""
+        whole_gpus = -int(-(self.config.gpus_per_trial or 1) // 1)
+        return self.config.workers_per_trial or max(1, whole_gpus)
+
+    def argument(self, name: str) -> Any:
+        """Returns the winner's value of an argument, or upstream's default; a written ``\\n`` in a format is a new line."""
+        value = self.trained.get(name, upstream_arguments()[name].default)
+        return value.replace("\\n", "\n") if name.endswith("_format") and value else value
+
+
+def read_run(folder: Path) -> FinishedRun:
+    """Reads the run directory `folder`.
+
+    Raises:
+        RequestError: It is none, or its search has not come to a winner.
+    """
+    result = _read_result(folder)
+    config = SearchConfig.from_dict(yaml.safe_load((folder / "config.yaml").read_text("utf-8")))
+    trial = folder / "trials" / f"{result['best']['trial']:04d}"
+    checkpoint = trial / "checkpoint"
+    if not (checkpoint / "config.json").is_file():
+        raise RequestError(
+            [f"{folder}: the winner's weights are to be in {checkpoint}, but they are not; search again"]
+        )
+    return FinishedRun(
+        folder=folder,
+        config=config,
+        result=result,
+        dataset=data.load(folder / "data"),
+        trained=_trained(trial, config, result["best"]["params"]),
+        rung=_best_rung(trial),
+        checkpoint=checkpoint,
+    )
+
+
+def _read_result(folder: Path) -> dict[str, Any]:
+    if not (folder / "config.yaml").is_file():
+        raise RequestError(
+            [f"{folder}: a run directory has a config.yaml, but this has none; give the --run_dir of a search"]
+        )
+    if not (folder / "result.json").is_file():
+        raise RequestError(
+            [
+                f"{folder}: the search has not ended (no result.json); finish it: python -m tuner.search --resume {folder}"
+            ]
+        )
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text("utf-8"))
+    if result["best"] is None:
+        raise RequestError([f"{folder}: no trial was trained to its end, so there is nothing to export; search again"])
+    return result
+
+
+def _trained(trial: Path, config: SearchConfig, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The trial's own record; where it left none, what the user asked for and the search varied."""
+    if (trial / TRIAL_FILE).is_file():
+        record: dict[str, Any] = json.loads((trial / TRIAL_FILE).read_text("utf-8"))["arguments"]
+        return record
+    return translated({**config.arguments, **params, "seed": config.seed})
+
+
+def _best_rung(trial: Path) -> dict[str, Any]:
+    """The first of the best: a later rung replaces the weights only by being better."""
+    lines = (trial / "metrics.jsonl").read_text("utf-8").splitlines()
+    rungs = [rung for rung in map(json.loads, lines) if rung["rung"] > 0]
+    best: dict[str, Any] = max(rungs, key=lambda rung: rung["value"])
+    return best

@@ -1,0 +1,109 @@
+"""A checkpoint as one folder for two libraries: FlagEmbedding's layout, which is a sentence-transformers model as well."""
+
+import json
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tuner.finished import FinishedRun
+
+HEADS = ("colbert_linear.pt", "sparse_linear.pt")
+_KEPT = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py", *HEADS)
+"""Weights and tokenizer. The two heads are the only pickles."""
+
+_PLACES = ("_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file", "cache_dir")
+"""What configurations of older transformers say of the machine they were written on."""
+
+_POOLING = {"cls": "cls_token", "mean": "mean_tokens", "last_token": "lasttoken"}
+"""FlagEmbedding's name -> sentence-transformers' ``pooling_mode_*``."""
+
+
+def write_model(run: FinishedRun, folder: Path) -> None:
+    """Writes the winner's checkpoint into `folder`, with the files that make it a sentence-transformers model."""
+    _copy_checkpoint(run.checkpoint, folder)
+    _add_heads_of_base(run, folder)
+    _write_modules(run, folder)
+
+
+def has_heads(folder: Path) -> bool:
+    """Whether a model folder has the two heads of its own."""
+    return all((folder / name).is_file() for name in HEADS)
+
+
+def prompts(run: FinishedRun) -> dict[str, str]:
+    """Returns sentence-transformers' prompts for the instructions it was trained with, empty without any."""
+    return {"query": _prefix(run, "query") or "", "document": _prefix(run, "passage") or ""}
+
+
+def has_suffixes(run: FinishedRun) -> bool:
+    """Whether an instruction's format goes on after the text, which no prompt of sentence-transformers can say."""
+    return any(_prefix(run, kind) is None for kind in ("query", "passage"))
+
+
+def _copy_checkpoint(checkpoint: Path, folder: Path) -> None:
+    for pattern in _KEPT:
+        for file in checkpoint.glob(pattern):
+            shutil.copyfile(file, folder / file.name)
+    for name in ("config.json", "tokenizer_config.json"):
+        path = folder / name
+        settings = json.loads(path.read_text("utf-8"))
+        _write_json(path, {key: value for key, value in settings.items() if key not in _PLACES})
+
+
+def _add_heads_of_base(run: FinishedRun, folder: Path) -> None:
+    """Where only the dense vectors were trained, the base model's heads go along so that every score can be computed."""
+    base = Path(run.trained.get("model_name_or_path", run.config.model_name_or_path))
+    if not has_heads(folder) and has_heads(base):
+        for name in HEADS:
+            shutil.copyfile(base / name, folder / name)
+
+
+def _write_modules(run: FinishedRun, folder: Path) -> None:
+    """Writes sentence-transformers' files, in the form that its older versions write and all of them read."""
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    if run.argument("normalize_embeddings"):
+        modules.append(("2_Normalize", "Normalize"))
+    listed = [
+        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for number, (path, kind) in enumerate(modules)
+    ]
+    _write_json(folder / "modules.json", listed)
+    for path, kind in modules[1:]:
+        (folder / path).mkdir()
+        _write_json(folder / path / "config.json", _pooling(run, folder) if kind == "Pooling" else {})
+    longest = max(run.argument("query_max_len"), run.argument("passage_max_len"))
+    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": longest, "do_lower_case": False})
+    _write_json(folder / "config_sentence_transformers.json", _library_settings(run))
+
+
+def _pooling(run: FinishedRun, folder: Path) -> dict[str, Any]:
+    from transformers import AutoConfig
+
+    size = AutoConfig.from_pretrained(folder, trust_remote_code=run.argument("trust_remote_code")).hidden_size
+    chosen = run.argument("sentence_pooling_method")
+    modes = {f"pooling_mode_{mode}": name == chosen for name, mode in _POOLING.items()}
+    return {"word_embedding_dimension": size, **modes, "include_prompt": True}
+
+
+def _library_settings(run: FinishedRun) -> dict[str, Any]:
+    libraries = {"sentence_transformers": "sentence-transformers", "transformers": "transformers", "pytorch": "torch"}
+    return {
+        "__version__": {name: version(package) for name, package in libraries.items()},
+        "prompts": prompts(run),
+        "default_prompt_name": None,
+        "similarity_fn_name": "cosine" if run.argument("normalize_embeddings") else "dot",
+    }
+
+
+def _prefix(run: FinishedRun, kind: str) -> str | None:
+    """Returns what stands before the text; None where something stands after it."""
+    instruction = run.argument(f"{kind}_instruction_for_retrieval")
+    if instruction is None:
+        return ""
+    before, text, after = run.argument(f"{kind}_instruction_format").format(instruction, "\0").partition("\0")
+    return before if text and not after else None
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,223 @@
+"""The model card: README.md of a bundle, its header in the form that the hub and mteb read."""
+
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tuner.config import HEADS, MEASURES
+from tuner.finished import FinishedRun
+from tuner.layout import has_heads, has_suffixes
+from tuner.selection import KEEP
+
+_PACKAGES = (
+    "torch transformers FlagEmbedding sentence-transformers datasets deepspeed optuna ray mteb numpy tokenizers".split()
+)
+_MEASURE_NAMES = {
+    "ndcg_at_10": "nDCG@10",
+    "mrr_at_10": "MRR@10",
+    "recall_at_10": "Recall@10",
+    "recall_at_100": "Recall@100",
+}
+_TAGS = ["sentence-transformers", "FlagEmbedding", "feature-extraction", "sentence-similarity", "mteb"]
+
+
+def model_card(run: FinishedRun, arguments: Mapping[str, Any], bundle: Path) -> str:
+    """Returns the text of README.md.
+
+    Args:
+        run: The search.
+        arguments: What best_config.json holds.
+        bundle: The folder with the model in it.
+    """
+    header = yaml.safe_dump(_header(run), sort_keys=False, allow_unicode=True)
+    name = _name(run)
+    parts = [
+        f"# {name}\n\n{_verdict(run)}",
+        f"## Scores\n\n{_scores(run)}",
+        f"## Use\n\n{_use(run, bundle)}",
+        f"## Training\n\n{_training(run, arguments)}",
+        f"## Provenance\n\n{_provenance(run)}",
+    ]
+    return f"---\n{header}---\n\n" + "\n\n".join(parts) + "\n"
+
+
+def _base_name(run: FinishedRun) -> str:
+    """The base model's name on the hub, or its folder's last two names: the last is often only `model`."""
+    base = run.config.model_name_or_path
+    return "/".join(Path(base).parts[-2:]) if _is_local(run) else base
+
+
+def _is_local(run: FinishedRun) -> bool:
+    base = run.config.model_name_or_path
+    return Path(base).is_dir() or base.startswith((".", "/", "~")) or base.count("/") > 1
+
+
+def _name(run: FinishedRun) -> str:
+    return f"{_base_name(run).rpartition('/')[2]}-fine-tuned"
+
+
+def _header(run: FinishedRun) -> dict[str, Any]:
+    base = {} if _is_local(run) else {"base_model": run.config.model_name_or_path}
+    results = [_result(run, head) for head in HEADS if f"{head}.{MEASURES[0]}" in run.result["best"]["test_all"]]
+    return {
+        **base,
+        "library_name": "sentence-transformers",
+        "pipeline_tag": "sentence-similarity",
+        "tags": _TAGS,
+        "model-index": [{"name": _name(run), "results": results}],
+    }
+
+
+def _result(run: FinishedRun, head: str) -> dict[str, Any]:
+    """One head's scores as mteb writes them into cards: in percent."""
+    test = run.result["best"]["test_all"]
+    return {
+        "task": {"type": "Retrieval", "name": f"Retrieval, {head}"},
+        "dataset": {
+            "type": "held-out",
+            "name": ", ".join(source["name"] for source in run.dataset.manifest["sources"]),
+            "config": head,
+            "split": "test",
+            "revision": run.dataset.hash,
+        },
+        "metrics": [{"type": name, "value": round(100 * test[f"{head}.{name}"], 3)} for name in MEASURES],
+    }
+
+
+def _verdict(run: FinishedRun) -> str:
+    verdict, reason = run.result["verdict"], run.result["reason"]
+    text = f"**Verdict: {verdict}.** {reason}"
+    if verdict == KEEP:
+        text += (
+            f"\n\nUse `{_base_name(run)}` as it is. The weights here are those of the best trial, kept for inspection."
+        )
+    return text
+
+
+def _scores(run: FinishedRun) -> str:
+    best, gains = run.result["best"], run.result["gains"]
+    queries = run.dataset.manifest["eval"]["queries"]
+    rows = [
+        "| on test | base model | own settings | best trial | gain (95% interval) |",
+        "|---|---|---|---|---|",
+        *(_score_row(run.result, metric, gains[metric]) for metric in best["test_all"] if metric in gains),
+    ]
+    about = (
+        f"{queries['test']} held-out test queries, scored once; {queries['dev']} dev queries chose among the trials. "
+        f"Objective: {run.result['metric']}; on dev the best trial has {best['dev']:.4f}. "
+        f"The interval is a paired bootstrap over queries, p = {best['p_value']:.4f}."
+    )
+    return "\n".join(rows) + f"\n\n{about}"
+
+
+def _score_row(result: Mapping[str, Any], metric: str, gain: Mapping[str, Any]) -> str:
+    head, _, measure = metric.partition(".")
+    models = (result["base"], result["user"], result["best"])
+    values = [(model or {}).get("test_all", {}).get(metric) for model in models]
+    cells = ["-" if value is None else f"{value:.4f}" for value in values]
+    low, high = gain["ci95"]
+    return (
+        f"| {head} {_MEASURE_NAMES[measure]} | {' | '.join(cells)} | {gain['gain']:+.4f} ({low:+.4f} to {high:+.4f}) |"
+    )
+
+
+def _use(run: FinishedRun, bundle: Path) -> str:
+    return f"```python\n{_flag_snippet(run)}\n```\n\n```python\n{_SENTENCE_SNIPPET}\n```\n\n{_heads_note(run, bundle)}"
+
+
+def _flag_snippet(run: FinishedRun) -> str:
+    names = ("query_instruction_for_retrieval", "query_instruction_format")
+    names += ("passage_instruction_for_retrieval", "passage_instruction_format")
+    given = {name: run.trained[name] for name in names if run.trained.get(name) is not None}
+    options = {
+        "pooling_method": run.argument("sentence_pooling_method"),
+        "normalize_embeddings": run.argument("normalize_embeddings"),
+        "query_max_length": run.argument("query_max_len"),
+        "passage_max_length": run.argument("passage_max_len"),
+        **given,
+    }
+    lines = [f"    {name}={value!r}," for name, value in options.items()]
+    return "\n".join(
+        [
+            "from FlagEmbedding import BGEM3FlagModel",
+            "",
+            'model = BGEM3FlagModel(\n    "path/to/this/folder",\n    use_fp16=False,',
+            *lines,
+            ")",
+            'queries = model.encode_queries(["a question"])["dense_vecs"]',
+            'passages = model.encode_corpus(["a passage"])["dense_vecs"]',
+        ]
+    )
+
+
+_SENTENCE_SNIPPET = """\
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("path/to/this/folder")
+queries = model.encode_query(["a question"])
+passages = model.encode_document(["a passage"])"""
+
+
+def _heads_note(run: FinishedRun, bundle: Path) -> str:
+    notes = [f"`pooling_method` matters: this model was trained with {run.argument('sentence_pooling_method')!r}."]
+    if run.argument("unified_finetuning"):
+        notes.append("The sparse and colbert heads were trained with the encoder.")
+    elif has_heads(bundle):
+        notes.append(
+            "Only the dense vectors were trained: the sparse and colbert heads are the base model's, unchanged."
+        )
+    else:
+        notes.append(
+            "Only the dense vectors were trained, and the base model has no sparse and colbert heads: "
+            "FlagEmbedding makes random ones, so do not use them."
+        )
+    if has_suffixes(run):
+        notes.append(
+            "An instruction goes on after the text, which prompts of sentence-transformers cannot say: format texts "
+            "yourself there, as in best_config.json."
+        )
+    return " ".join(notes)
+
+
+def _training(run: FinishedRun, arguments: Mapping[str, Any]) -> str:
+    best, rung = run.result["best"], run.rung
+    shown = "\n".join(f"| `{name}` | {value} |" for name, value in best["params"].items())
+    cross = " and share in-batch negatives" if arguments.get("negatives_cross_device") else ""
+    return (
+        f"Trial {run.number} of the search, {rung['step']} steps with seed {arguments['seed']}, "
+        f"{rung['examples']} rows seen ({rung['fraction']:.0%} of its training): the best of its scores on dev.\n\n"
+        f"| searched | value |\n|---|---|\n{shown}\n\n"
+        "`bash train.sh` trains it again with FlagEmbedding alone, on "
+        f"{run.workers} worker{'s' if run.workers > 1 else ''}{cross}: more or fewer make another batch, and another model. "
+        f"`best_config.json` and `best_config.yaml` hold the same arguments; paths in them are relative to this folder."
+        f"{_where_saved(rung)}"
+    )
+
+
+def _where_saved(rung: Mapping[str, Any]) -> str:
+    if rung["fraction"] == 1.0:
+        return ""
+    return f" These weights are what it saves as `trained/checkpoint-{rung['step']}`; it goes on to the end of the schedule."
+
+
+def _provenance(run: FinishedRun) -> str:
+    rows = [f"| base model | `{_base_name(run)}` |", *_data_rows(run), *_seed_rows(run)]
+    rows += [f"| {package} | {version(package)} |" for package in _PACKAGES]
+    notes = "Packages are those installed when this was written. `sha256sum -c sha256sums.txt` checks the files."
+    return "\n".join(["| what | which |", "|---|---|", *rows]) + f"\n\n{notes}"
+
+
+def _data_rows(run: FinishedRun) -> Iterator[str]:
+    yield f"| data, as split | sha256 `{run.dataset.hash}` |"
+    yield f"| training rows | {run.dataset.rows} |"
+    for source in run.dataset.manifest["sources"]:
+        yield f"| `{source['name']}` | sha256 `{source['sha256']}` |"
+
+
+def _seed_rows(run: FinishedRun) -> Iterator[str]:
+    yield f"| seed of split, search and training | {run.config.seed} |"
+    scores = ", ".join(f"{item['seed']}: {item['dev']:.4f}" for item in run.result["best"]["seeds"])
+    yield f"| dev score by training seed | {scores} |"

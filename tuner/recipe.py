@@ -1,0 +1,108 @@
+"""The winner's arguments, and the command that trains the same model with FlagEmbedding alone.
+
+What names a place on one machine or opens a door is left out of both: it says nothing about the model.
+"""
+
+import json
+import os
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tuner.errors import RequestError
+from tuner.finished import FinishedRun
+
+MODULE = "FlagEmbedding.finetune.embedder.encoder_only.m3"
+DEEPSPEED_FILE = "deepspeed.json"
+
+_LEFT_OUT = frozenset(
+    "output_dir cache_dir cache_path token hub_token resume_from_checkpoint use_cpu dataloader_pin_memory "
+    "save_steps save_strategy save_total_limit".split()
+)
+_MODELS = ("model_name_or_path", "config_name", "tokenizer_name")
+
+
+def arguments_of(run: FinishedRun) -> dict[str, Any]:
+    """Returns the winner's arguments, ready for FlagEmbedding's dataclasses on this machine.
+
+    The base model is named as the user named it; the training data is the run's.
+    """
+    arguments = {name: value for name, value in run.trained.items() if name not in _LEFT_OUT and value is not None}
+    arguments["model_name_or_path"] = run.config.model_name_or_path
+    arguments["train_data"] = list(_train_data(run))
+    return arguments | _saving(run)
+
+
+def portable(arguments: Mapping[str, Any], bundle: Path, home: Path) -> dict[str, Any]:
+    """Returns `arguments` with every path relative to the folder `home`, where `bundle` will stand.
+
+    A DeepSpeed configuration is written into the bundle. What is no path of this machine (a model on the hub) stays.
+    """
+    changed = dict(arguments)
+    changed["train_data"] = [_relative(path, home) for path in arguments["train_data"]]
+    for name in _MODELS:
+        if name in arguments and Path(arguments[name]).is_dir():
+            changed[name] = _relative(arguments[name], home)
+    if "deepspeed" in arguments:
+        changed["deepspeed"] = _write_deepspeed(arguments["deepspeed"], bundle)
+    return changed
+
+
+def train_script(arguments: Mapping[str, Any], workers: int) -> str:
+    """Returns train.sh: `arguments` as FlagEmbedding's command line, their paths relative to the script's folder."""
+    flags = [f"--{name} {_shell(name, value)}" for name, value in arguments.items()]
+    command = [f"exec torchrun --standalone --nproc_per_node {workers}", f"-m {MODULE}", *flags]
+    return _SCRIPT.format(command=" \\\n  ".join([*command, "--output_dir ./trained", '"$@"']))
+
+
+def _train_data(run: FinishedRun) -> Iterator[str]:
+    """The data as it was read: a folder's files by name, unless a batch is to come from one file."""
+    for path in map(Path, run.dataset.train_data):
+        if path.is_dir() and not run.argument("same_dataset_within_batch"):
+            yield from map(str, sorted(path.iterdir()))
+        else:
+            yield str(path)
+
+
+def _saving(run: FinishedRun) -> dict[str, Any]:
+    """Saves the weights where the winner's were taken: at the end, or else at its best rung's share of the steps."""
+    share = run.rung["fraction"]
+    return {"save_strategy": "no"} if share == 1.0 else {"save_strategy": "steps", "save_steps": share}
+
+
+def _write_deepspeed(settings: str | Mapping[str, Any], bundle: Path) -> str:
+    if not isinstance(settings, str):
+        (bundle / DEEPSPEED_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    elif Path(settings).is_file():
+        shutil.copyfile(settings, bundle / DEEPSPEED_FILE)
+    else:
+        raise RequestError([f"--deepspeed {settings}: there is no such file here; export on the machine that searched"])
+    return DEEPSPEED_FILE
+
+
+def _relative(path: str, home: Path) -> str:
+    return Path(os.path.relpath(Path(path).resolve(), home.resolve())).as_posix()
+
+
+def _shell(name: str, value: Any) -> str:
+    values: Sequence[Any] = value if isinstance(value, list | tuple) else [value]
+    return " ".join(_word(name, item) for item in values)
+
+
+def _word(name: str, value: Any) -> str:
+    text = json.dumps(value) if isinstance(value, Mapping) else str(value)
+    here = name in ("train_data", "deepspeed") or (name in _MODELS and text.startswith("."))
+    return f'"$here"/{shlex.quote(text)}' if here else shlex.quote(text)
+
+
+_SCRIPT = """\
+#!/usr/bin/env bash
+# Trains this model again with FlagEmbedding alone, into ./trained. Flags given to this script win over those below:
+#   bash train.sh --train_data other.jsonl --output_dir elsewhere
+set -euo pipefail
+here="$(cd "$(dirname "${{BASH_SOURCE[0]}}")" && pwd)"
+command -v torchrun > /dev/null || {{ echo "torchrun is not found: activate FlagEmbedding's environment" >&2; exit 2; }}
+{command}
+"""
