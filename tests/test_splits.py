@@ -25,7 +25,7 @@ def test_each_of_dev_and_test_gets_the_share_and_no_group_is_torn() -> None:
     queries = keys(*(f"query {row}" for row in range(600)))
     positives = [keys(f"passage {row // 3}") for row in range(600)]
     splits = assign(queries, positives, seed=1)
-    assert Counter(splits) == {"train": 420, "dev": 90, "test": 90}
+    assert Counter(splits) == {"train": 360, "dev": 120, "test": 120}
     assert all(len(set(splits[start : start + 3])) == 1 for start in range(0, 600, 3))
 
 
@@ -33,7 +33,7 @@ def test_a_repeated_query_counts_once() -> None:
     queries = keys(*(f"query {row // 2}" for row in range(400)))
     positives = [keys(f"passage {row}") for row in range(400)]
     splits = assign(queries, positives, seed=1)
-    assert Counter(splits) == {"train": 280, "dev": 60, "test": 60}
+    assert Counter(splits) == {"train": 240, "dev": 80, "test": 80}
 
 
 def test_dev_and_test_stop_growing() -> None:
@@ -54,14 +54,14 @@ def test_a_group_too_large_to_hold_out_trains() -> None:
     positives = [keys("shared") if row < 150 else keys(f"passage {row}") for row in range(400)]
     splits = assign(queries, positives, seed=1)
     assert set(splits[:150]) == {"train"}
-    assert Counter(splits) == {"train": 280, "dev": 60, "test": 60}
+    assert Counter(splits) == {"train": 240, "dev": 80, "test": 80}
 
 
 def test_too_few_queries_say_how_many_are_needed() -> None:
-    queries = keys(*(f"query {row}" for row in range(133)))
-    with pytest.raises(RequestError, match=r"has 133 different queries.* needs 134;.*--eval_data"):
+    queries = keys(*(f"query {row}" for row in range(99)))
+    with pytest.raises(RequestError, match=r"has 99 different queries.* needs 100;.*--eval_data"):
         assign(queries, [[query] for query in queries], seed=1)
-    more = keys(*(f"query {row}" for row in range(134)))
+    more = keys(*(f"query {row}" for row in range(100)))
     assert Counter(assign(more, [[query] for query in more], seed=1))["dev"] == 20
 
 
