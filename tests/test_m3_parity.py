@@ -7,7 +7,8 @@ import pytest
 from FlagEmbedding.finetune.embedder.encoder_only.m3 import EncoderOnlyEmbedderM3Runner
 
 from tests.m3_fixtures import make_model, make_rows
-from trainables.m3 import BaseModels, Runner, build_arguments
+from trainables.base import BaseModels
+from trainables.m3 import Runner, build_arguments
 from trainables.process import process_group, trial_process
 
 STEPS = 20
@@ -80,7 +81,8 @@ def both(values: dict[str, Any], folder: Path, base: BaseModels) -> tuple[list[f
     for name in ("upstream", "ours"):
         with trial_process(folder / f"{name}.txt"), process_group():
             built = build_arguments(values, str(folder / name))
-            runner = EncoderOnlyEmbedderM3Runner(*built) if name == "upstream" else Runner(built, base, [])
+            cache = folder / "tokens"
+            runner = EncoderOnlyEmbedderM3Runner(*built) if name == "upstream" else Runner(built, base, [], cache)
             found.append(losses(runner))
     return found[0], found[1]
 
@@ -105,3 +107,21 @@ def test_losses_equal_upstreams(case: str, root: Path, tmp_path: Path, base: Bas
     assert len(ours) >= STEPS
     assert ours == pytest.approx(upstream, rel=1e-4)
     assert upstream[-1] != upstream[0]
+
+
+@pytest.mark.parametrize("changes", [{}, {"gradient_checkpointing": True}], ids=["plain", "gradient checkpointing"])
+def test_full_determinism_draws_upstreams_dropout(changes: dict[str, Any], root: Path, tmp_path: Path) -> None:
+    changes |= {**UNIFIED, "model_name_or_path": str(root / "dropout"), "full_determinism": True}
+    upstream, ours = both(arguments(root, **changes), tmp_path, BaseModels())
+    assert ours == pytest.approx(upstream, rel=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_sub_batches_change_no_loss(size: int, root: Path, tmp_path: Path, base: BaseModels) -> None:
+    """Upstream itself fails with sub-batches of unequal lengths, so its whole batch is the reference."""
+    found = []
+    for sub_batch_size in (None, size):
+        with trial_process(tmp_path / "log.txt"):
+            built = build_arguments(arguments(root, **UNIFIED, sub_batch_size=sub_batch_size), str(tmp_path / "out"))
+            found.append(losses(Runner(built, base, [])))
+    assert found[1] == pytest.approx(found[0], rel=1e-4)

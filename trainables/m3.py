@@ -4,14 +4,14 @@ The arguments, the data format, the losses and the checkpoint layout are upstrea
 for the same arguments and seed.
 """
 
-import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from FlagEmbedding.abc.finetune.embedder import (
+    AbsEmbedderCollator,
     AbsEmbedderDataArguments,
     AbsEmbedderTrainDataset,
     EmbedderTrainerCallbackForDataRefresh,
@@ -24,7 +24,17 @@ from FlagEmbedding.finetune.embedder.encoder_only.m3 import (
     EncoderOnlyEmbedderM3TrainingArguments,
 )
 from torch import Tensor, nn
-from transformers import AutoTokenizer, HfArgumentParser, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from torch.nn.functional import normalize
+from transformers import HfArgumentParser, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+
+from trainables import rows
+from trainables.base import BaseModels
+from trainables.batching import Layout
+from trainables.gradcache import embedded_from, encode_groups, token_table
+from trainables.heads import colbert_scores, pad_vectors, sparse_vectors
+from trainables.tokens import Tokeniser
+
+__all__ = ["Arguments", "BaseModels", "Collator", "Model", "Runner", "Trainer", "build_arguments", "load_model"]
 
 _OURS = {
     "report_to": "none",
@@ -37,6 +47,10 @@ _OURS = {
 
 _DROPPED = ("overwrite_output_dir", "save_safetensors", "group_by_length", "logging_dir")
 """Arguments of older transformers that have no effect on a trial."""
+
+
+_GROUP_COST = {"cpu": 128, "cuda": 2048}
+"""Tokens that take as long as starting one more forward and backward pass."""
 
 
 class Arguments(NamedTuple):
@@ -69,92 +83,71 @@ def build_arguments(arguments: Mapping[str, Any], output_dir: str) -> Arguments:
     return Arguments(*HfArgumentParser(parts).parse_dict(_OURS | values | {"output_dir": output_dir}))
 
 
-@dataclass
-class _Base:
-    """A base model as it was read: never trained, only copied."""
-
-    parts: dict[str, Any]
-    has_heads: bool
-    random: bool
-
-
-class BaseModels:
-    """Base models and tokenizers in host memory, so that a trial copies where the first one read files.
-
-    Args:
-        scorers: tokenised held-out data, by what it depends on; for the scoring of trials.
-    """
-
-    def __init__(self, scorers: dict[Any, Any] | None = None) -> None:
-        self.scorers = {} if scorers is None else scorers
-        self._models: dict[tuple[Any, ...], _Base] = {}
-        self._tokenizers: dict[str, PreTrainedTokenizerBase] = {}
-
-    def tokenizer(self, arguments: EncoderOnlyEmbedderM3ModelArguments) -> PreTrainedTokenizerBase:
-        """Returns the model's tokenizer; `tokenizer_name` is ignored, as it is upstream."""
-        key = repr(arguments)
-        if key not in self._tokenizers:
-            self._tokenizers[key] = AutoTokenizer.from_pretrained(
-                arguments.model_name_or_path,
-                cache_dir=arguments.cache_dir,
-                token=arguments.token,
-                use_fast=arguments.use_fast_tokenizer,
-                trust_remote_code=arguments.trust_remote_code,
-            )
-        return self._tokenizers[key]
-
-    def model(self, arguments: EncoderOnlyEmbedderM3ModelArguments) -> dict[str, Any]:
-        """Returns encoder and heads as `EncoderOnlyEmbedderM3Runner.get_model` does, and draws what it draws.
-
-        New heads come from torch's generator in its present state. A checkpoint that lacks encoder weights is read
-        again each time, because filling them in draws too.
-        """
-        key = (arguments.model_name_or_path, arguments.trust_remote_code, arguments.colbert_dim, arguments.cache_dir)
-        base = self._models.get(key)
-        if base is None or base.random:
-            before = torch.get_rng_state()
-            parts: dict[str, Any] = EncoderOnlyEmbedderM3Runner.get_model(*key)
-            self._models[key] = _as_base(parts, before)
-            return parts
-        return _copy(base)
-
-
-def _as_base(parts: dict[str, Any], before: Tensor) -> _Base:
-    after = torch.get_rng_state()
-    torch.set_rng_state(before)
-    heads = _new_heads(parts)
-    random = not torch.equal(torch.get_rng_state(), after)
-    torch.set_rng_state(after)
-    fresh = all(torch.equal(head.weight, parts[name].weight) for name, head in heads.items())
-    return _Base({} if random else copy.deepcopy(parts), has_heads=not fresh, random=random)
-
-
-def _new_heads(parts: Mapping[str, Any]) -> dict[str, nn.Linear]:
-    return {
-        name: nn.Linear(parts[name].in_features, parts[name].out_features)
-        for name in ("colbert_linear", "sparse_linear")
-    }
-
-
-def _copy(base: _Base) -> dict[str, Any]:
-    parts = {"model": copy.deepcopy(base.parts["model"]), **_new_heads(base.parts)}
-    if base.has_heads:
-        parts |= {name: copy.deepcopy(base.parts[name]) for name in ("colbert_linear", "sparse_linear")}
-    return parts
-
-
 class Model(EncoderOnlyEmbedderM3Model):  # type: ignore[misc]
-    """Upstream's model with a sparse head that needs no tensor of texts x length x vocabulary."""
+    """Upstream's model and losses over batches laid out by `Layout`, and heads without large intermediate tensors."""
 
     _keys_to_ignore_on_save = None
 
-    def _sparse_embedding(self, hidden_state: Tensor, input_ids: Tensor, return_embedding: bool = True) -> Tensor:
-        weights = torch.relu(self.sparse_linear(hidden_state))
-        if not return_embedding:
-            return weights
-        vectors = weights.new_zeros(len(input_ids), self.vocab_size)
-        vectors = vectors.scatter_reduce(-1, input_ids, weights.squeeze(-1), reduce="amax")
-        return vectors.index_fill(-1, torch.tensor(self.special_tokens, device=vectors.device), 0.0)
+    def forward(
+        self,
+        queries: dict[str, Any],
+        passages: dict[str, Any],
+        texts: dict[str, Any],
+        teacher_scores: list[float] | None = None,
+        no_in_batch_neg_flag: bool = False,
+    ) -> Any:
+        """Computes the loss of a batch.
+
+        Args:
+            queries: see `Layout.batch`, as `passages` and `texts`.
+            teacher_scores: of every passage, for knowledge distillation.
+            no_in_batch_neg_flag: compare each query with its own passages only.
+        """
+        dense, sparse, colbert = self._embed(texts)
+        count, length = queries["attention_mask"].shape
+        lengths = (length - 1, passages["padded_length"] - 1)
+        sides = [
+            (dense[side], sparse[side], colbert[side, :vectors])
+            if self.unified_finetuning
+            else (dense[side], None, None)
+            for side, vectors in zip((slice(None, count), slice(count, None)), lengths, strict=True)
+        ]
+        embedded = [side | {"embeddings": values} for side, values in zip((queries, passages), sides, strict=True)]
+        return super().forward(*embedded, teacher_scores, no_in_batch_neg_flag)
+
+    def encode(self, features: dict[str, Any]) -> Any:
+        """Returns the embeddings that `forward` has computed for both sides together."""
+        return features["embeddings"]
+
+    def compute_colbert_score(self, q_reps: Tensor, p_reps: Tensor, q_mask: Tensor) -> Tensor:
+        """Returns scores of shape (queries, passages)."""
+        scores: Tensor = colbert_scores(q_reps, p_reps, q_mask[:, 1:].sum(-1, keepdim=True)) / self.temperature
+        return scores
+
+    def _embed(self, texts: dict[str, Any]) -> list[Tensor]:
+        def encode(group: dict[str, Tensor], table: Tensor | None) -> tuple[Tensor, ...]:
+            return self._encode_group(group, table, texts)
+
+        table = token_table(self.model, texts["tokens"])
+        cached = bool(self.sub_batch_size and self.sub_batch_size > 0)
+        groups = encode_groups(encode, texts["groups"], table, cached)
+        return [torch.cat(parts)[texts["order"]] for parts in zip(*groups, strict=True)]
+
+    def _encode_group(
+        self, group: dict[str, Tensor], table: Tensor | None, texts: dict[str, Any]
+    ) -> tuple[Tensor, ...]:
+        mask = group["attention_mask"]
+        with embedded_from(self.model, table, group["places"]):
+            hidden = self.model(input_ids=group["input_ids"], attention_mask=mask, return_dict=True).last_hidden_state
+        dense = self._dense_embedding(hidden, mask)
+        dense = normalize(dense, dim=-1) if self.normalize_embeddings else dense
+        if not self.unified_finetuning:
+            return dense, dense.new_empty(len(dense), 0), dense.new_empty(len(dense), 0)
+        weights = torch.relu(self.sparse_linear(hidden)).squeeze(-1)
+        vectors = self._colbert_embedding(hidden, mask)
+        vectors = normalize(vectors, dim=-1) if self.normalize_embeddings else vectors
+        sparse = sparse_vectors(weights, group["columns"], texts["width"])
+        return dense, sparse, pad_vectors(vectors, texts["padded_length"] - 1)
 
     @property
     def special_tokens(self) -> list[int]:
@@ -187,6 +180,30 @@ class Trainer(EncoderOnlyEmbedderM3Trainer):  # type: ignore[misc]
         self.model.save(output_dir or self.args.output_dir)
 
 
+@dataclass
+class Collator(AbsEmbedderCollator):  # type: ignore[misc]
+    """Makes batches for `Model` from upstream's samples, of either of its datasets."""
+
+    layout: Layout | None = None
+    query_tokens: Tokeniser | None = None
+    passage_tokens: Tokeniser | None = None
+
+    def __call__(self, features: list[tuple[Any, ...]]) -> dict[str, Any]:
+        assert self.layout is not None
+        assert self.query_tokens is not None
+        assert self.passage_tokens is not None
+        queries, passages, teacher_scores = (_flat(feature[place] for feature in features) for place in range(3))
+        batch = self.layout.batch(self.query_tokens(queries), self.passage_tokens(passages))
+        alone = len(features[0]) > 3 and features[0][3]
+        return batch | {"teacher_scores": teacher_scores or None, "no_in_batch_neg_flag": alone}
+
+
+def _flat(values: Iterable[Any]) -> list[Any]:
+    """Returns the values end to end: texts or lists of texts; None for no scores is left out."""
+    lists = [value if isinstance(value, list) else [value] for value in values if value is not None]
+    return [item for each in lists for item in each]
+
+
 class Runner(EncoderOnlyEmbedderM3Runner):  # type: ignore[misc]
     """Upstream's runner over this module's classes.
 
@@ -194,11 +211,15 @@ class Runner(EncoderOnlyEmbedderM3Runner):  # type: ignore[misc]
         arguments: from `build_arguments`.
         base: where base models are kept between trials.
         callbacks: for the trainer.
+        token_cache: folder for the token ids of training texts; None to tokenise them in every batch.
     """
 
-    def __init__(self, arguments: Arguments, base: BaseModels, callbacks: list[TrainerCallback]) -> None:
+    def __init__(
+        self, arguments: Arguments, base: BaseModels, callbacks: list[TrainerCallback], token_cache: Path | None = None
+    ) -> None:
         self._base = base
         self._callbacks = callbacks
+        self._token_cache = token_cache
         super().__init__(*arguments)
 
     def load_tokenizer_and_model(self) -> tuple[PreTrainedTokenizerBase, Model]:
@@ -206,10 +227,34 @@ class Runner(EncoderOnlyEmbedderM3Runner):  # type: ignore[misc]
 
     def load_train_dataset(self) -> AbsEmbedderTrainDataset:
         if not self.data_args.same_dataset_within_batch:
-            self.data_args.train_data = [file for path in self.data_args.train_data for file in _files(path)]
+            self.data_args.train_data = [file for path in self.data_args.train_data for file in rows.data_files(path)]
         dataset = super().load_train_dataset()
-        _check_negatives(dataset, self.data_args.train_group_size)
+        rows.check_rows(dataset)
         return dataset
+
+    def load_data_collator(self) -> Collator:
+        data = self.data_args
+        queries = Tokeniser(self.tokenizer, data.query_max_len)
+        passages = Tokeniser(self.tokenizer, data.passage_max_len)
+        # with shuffle_ratio the texts are new in every epoch
+        if self._token_cache is not None and data.shuffle_ratio == 0:
+            source = rows.source(data)
+            queries = queries.cached(self._token_cache, f"queries {source}", rows.queries(self.train_dataset))
+            passages = passages.cached(self._token_cache, f"passages {source}", rows.passages(self.train_dataset))
+        return Collator(tokenizer=self.tokenizer, layout=self._layout(), query_tokens=queries, passage_tokens=passages)
+
+    def _layout(self) -> Layout:
+        training = self.training_args
+        return Layout(
+            pad_token_id=self.tokenizer.pad_token_id,
+            special_tokens=tuple(self.model.special_tokens),
+            pad_to_multiple_of=self.data_args.pad_to_multiple_of,
+            padding_side=self.tokenizer.padding_side,
+            sub_batch_size=training.sub_batch_size,
+            group_cost=_GROUP_COST[training.device.type],
+            # padding on the left moves the positions of some encoders, so it has to stay as upstream's
+            like_upstream=training.full_determinism or self.tokenizer.padding_side == "left",
+        )
 
     def load_trainer(self) -> Trainer:
         trainer = Trainer(
@@ -230,7 +275,7 @@ def load_model(arguments: Arguments, base: BaseModels) -> tuple[PreTrainedTokeni
     training = arguments.training
     tokenizer = base.tokenizer(arguments.model)
     model = Model(
-        base.model(arguments.model),
+        base.model(EncoderOnlyEmbedderM3Runner.get_model, arguments.model),
         tokenizer=tokenizer,
         negatives_cross_device=training.negatives_cross_device,
         temperature=training.temperature,
@@ -257,15 +302,3 @@ def _freeze(model: Model, training: EncoderOnlyEmbedderM3TrainingArguments) -> N
             training.fix_encoder and not in_head
         ):
             parameter.requires_grad = False
-
-
-def _files(path: str) -> list[str]:
-    """Returns the data files of a file or folder by name: `os.listdir`'s order differs between machines."""
-    return sorted(str(file) for file in Path(path).iterdir()) if Path(path).is_dir() else [path]
-
-
-def _check_negatives(dataset: AbsEmbedderTrainDataset, train_group_size: int) -> None:
-    for column in ("pos", "neg") if train_group_size > 1 else ("pos",):
-        for row, texts in enumerate(dataset.dataset[column]):
-            if not texts:
-                raise ValueError(f"every training row needs a text in `{column}`, but row {row + 1} has none: add one")

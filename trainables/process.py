@@ -32,6 +32,7 @@ def trial_process(log: Path) -> Iterator[None]:
     with ExitStack() as stack:
         stack.callback(_collect)
         stack.callback(_restore_environment, environment)
+        stack.callback(_restore_determinism, torch.are_deterministic_algorithms_enabled())
         stack.callback(_reset_accelerate)
         stack.enter_context(_logging_to(log))
         _reset_accelerate()
@@ -102,6 +103,11 @@ def _reset_accelerate() -> None:
 def _restore_environment(before: Mapping[str, str]) -> None:
     os.environ.clear()
     os.environ.update(before)
+
+
+def _restore_determinism(deterministic: bool) -> None:
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.deterministic = deterministic
 
 
 def _collect() -> None:

@@ -13,10 +13,11 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from trainables.base import BaseModels
 from trainables.config import Progress, Report, RungReport, TrialConfig
 from trainables.evaluation import HEADS, EncodingSettings, Scorer
 from trainables.files import append_line, new_folder, write_text
-from trainables.m3 import Arguments, BaseModels, Model, Runner, build_arguments, load_model
+from trainables.m3 import Arguments, Model, Runner, build_arguments, load_model
 from trainables.measures import Scores
 from trainables.process import process_group, rank, world_size
 from trainables.trial import NonFiniteLoss
@@ -217,10 +218,15 @@ def train(config: TrialConfig, report: Report, base: BaseModels, progress: Progr
         # same_dataset_within_batch overwrites the argument, so the rows in a step are counted before
         rows = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
         rungs = Rungs(config, report, progress, clock, rows)
-        runner = Runner(arguments, base, [rungs])
+        runner = Runner(arguments, base, [rungs], _token_cache(config))
         rungs.runner = runner
         rungs.judge = Judge(config, arguments, runner.tokenizer, base)
         runner.trainer.train()
+
+
+def _token_cache(config: TrialConfig) -> Path:
+    """Returns RUN/data/tokens, for a trial's folder of RUN/trials/NAME."""
+    return Path(config.directory).parents[1] / "data" / "tokens"
 
 
 def score(config: TrialConfig, report: Report, base: BaseModels) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from trainables.config import Progress, Report, RungReport, TrialConfig
 
 if TYPE_CHECKING:
-    from trainables.m3 import BaseModels
+    from trainables.base import BaseModels
 
 __all__ = ["NonFiniteLoss", "Report", "RungReport", "TrialConfig", "run_trial"]
 
@@ -33,7 +33,7 @@ def run_trial(
         NonFiniteLoss: the loss was NaN or infinite.
         torch.OutOfMemoryError: as it came; halving `sub_batch_size` bounds the memory without changing the result.
     """
-    from trainables.m3 import BaseModels
+    from trainables.base import BaseModels
     from trainables.process import rank, trial_process
     from trainables.training import score, train
 

@@ -1,0 +1,51 @@
+"""The texts of upstream's training datasets, as its collator sees them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from trainables.tokens import content_hash
+
+
+def data_files(path: str) -> list[str]:
+    """Returns the data files of a file or folder by name: `os.listdir`'s order differs between machines."""
+    return sorted(str(file) for file in Path(path).iterdir()) if Path(path).is_dir() else [path]
+
+
+def source(data: Any) -> str:
+    """Identifies the texts that a dataset with these data arguments can give."""
+    files = [file for path in data.train_data for file in data_files(path)]
+    query = (data.query_instruction_for_retrieval, data.query_instruction_format)
+    passage = (data.passage_instruction_for_retrieval, data.passage_instruction_format)
+    return repr((content_hash(files), data.same_dataset_within_batch, query, passage))
+
+
+def queries(dataset: Any) -> Iterator[str]:
+    """Yields every query as the dataset gives it to the collator."""
+    data = dataset.args
+    instruction = data.query_instruction_for_retrieval
+    plain = instruction is None and not data.same_dataset_within_batch
+    for row in dataset.dataset:
+        given = row.get("prompt", instruction)
+        yield row["query"] if plain else data.query_instruction_format.format(given, row["query"])
+
+
+def passages(dataset: Any) -> Iterator[str]:
+    """Yields every passage as the dataset gives it to the collator; those of symmetric tasks are not foreseen."""
+    data = dataset.args
+    instruction = data.passage_instruction_for_retrieval
+    for row in dataset.dataset:
+        for text in (*row["pos"], *row["neg"]):
+            yield text if instruction is None else data.passage_instruction_format.format(instruction, text)
+
+
+def check_rows(dataset: Any) -> None:
+    """Refuses rows that upstream fails on in the middle of an epoch.
+
+    Raises:
+        ValueError: a row has no positive, or no negative although a group needs one.
+    """
+    for column in ("pos", "neg") if dataset.args.train_group_size > 1 else ("pos",):
+        for row, texts in enumerate(dataset.dataset[column], start=1):
+            if not texts:
+                raise ValueError(f"every training row needs a text in `{column}`, but row {row} has none: add one")
