@@ -83,7 +83,7 @@ def _result(verdict: str, params: dict[str, Any], unified: bool) -> dict[str, An
     heads = ("dense", "sparse", "colbert", "hybrid") if unified else ("dense",)
     scores = {f"{head}.{measure}": 0.65 for head in heads for measure in MEASURES}
     gain = {"gain": 0.05, "ci95": [0.02, 0.08], "p_value": 0.001}
-    test = {"dev": 0.6, "test": 0.6, "test_all": {name: 0.6 for name in scores}}
+    test = {"dev": 0.6, "test": 0.6, "test_all": dict.fromkeys(scores, 0.6)}
     return {
         "metric": "dense.ndcg_at_10",
         "verdict": verdict,
@@ -99,5 +99,5 @@ def _result(verdict: str, params: dict[str, Any], unified: bool) -> dict[str, An
             "seeds": [{"seed": 42, "dev": 0.7}, {"seed": 43, "dev": 0.69}],
             **gain,
         },
-        "gains": {name: gain for name in scores},
+        "gains": dict.fromkeys(scores, gain),
     }

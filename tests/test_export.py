@@ -30,7 +30,7 @@ TEXTS = ["w1 w2 w3", "w5 w5 w8 w13 w21 w34 unknown"]
 UNIFIED = {"unified_finetuning": True, "use_self_distill": True}
 
 
-def parse(arguments: list[str]) -> tuple[Any, Any, Any]:
+def parse(arguments: list[str]) -> tuple[Any, ...]:
     """FlagEmbedding's own reading of a command line."""
     kinds = (
         EncoderOnlyEmbedderM3ModelArguments,
@@ -100,7 +100,7 @@ def test_poolings_and_lengths_survive(pooling: str, normalize: bool, tmp_path: P
 def test_a_model_that_embeds_otherwise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path, arguments={"sentence_pooling_method": "mean"})
     monkeypatch.setattr("tuner.layout._POOLING", {"cls": "mean_tokens", "mean": "cls_token"})
-    with pytest.raises(loading.EmbeddingsDiffer, match=r"got sentence-transformers dense 0\.\d+"):
+    with pytest.raises(loading.EmbeddingsDifferError, match=r"got sentence-transformers dense 0\.\d+"):
         write_bundle(run, tmp_path / "bundle")
     assert not any("bundle" in path.name for path in tmp_path.iterdir())
 

@@ -27,7 +27,7 @@ Vectors = dict[str, list[npt.NDArray[np.float32]]]
 """Head -> a flat vector for each text: dense (size,), sparse (vocabulary,), colbert (tokens * size,)."""
 
 
-class EmbeddingsDiffer(RuntimeError):
+class EmbeddingsDifferError(RuntimeError):
     """A library does not embed as training did."""
 
 
@@ -66,7 +66,7 @@ def check_bundle(
         ``<library> <head>`` -> the least agreement over the texts: the cosine, less what lengths differ by.
 
     Raises:
-        EmbeddingsDiffer: An agreement is `LEAST_AGREEMENT` or less.
+        EmbeddingsDifferError: An agreement is `LEAST_AGREEMENT` or less.
     """
     with _quiet():
         expected = training_vectors(checkpoint, settings, sample, trust_remote_code=trust_remote_code)
@@ -82,7 +82,7 @@ def check_bundle(
     }
     if differing := {name: value for name, value in agreements.items() if not value > LEAST_AGREEMENT}:
         values = ", ".join(f"{name} {value:.6f}" for name, value in differing.items())
-        raise EmbeddingsDiffer(
+        raise EmbeddingsDifferError(
             f"an exported model must embed as it did in training (agreement > {LEAST_AGREEMENT}), but got {values}: "
             "the installed library pools, truncates or normalises otherwise; nothing was exported"
         )
@@ -153,11 +153,12 @@ def sentence_vectors(bundle: Path, settings: EncodingSettings, sample: Sample, *
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(str(bundle), device="cpu", trust_remote_code=trust_remote_code)
-    vectors = []
+    vectors: list[npt.NDArray[np.float32]] = []
     encoders = ((model.encode_query, "query"), (model.encode_document, "document"))
-    for (texts, longest), (encode, prompt) in zip(_instructed(settings, sample), encoders, strict=True):
+    for (texts, longest), (encode, name) in zip(_instructed(settings, sample), encoders, strict=True):
         model.max_seq_length = longest
-        vectors += list(encode([text.removeprefix(model.prompts[prompt]) for text in texts], show_progress_bar=False))
+        prompt = model.prompts[name] or ""
+        vectors += list(encode([text.removeprefix(prompt) for text in texts], show_progress_bar=False))
     return {"dense": vectors}
 
 
@@ -212,12 +213,12 @@ def _of_weights(weights: Mapping[str, float], vocabulary: int) -> npt.NDArray[np
 def _quiet() -> Iterator[None]:
     """Without progress bars and log lines of the libraries, and without what they leave in memory."""
     had_bars, before = transformers_logging.is_progress_bar_enabled(), logging.root.manager.disable
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.disable(logging.WARNING)
     try:
         yield
     finally:
         logging.disable(before)
         if had_bars:
-            transformers_logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
         gc.collect()

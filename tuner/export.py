@@ -41,7 +41,7 @@ def write_bundle(run_dir: Path, to: Path, *, verify: bool = True) -> Path:
 
     Raises:
         RequestError: The search is not finished, or has no winner.
-        trainables.loading.EmbeddingsDiffer: A library does not embed as training did.
+        trainables.loading.EmbeddingsDifferError: A library does not embed as training did.
     """
     run = read_run(run_dir)
     with new_folder(to) as folder:

@@ -43,7 +43,7 @@ class FinishedRun:
         return self.config.workers_per_trial or max(1, whole_gpus)
 
     def argument(self, name: str) -> Any:
-        """Returns the winner's value of an argument, or upstream's default; a written ``\\n`` in a format is a new line."""
+        """Returns the winner's value of an argument, or upstream's default; ``\\n`` in a format is a line's end."""
         value = self.trained.get(name, upstream_arguments()[name].default)
         return value.replace("\\n", "\n") if name.endswith("_format") and value else value
 
@@ -80,9 +80,7 @@ def _read_result(folder: Path) -> dict[str, Any]:
         )
     if not (folder / "result.json").is_file():
         raise RequestError(
-            [
-                f"{folder}: the search has not ended (no result.json); finish it: python -m tuner.search --resume {folder}"
-            ]
+            [f"{folder}: the search has not ended (no result.json); --resume {folder} takes it up again"]
         )
     result: dict[str, Any] = json.loads((folder / "result.json").read_text("utf-8"))
     if result["best"] is None:

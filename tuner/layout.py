@@ -1,4 +1,4 @@
-"""A checkpoint as one folder for two libraries: FlagEmbedding's layout, which is a sentence-transformers model as well."""
+"""One folder for two libraries: FlagEmbedding's layout, and at the same time a sentence-transformers model."""
 
 import json
 import shutil
@@ -52,7 +52,7 @@ def _copy_checkpoint(checkpoint: Path, folder: Path) -> None:
 
 
 def _add_heads_of_base(run: FinishedRun, folder: Path) -> None:
-    """Where only the dense vectors were trained, the base model's heads go along so that every score can be computed."""
+    """Where only the dense vectors were trained, the base model's heads go along: they are what scores the rest."""
     base = Path(run.trained.get("model_name_or_path", run.config.model_name_or_path))
     if not has_heads(folder) and has_heads(base):
         for name in HEADS:

@@ -13,7 +13,15 @@ from tuner.layout import has_heads, has_suffixes
 from tuner.selection import KEEP
 
 _PACKAGES = (
-    "torch transformers FlagEmbedding sentence-transformers datasets deepspeed optuna ray mteb numpy tokenizers".split()
+    "torch",
+    "transformers",
+    "tokenizers",
+    "FlagEmbedding",
+    "sentence-transformers",
+    "deepspeed",
+    "optuna",
+    "ray",
+    "mteb",
 )
 _MEASURE_NAMES = {
     "ndcg_at_10": "nDCG@10",
@@ -129,9 +137,8 @@ def _use(run: FinishedRun, bundle: Path) -> str:
 
 
 def _flag_snippet(run: FinishedRun) -> str:
-    names = ("query_instruction_for_retrieval", "query_instruction_format")
-    names += ("passage_instruction_for_retrieval", "passage_instruction_format")
-    given = {name: run.trained[name] for name in names if run.trained.get(name) is not None}
+    names = [f"{kind}_instruction_{part}" for kind in ("query", "passage") for part in ("for_retrieval", "format")]
+    given = {name: run.argument(name) for name in names if run.trained.get(name) is not None}
     options = {
         "pooling_method": run.argument("sentence_pooling_method"),
         "normalize_embeddings": run.argument("normalize_embeddings"),
@@ -191,7 +198,7 @@ def _training(run: FinishedRun, arguments: Mapping[str, Any]) -> str:
         f"{rung['examples']} rows seen ({rung['fraction']:.0%} of its training): the best of its scores on dev.\n\n"
         f"| searched | value |\n|---|---|\n{shown}\n\n"
         "`bash train.sh` trains it again with FlagEmbedding alone, on "
-        f"{run.workers} worker{'s' if run.workers > 1 else ''}{cross}: more or fewer make another batch, and another model. "
+        f"{run.workers} worker{'s' if run.workers > 1 else ''}{cross}: more or fewer make another model. "
         f"`best_config.json` and `best_config.yaml` hold the same arguments; paths in them are relative to this folder."
         f"{_where_saved(rung)}"
     )
@@ -200,7 +207,9 @@ def _training(run: FinishedRun, arguments: Mapping[str, Any]) -> str:
 def _where_saved(rung: Mapping[str, Any]) -> str:
     if rung["fraction"] == 1.0:
         return ""
-    return f" These weights are what it saves as `trained/checkpoint-{rung['step']}`; it goes on to the end of the schedule."
+    return (
+        f" These weights are those of its `trained/checkpoint-{rung['step']}`; it goes on to the end of the schedule."
+    )
 
 
 def _provenance(run: FinishedRun) -> str:

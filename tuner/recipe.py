@@ -17,10 +17,9 @@ from tuner.finished import FinishedRun
 MODULE = "FlagEmbedding.finetune.embedder.encoder_only.m3"
 DEEPSPEED_FILE = "deepspeed.json"
 
-_LEFT_OUT = frozenset(
-    "output_dir cache_dir cache_path token hub_token resume_from_checkpoint use_cpu dataloader_pin_memory "
-    "save_steps save_strategy save_total_limit".split()
-)
+_PLACES = {"output_dir", "cache_dir", "cache_path", "resume_from_checkpoint", "use_cpu", "dataloader_pin_memory"}
+_SECRETS = {"token", "hub_token"}
+_SAVING = {"save_strategy", "save_steps", "save_total_limit"}
 _MODELS = ("model_name_or_path", "config_name", "tokenizer_name")
 
 
@@ -29,7 +28,8 @@ def arguments_of(run: FinishedRun) -> dict[str, Any]:
 
     The base model is named as the user named it; the training data is the run's.
     """
-    arguments = {name: value for name, value in run.trained.items() if name not in _LEFT_OUT and value is not None}
+    left_out = _PLACES | _SECRETS | _SAVING
+    arguments = {name: value for name, value in run.trained.items() if name not in left_out and value is not None}
     arguments["model_name_or_path"] = run.config.model_name_or_path
     arguments["train_data"] = list(_train_data(run))
     return arguments | _saving(run)
