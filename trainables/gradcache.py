@@ -11,9 +11,11 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+
+from trainables.vocabulary import plain_embedding
 
 Result = TypeVar("Result")
 
@@ -43,10 +45,8 @@ def token_table(encoder: PreTrainedModel, tokens: Tensor) -> Tensor | None:
     Returns:
         (tokens, size), or None for an embedding that does more than look up.
     """
-    embedding = encoder.get_input_embeddings()
-    if type(embedding) is not nn.Embedding or embedding.max_norm is not None or embedding.scale_grad_by_freq:
-        return None
-    return F.embedding(tokens, embedding.weight)
+    embedding = plain_embedding(encoder)
+    return None if embedding is None else embedding(tokens)
 
 
 @contextmanager

@@ -4,11 +4,13 @@ The arguments, the data format, the losses and the checkpoint layout are upstrea
 for the same arguments and seed.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from FlagEmbedding.abc.finetune.embedder import (
     AbsEmbedderCollator,
@@ -33,6 +35,7 @@ from trainables.batching import Layout
 from trainables.gradcache import embedded_from, encode_groups, token_table
 from trainables.heads import colbert_scores, pad_vectors, sparse_vectors
 from trainables.tokens import Tokeniser
+from trainables.vocabulary import Vocabulary, plain_embedding
 
 __all__ = ["Arguments", "BaseModels", "Collator", "Model", "Runner", "Trainer", "build_arguments", "load_model"]
 
@@ -49,8 +52,12 @@ _DROPPED = ("overwrite_output_dir", "save_safetensors", "group_by_length", "logg
 """Arguments of older transformers that have no effect on a trial."""
 
 
-_GROUP_COST = {"cpu": 128, "cuda": 2048}
+_GROUP_COST = {"cpu": 32, "cuda": 2048}
 """Tokens that take as long as starting one more forward and backward pass."""
+
+
+_ADAM = ("adamw_torch", "adamw_torch_fused")
+"""Optimizers that leave a parameter alone which has never had a gradient, if there is no weight decay."""
 
 
 class Arguments(NamedTuple):
@@ -243,6 +250,39 @@ class Runner(EncoderOnlyEmbedderM3Runner):  # type: ignore[misc]
             passages = passages.cached(self._token_cache, f"passages {source}", rows.passages(self.train_dataset))
         return Collator(tokenizer=self.tokenizer, layout=self._layout(), query_tokens=queries, passage_tokens=passages)
 
+    def load_trainer(self) -> Trainer:
+        tokens = self._reachable_tokens()
+        self.vocabulary = None if tokens is None else Vocabulary(self.model.model, tokens)
+        trainer = Trainer(
+            model=self.model,
+            args=self.training_args,
+            train_dataset=self.train_dataset,
+            data_collator=self.data_collator,
+            processing_class=self.tokenizer,
+            callbacks=self._callbacks,
+        )
+        if self.data_args.same_dataset_within_batch:
+            trainer.add_callback(EmbedderTrainerCallbackForDataRefresh(self.train_dataset))
+        return trainer
+
+    @contextmanager
+    def whole_model(self) -> Iterator[Model]:
+        """Yields the model as it stands, for scoring and saving."""
+        with self.vocabulary.whole() if self.vocabulary else nullcontext():
+            yield self.model
+
+    def _reachable_tokens(self) -> Any:
+        """Returns every token that training can come across, or None where rows out of reach may change or be met."""
+        training = self.training_args
+        caches = (self.data_collator.query_tokens.cache, self.data_collator.passage_tokens.cache)
+        still = training.optim in _ADAM and not training.weight_decay and not training.deepspeed
+        known = "type" not in self.train_dataset.dataset.column_names and None not in caches
+        embedding = plain_embedding(self.model.model)
+        if not (still and known) or embedding is None or not embedding.weight.requires_grad:
+            return None
+        met = [cache.vocabulary for cache in caches]
+        return np.unique(np.concatenate([*met, [self.tokenizer.pad_token_id]])).astype(np.int64)
+
     def _layout(self) -> Layout:
         training = self.training_args
         return Layout(
@@ -255,19 +295,6 @@ class Runner(EncoderOnlyEmbedderM3Runner):  # type: ignore[misc]
             # padding on the left moves the positions of some encoders, so it has to stay as upstream's
             like_upstream=training.full_determinism or self.tokenizer.padding_side == "left",
         )
-
-    def load_trainer(self) -> Trainer:
-        trainer = Trainer(
-            model=self.model,
-            args=self.training_args,
-            train_dataset=self.train_dataset,
-            data_collator=self.data_collator,
-            processing_class=self.tokenizer,
-            callbacks=self._callbacks,
-        )
-        if self.data_args.same_dataset_within_batch:
-            trainer.add_callback(EmbedderTrainerCallbackForDataRefresh(self.train_dataset))
-        return trainer
 
 
 def load_model(arguments: Arguments, base: BaseModels) -> tuple[PreTrainedTokenizerBase, Model]:

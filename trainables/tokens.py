@@ -24,19 +24,19 @@ class Tokeniser:
     Args:
         tokenizer: of transformers.
         max_length: tokens of a text at most, special tokens included.
-        cache: known texts; others are tokenised when they come.
+        cache: known texts; others are tokenised when they come. None: no text is known.
     """
 
     def __init__(self, tokenizer: Any, max_length: int, cache: "TokenCache | None" = None) -> None:
         self._tokenizer = tokenizer
         self._max_length = max_length
-        self._cache = cache
+        self.cache = cache
 
     def __call__(self, texts: Sequence[str]) -> list[Ids]:
         """Returns the token ids of each text."""
-        if self._cache is None:
+        if self.cache is None:
             return self._tokenise(texts)
-        known: list[Ids | None] = self._cache.get(texts)
+        known: list[Ids | None] = self.cache.get(texts)
         missing = iter(self._tokenise([text for text, ids in zip(texts, known, strict=True) if ids is None]))
         return [next(missing) if ids is None else ids for ids in known]
 
@@ -77,21 +77,24 @@ class Tokeniser:
         rows = [rows[place] for place in order]
         np.save(folder / "keys.npy", np.array(keys, dtype="S16")[order])
         np.save(folder / "ends.npy", np.cumsum([0, *(len(row) for row in rows)], dtype=np.int64))
-        np.save(folder / "ids.npy", np.concatenate(rows) if rows else np.zeros(0, dtype=np.int32))
+        ids = np.concatenate(rows)
+        np.save(folder / "ids.npy", ids)
+        np.save(folder / "vocabulary.npy", np.unique(ids))
 
 
 class TokenCache:
     """Token ids by a hash of their text, mapped from files and not read.
 
     Args:
-        folder: holds ``keys.npy`` (sorted hashes), ``ends.npy`` and ``ids.npy`` (the ids of all texts, end to end).
+        folder: holds ``keys.npy`` (sorted hashes), ``ends.npy``, ``ids.npy`` (the ids of all texts, end to end) and
+            ``vocabulary.npy`` (the distinct ids).
     """
 
     def __init__(self, folder: Path) -> None:
         self._keys: npt.NDArray[np.bytes_] = np.load(folder / "keys.npy", mmap_mode="r")
         self._ends: npt.NDArray[np.int64] = np.load(folder / "ends.npy", mmap_mode="r")
-        # an empty file cannot be mapped
-        self._ids: Ids = np.load(folder / "ids.npy", mmap_mode="r" if len(self._keys) else None)
+        self._ids: Ids = np.load(folder / "ids.npy", mmap_mode="r")
+        self.vocabulary: Ids = np.load(folder / "vocabulary.npy")
 
     def get(self, texts: Sequence[str]) -> list[Ids | None]:
         """Returns each text's ids, None for one that is not known."""

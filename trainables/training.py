@@ -151,9 +151,10 @@ class Rungs(TrainerCallback):
         assert self.runner is not None
         assert self.judge is not None
         loss = self._mean_loss(state.global_step)
-        with self._clock.measure("scoring"):
-            scores = self.judge.scores(self.runner.model)
-        self._keep_best(scores)
+        with self.runner.whole_model() as model:
+            with self._clock.measure("scoring"):
+                scores = self.judge.scores(model)
+            self._keep_best(scores, model)
         for number in due:
             self._next = number
             if not _agree(self._report(self._record(number, state.global_step, loss, scores))):
@@ -175,12 +176,11 @@ class Rungs(TrainerCallback):
         )
         return write_record(self._folder, record)
 
-    def _keep_best(self, scores: Scores) -> None:
-        assert self.runner is not None
+    def _keep_best(self, scores: Scores, model: Model) -> None:
         value = scores.means[self._config.metric]
         if value > self._best and rank() == 0:
             with new_folder(self._folder / "checkpoint") as folder:
-                self.runner.model.save(str(folder))
+                model.save(str(folder))
             write_text(self._folder / f"{scores.split}.json", scores.to_json())
         self._best = max(value, self._best)
 
