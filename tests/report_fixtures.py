@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from trainables.measures import HEADS, MEASURES, Scores
 from tuner import selection
-from tuner.study import FINALISTS, SEARCH
+from tuner.study import FINALISTS, SEARCH, open_storage
 
 METRIC = "dense.ndcg_at_10"
 RUNGS = (0.25, 0.5, 1.0)
@@ -33,7 +33,13 @@ _STATES = "CCPCCPFCPCCC"  # by trial number: complete, pruned, failed
 
 
 def build_run(
-    folder: Path, *, gain: float = 0.05, seeds: int = 3, states: str = _STATES, queries: int = 150, guarded: bool = False
+    folder: Path,
+    *,
+    gain: float = 0.05,
+    seeds: int = 3,
+    states: str = _STATES,
+    queries: int = 150,
+    guarded: bool = False,
 ) -> Path:
     """Writes a run directory.
 
@@ -67,7 +73,7 @@ def build_run(
 def _studies(
     folder: Path, states: str, gain: float, generator: np.random.Generator
 ) -> tuple[optuna.Study, optuna.Study]:
-    storage = f"sqlite:///{folder / 'study.db'}"
+    storage = open_storage(None, folder)
     search = optuna.create_study(study_name=SEARCH, storage=storage, direction="maximize")
     finalists = optuna.create_study(study_name=FINALISTS, storage=storage, direction="maximize")
     _add(search, value=0.602, role="base", params={})
@@ -124,7 +130,10 @@ def _write_data(data: Path, queries: int) -> None:
     (data / "eval" / "qrels").mkdir(parents=True)
     texts = {f"q{number}": f"Which passage speaks of topic {number}?" for number in range(queries)}
     texts |= {"q0": HOSTILE, "q1": CHINESE}
-    passages = [{"_id": f"p{number}", "title": "", "text": f"Topic {number}: {'a long story. ' * 30}"} for number in range(queries)]
+    passages = [
+        {"_id": f"p{number}", "title": "", "text": f"Topic {number}: {'a long story. ' * 30}"}
+        for number in range(queries)
+    ]
     passages[1]["text"] = "《战国无双3》是由光荣和ω-force开发的战国无双系列的正统第三续作。" * 4
     _write_jsonl(data / "eval" / "corpus.jsonl", passages)
     _write_jsonl(data / "eval" / "queries.jsonl", [{"_id": query, "text": text} for query, text in texts.items()])
@@ -150,27 +159,30 @@ def _write_jsonl(path: Path, rows: list[dict[str, str]]) -> None:
 
 
 def _write_test_scores(folder: Path, numbers: list[int], gain: float, queries: int) -> None:
-    """The base model and the user's settings find the same; the best trials move `gain` on average."""
-    generator = np.random.default_rng(8)
-    before = {metric: _values(generator, queries) for metric in (f"{h}.{m}" for h in HEADS for m in MEASURES)}
+    """The base model and the user's settings rank the same; the best trials are better by about `gain`."""
+    qrels = {f"q{query}": {f"p{query}": 1} for query in range(queries)}
     for number in numbers:
         moved = gain if number > 1 else 0.0
-        per_query = {metric: _moved(values, moved) for metric, values in before.items()}
-        ranked = {f"q{q}": [f"p{(q + shift + number) % queries}" for shift in range(10)] for q in range(queries)}
+        ranks = {head: _ranks(seed, queries, moved) for seed, head in enumerate(HEADS)}
+        rankings = {
+            head: {f"q{query}": _ranking(query, rank, queries) for query, rank in enumerate(of_head)}
+            for head, of_head in ranks.items()
+        }
         (folder / "trials" / f"{number:04d}").mkdir()
-        text = Scores(split="test", per_query=per_query, retrieved=ranked).to_json()
+        text = Scores.of("test", rankings, qrels).to_json()
         (folder / "trials" / f"{number:04d}" / "test.json").write_text(text, encoding="utf-8")
 
 
-def _values(generator: np.random.Generator, queries: int) -> dict[str, float]:
-    ranks = generator.integers(1, 14, queries)
-    return {f"q{query}": 1 / math.log2(rank + 1) if rank <= 10 else 0.0 for query, rank in enumerate(ranks)}
+def _ranks(seed: int, queries: int, gain: float) -> list[int]:
+    """Rank of each query's relevant passage; with a gain the hostile query goes to the top, the Chinese one down."""
+    generator = np.random.default_rng(seed)
+    before, shifts = generator.integers(1, 14, queries), generator.normal(0, 1, queries)
+    after = np.maximum(1, before - np.rint(15 * gain + shifts)) if gain else before
+    ends = [1, 13] if gain else [13, 1]
+    return [*ends, *(int(rank) for rank in after[2:])]
 
 
-def _moved(values: Mapping[str, float], gain: float) -> dict[str, float]:
-    """Every third query moves by three times `gain`, a few the other way; the others stay as they were."""
-    generator = np.random.default_rng(9)
-    shifts = np.where(generator.random(len(values)) < 1 / 3, 3 * gain + generator.normal(0, 0.15, len(values)), 0.0)
-    if gain == 0.0:
-        return dict(values)
-    return {query: float(np.clip(value + shift, 0, 1)) for (query, value), shift in zip(values.items(), shifts, strict=True)}
+def _ranking(query: int, rank: int, passages: int) -> list[str]:
+    """Fifteen passages, the relevant one at `rank`."""
+    others = [f"p{(query + shift) % passages}" for shift in range(1, 15)]
+    return [*others[: rank - 1], f"p{query}", *others[rank - 1 :]]

@@ -18,7 +18,16 @@ INK, MUTED, RULE = "#1f2933", "#66727f", "#dde2e7"
 ACCENT, FADED, WARM = "#2171b5", "#b9c3cc", "#b4622d"
 FEWEST_FOR_IMPORTANCE = 6
 _FONT = {"family": "system-ui, 'Segoe UI', 'Noto Sans CJK SC', sans-serif", "size": 13, "color": INK}
-_AXIS = {"gridcolor": RULE, "linecolor": RULE, "zeroline": False, "ticks": "outside", "tickcolor": RULE}
+_AXIS = {
+    "gridcolor": RULE,
+    "linecolor": RULE,
+    "zeroline": False,
+    "ticks": "outside",
+    "tickcolor": RULE,
+    "automargin": True,
+}
+_MARGIN = {"l": 64, "r": 48, "t": 28, "b": 56}
+_LOG_TICKS = {step * 10.0**power: f"{step}e{power}" for power in range(-9, 0) for step in (1, 3)}
 _PLAIN = {"displayModeBar": False, "responsive": True}
 
 
@@ -66,6 +75,9 @@ def search_pictures(study: Study, *, metric: str, rungs: Sequence[float], winner
 
 def seeds_picture(finalists: Sequence[Mapping[str, Any]], base: float | None, metric: str) -> Picture:
     """Draws each finalist's dev score by seed, its mean and the lower bound that ranks it."""
+    title = "Spread between seeds"
+    if not finalists:
+        return Picture(title=title, caption="No finalist was trained with several seeds.", html="")
     names = [f"trial {row['trial']}" for row in finalists]
     figure = go.Figure()
     for name, row in zip(names, finalists, strict=True):
@@ -79,25 +91,27 @@ def seeds_picture(finalists: Sequence[Mapping[str, Any]], base: float | None, me
     figure.update_layout(height=120 + 48 * len(names))
     figure.update_xaxes(title=f"{metric} on dev")
     figure.update_yaxes(autorange="reversed", title=None)
-    caption = "Dots: one a seed. Dark mark: their mean. Orange mark: its one-sided 95% lower bound, which ranks."
-    return Picture(title="Spread between seeds", caption=caption, html=_html(figure, "seeds") if names else "")
+    caption = "A dot is a seed, the dark mark their mean, the orange one its one-sided 95% lower bound, which ranks."
+    return Picture(title=title, caption=caption, html=_html(figure, "seeds"))
 
 
 def _history(study: Study, metric: str) -> Picture:
     figure = optuna.visualization.plot_optimization_history(study, target_name=metric)
     for trace in figure.data:
         is_best = trace.mode == "lines"
-        trace.update(line={"color": INK, "width": 1.5}) if is_best else trace.update(marker=_dot(ACCENT, 9, 0.8))
+        trace.update(line={"color": INK, "width": 1.5, "shape": "hv"}) if is_best else trace.update(
+            marker=_dot(ACCENT, 9, 0.8)
+        )
     figure.update_layout(height=340, xaxis={"title": "trial", "dtick": _step(len(study.trials))})
     figure.update_yaxes(title=f"{metric} on dev")
-    caption = "Each dot is a completed trial, at its best rung; the line is the best so far. Trial 0 is the base model."
+    caption = "Each dot is a completed trial, at its best rung; the line is the best so far. Trial 0 is the base."
     return Picture(title="History", caption=caption, html=_html(figure, "history"))
 
 
 def _rungs(study: Study, metric: str, rungs: Sequence[float], winner: int | None) -> Picture:
     title, trials = "Rungs and pruned trials", {t.number: t for t in study.get_trials(deepcopy=False)}
-    if not any(trial.intermediate_values for trial in trials.values()):
-        return Picture(title=title, caption="No trial reached its first rung.", html="")
+    if not any(trial.intermediate_values for trial in trials.values() if trial.state != TrialState.FAIL):
+        return Picture(title=title, caption="No trial that held reached its first rung.", html="")
     figure = optuna.visualization.plot_intermediate_values(study)
     for trace in figure.data:
         number = int(trace.name.removeprefix("Trial"))
@@ -107,7 +121,7 @@ def _rungs(study: Study, metric: str, rungs: Sequence[float], winner: int | None
     ticks = {"tickvals": list(range(1, len(rungs) + 1)), "ticktext": [f"{rung:.0%}" for rung in rungs]}
     figure.update_layout(height=380, xaxis={"title": "training examples seen", **ticks})
     figure.update_yaxes(title=f"{metric} on dev")
-    caption = "Dark: the winner. Blue: trials that went on to the end. Grey: pruned or failed on the way."
+    caption = "Dark: the winner. Blue: trials that went on to the end. Grey: pruned on the way."
     return Picture(title=title, caption=caption, html=_html(figure, "rungs"))
 
 
@@ -135,7 +149,8 @@ def _parallel(study: Study, metric: str, parameters: Sequence[str]) -> Picture:
     def draw() -> go.Figure:
         trained = _Trained(study_name=study.study_name, storage=study._storage)
         figure = optuna.visualization.plot_parallel_coordinate(trained, params=list(parameters), target_name=metric)
-        figure.update_traces(line_width=2, opacity=0.9, selector={"type": "scatter", "mode": "lines"})
+        figure.for_each_trace(_darken, selector={"type": "scatter", "mode": "lines"})
+        figure.update_traces(marker_showscale=False, selector={"type": "scatter", "mode": "markers"})
         return figure.update_layout(height=420)
 
     caption = "One line a completed trial, from its score to its parameters; the darker, the better."
@@ -145,11 +160,17 @@ def _parallel(study: Study, metric: str, parameters: Sequence[str]) -> Picture:
 def _slices(study: Study, metric: str, parameters: Sequence[str]) -> Picture:
     def draw() -> go.Figure:
         figure = optuna.visualization.plot_slice(study, params=list(parameters), target_name=metric)
-        figure.update_traces(marker={"size": 9, "line": {"color": MUTED, "width": 0.5}})
-        return figure.update_layout(height=340)
+        figure.update_traces(marker={"size": 9, "showscale": False, "line": {"color": MUTED, "width": 0.5}})
+        return figure.update_layout(height=340, width=None)
 
     caption = "The score against each parameter alone; the darker, the later in the search."
-    return _with_parameters("Slices", caption, draw, study, parameters, width=190)
+    return _with_parameters("Slices", caption, draw, study, parameters, width=170)
+
+
+def _darken(trace: go.Scatter) -> None:
+    """Makes the worst trials' lines, almost white in Optuna's scale, visible on a white page."""
+    red, green, blue = (0.8 * float(part) for part in trace.line.color.removeprefix("rgb(").rstrip(")").split(","))
+    trace.update(line={"color": f"rgb({red:.0f},{green:.0f},{blue:.0f})", "width": 2}, opacity=1.0)
 
 
 def _with_parameters(
@@ -180,9 +201,9 @@ def _line_of(trial: FrozenTrial, winner: int | None) -> tuple[str, float]:
 
 def _base_line(figure: go.Figure, value: float | None, *, vertical: bool = False) -> None:
     if value is not None:
-        draw = figure.add_vline if vertical else figure.add_hline
-        note = {"annotation_text": "base model", "annotation_font_color": MUTED, "annotation_font_size": 12}
-        draw(value, line={"color": MUTED, "width": 1, "dash": "dot"}, **note)
+        draw, side = (figure.add_vline, "top") if vertical else (figure.add_hline, "right")
+        note = {"annotation_text": "base", "annotation_font_color": MUTED, "annotation_font_size": 12}
+        draw(value, line={"color": MUTED, "width": 1, "dash": "dot"}, annotation_position=side, **note)
 
 
 def _dot(colour: str, size: int, opacity: float) -> dict[str, Any]:
@@ -199,19 +220,10 @@ def _step(trials: int) -> int:
 
 def _html(figure: go.Figure, name: str) -> str:
     """A div and its script, without plotly.js, which the page holds once."""
-    margin = figure.layout.margin.to_plotly_json() or {"l": 64, "r": 20, "t": 24, "b": 56}
-    figure.update_layout(
-        template="none",
-        title=None,
-        font=_FONT,
-        margin=margin,
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-    )
-    figure.update_xaxes(**_AXIS)
-    figure.update_yaxes(**_AXIS)
-    return str(
-        plotly.io.to_html(
-            figure, config=_PLAIN, full_html=False, include_plotlyjs=False, div_id=name, default_width="100%"
-        )
-    )
+    figure.update_layout(template="none", title=None, showlegend=False, font=_FONT, margin=_MARGIN)
+    figure.update_layout(paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)")
+    for axis in (*figure.select_xaxes(), *figure.select_yaxes()):
+        axis.update(_AXIS, title={"standoff": 12, "font": {"size": 13}})
+        if axis.type == "log":
+            axis.update(tickvals=list(_LOG_TICKS), ticktext=list(_LOG_TICKS.values()), tickangle=0)
+    return str(plotly.io.to_html(figure, config=_PLAIN, full_html=False, include_plotlyjs=False, div_id=name))

@@ -93,6 +93,7 @@ def _contents(run_dir: Path, storage: str | None) -> dict[str, Any]:
         "best": best,
         "fine_tune": result is not None and result["verdict"] == FINE_TUNE,
         "facts": _facts(result) if best else [],
+        "interval_width": _INTERVAL_WIDTH,
         "heads": _heads(result) if best else [],
         "parameters": _parameters(result) if best else [],
         "queries": moved_queries(run_dir / "data" / "eval", result["queries"]) if best else {},
@@ -137,10 +138,12 @@ def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _heads(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row a metric: scores on test, gain over the base model, and where to draw its interval."""
     gains, user = result["gains"], result["user"]
-    reach = max((abs(end) for gain in gains.values() for end in gain["ci95"]), default=0.0) or 1.0
+    ends: list[float] = [0.0, *(end for gain in gains.values() for end in gain["ci95"])]
+    left, width = min(ends), (max(ends) - min(ends)) or 1.0
 
     def place(value: float) -> float:
-        return round((1 + value / reach) / 2 * (_INTERVAL_WIDTH - 10) + 5, 1)
+        """Pixels from the left of the drawing, 5 of them a margin."""
+        return 5 + (value - left) / width * (_INTERVAL_WIDTH - 10)
 
     return [
         {
@@ -150,7 +153,12 @@ def _heads(result: Mapping[str, Any]) -> list[dict[str, Any]]:
             "base": result["base"]["test_all"][metric],
             "user": user["test_all"].get(metric) if user else None,
             "best": result["best"]["test_all"][metric],
-            "drawn": {"low": place(gain["ci95"][0]), "gain": place(gain["gain"]), "high": place(gain["ci95"][1])},
+            "drawn": {
+                "zero": place(0.0),
+                "low": place(gain["ci95"][0]),
+                "gain": place(gain["gain"]),
+                "high": place(gain["ci95"][1]),
+            },
             **gain,
         }
         for metric, gain in gains.items()

@@ -94,6 +94,10 @@ def judge(
         seed: Seed of the resampling.
         total_seconds: Wall clock of the whole search.
 
+    Returns:
+        The stable keys of result.json, and beside them guard, noise, ties and finalists; with a trained trial also
+        gains (by metric), versus_user, optimism (its dev minus its test score) and queries (gained and lost most).
+
     Raises:
         ValueError: If the base model or the winner was not scored on test.
     """
@@ -108,27 +112,25 @@ def judge(
         "best": None,
         "trials": _counts(study),
         "seconds": _seconds([study, retrains], total_seconds),
+        "guard": read_guard(run_dir),
+        "noise": noise(ranked),
+        "ties": ties(ranked),
+        "finalists": [{"trial": s.trial} | _over_seeds(s) for s in ranked if s.lower is not None],
     }
     if not ranked:
         return result
-    number = ranked[0].trial
-    before, after = _test_scores(run_dir, 0), _test_scores(run_dir, number)
+    before, after = _test_scores(run_dir, 0), _test_scores(run_dir, ranked[0].trial)
     gains = {name: compare(values, after.per_query[name], seed=seed) for name, values in before.per_query.items()}
-    guard = read_guard(run_dir)
-    verdict, reason = decide(gains[metric], guard)
-    best = _model(run_dir, study.get_trials(deepcopy=False)[number], metric)
+    verdict, reason = decide(gains[metric], result["guard"])
+    best = _model(run_dir, study.get_trials(deepcopy=False)[ranked[0].trial], metric)
     return result | {
         "verdict": verdict,
         "reason": reason,
         "best": best | _as_dict(gains[metric]) | _over_seeds(ranked[0]),
         "gains": {name: _as_dict(gain) for name, gain in gains.items()},
-        "versus_user": _versus_user(run_dir, user, number, metric, seed),
+        "versus_user": _versus_user(run_dir, user, best["trial"], metric, seed),
         "optimism": best["dev"] - best["test"],
-        "noise": noise(ranked),
-        "ties": ties(ranked),
-        "finalists": [{"trial": s.trial} | _over_seeds(s) for s in ranked if s.lower is not None],
         "queries": _moved_queries(run_dir / "data" / "eval", before, after, metric),
-        "guard": guard,
     }
 
 
