@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,17 @@ from FlagEmbedding.finetune.embedder.encoder_only.m3 import (
     EncoderOnlyEmbedderM3TrainingArguments,
 )
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from transformers import HfArgumentParser
 
 from tests.export_fixtures import SECRET, make_run
 from trainables import loading
+from trainables.config import TrialConfig
+from trainables.trial import run_trial
 from tuner.errors import RequestError
 from tuner.export import best_arguments, main, write_bundle
+from tuner.finished import read_run
 
 TEXTS = ["w1 w2 w3", "w5 w5 w8 w13 w21 w34 unknown"]
 UNIFIED = {"unified_finetuning": True, "use_self_distill": True}
@@ -168,6 +174,36 @@ def test_weights_of_an_earlier_rung_are_saved_where_they_were_taken(tmp_path: Pa
     assert "trained/checkpoint-5" in (write_bundle(run, tmp_path / "b", verify=False) / "README.md").read_text()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_train_script_trains_the_winner_again(tmp_path: Path) -> None:
+    run = make_run(tmp_path, arguments={**UNIFIED, "per_device_train_batch_size": 4, "num_train_epochs": 1.0})
+    trial = run / "trials" / "0007"
+    arguments = json.loads((trial / "config.json").read_text())["arguments"] | {"learning_rate": 1e-3}
+    shutil.rmtree(trial)
+    config = TrialConfig(
+        name="0007",
+        directory=str(trial),
+        arguments=arguments,
+        eval_data=str(tmp_path / "heldout"),
+        metric="dense.ndcg_at_10",
+        rungs=(0.5, 1.0),
+    )
+    run_trial(config, lambda _: True)
+    (trial / "config.json").write_text(json.dumps(config.to_dict()))
+    bundle = write_bundle(run, run / "best", verify=False)
+
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    subprocess.run(["bash", bundle / "train.sh"], env={**os.environ, "PATH": path}, cwd=tmp_path, check=True)
+    share = read_run(run).rung["fraction"]
+    again = tmp_path / "trained" / ("" if share == 1.0 else "checkpoint-5")  # half of 40 rows / 4 steps
+    expected, found = (load_file(folder / "model.safetensors") for folder in (bundle, again))
+    assert expected.keys() == found.keys()
+    assert all(torch.allclose(expected[name], found[name], atol=1e-5) for name in expected)
+    untrained = load_file(tmp_path / "base" / "model.safetensors")
+    assert not all(torch.allclose(expected[name], untrained[name], atol=1e-5) for name in expected)
+
+
 def test_best_arguments_are_ready_for_the_dataclasses(tmp_path: Path) -> None:
     run = make_run(tmp_path, arguments={"num_train_epochs": 2.0, "fp16": False})
     kinds = (
@@ -187,7 +223,7 @@ def test_card_header_is_read_by_the_hub(bundle: Path) -> None:
     assert results["dense", "ndcg_at_10"].metric_value == 65.0
     assert results["hybrid", "recall_at_100"].dataset_split == "test"
     assert card.text.strip().startswith("# base-fine-tuned\n\n**Verdict: fine-tune.**")
-    assert "pooling_method='mean'" in card.text
+    assert 'pooling_method="mean"' in card.text
     assert "| dense nDCG@10 | 0.6000 | - | 0.6500 | +0.0500 (+0.0200 to +0.0800) |" in card.text
 
 

@@ -1,5 +1,6 @@
 """The model card: README.md of a bundle, its header in the form that the hub and mteb read."""
 
+import json
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -146,7 +147,7 @@ def _flag_snippet(run: FinishedRun) -> str:
         "passage_max_length": run.argument("passage_max_len"),
         **given,
     }
-    lines = [f"    {name}={value!r}," for name, value in options.items()]
+    lines = [f"    {name}={_literal(value)}," for name, value in options.items()]
     return "\n".join(
         [
             "from FlagEmbedding import BGEM3FlagModel",
@@ -160,6 +161,10 @@ def _flag_snippet(run: FinishedRun) -> str:
     )
 
 
+def _literal(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+
+
 _SENTENCE_SNIPPET = """\
 from sentence_transformers import SentenceTransformer
 
@@ -169,7 +174,7 @@ passages = model.encode_document(["a passage"])"""
 
 
 def _heads_note(run: FinishedRun, bundle: Path) -> str:
-    notes = [f"`pooling_method` matters: this model was trained with {run.argument('sentence_pooling_method')!r}."]
+    notes = [f"`pooling_method` matters: this model was trained with `{run.argument('sentence_pooling_method')}`."]
     if run.argument("unified_finetuning"):
         notes.append("The sparse and colbert heads were trained with the encoder.")
     elif has_heads(bundle):

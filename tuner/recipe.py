@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tuner.errors import RequestError
 from tuner.finished import FinishedRun
 
 MODULE = "FlagEmbedding.finetune.embedder.encoder_only.m3"
@@ -19,7 +18,7 @@ DEEPSPEED_FILE = "deepspeed.json"
 
 _PLACES = {"output_dir", "cache_dir", "cache_path", "resume_from_checkpoint", "use_cpu", "dataloader_pin_memory"}
 _SECRETS = {"token", "hub_token"}
-_SAVING = {"save_strategy", "save_steps", "save_total_limit"}
+_SAVING = {"save_strategy", "save_steps", "save_total_limit", "save_only_model"}
 _MODELS = ("model_name_or_path", "config_name", "tokenizer_name")
 
 
@@ -38,7 +37,7 @@ def arguments_of(run: FinishedRun) -> dict[str, Any]:
 def portable(arguments: Mapping[str, Any], bundle: Path, home: Path) -> dict[str, Any]:
     """Returns `arguments` with every path relative to the folder `home`, where `bundle` will stand.
 
-    A DeepSpeed configuration is written into the bundle. What is no path of this machine (a model on the hub) stays.
+    A DeepSpeed configuration is written into the bundle. What is no path here (a model on the hub) stays as it is.
     """
     changed = dict(arguments)
     changed["train_data"] = [_relative(path, home) for path in arguments["train_data"]]
@@ -69,7 +68,9 @@ def _train_data(run: FinishedRun) -> Iterator[str]:
 def _saving(run: FinishedRun) -> dict[str, Any]:
     """Saves the weights where the winner's were taken: at the end, or else at its best rung's share of the steps."""
     share = run.rung["fraction"]
-    return {"save_strategy": "no"} if share == 1.0 else {"save_strategy": "steps", "save_steps": share}
+    if share == 1.0:
+        return {"save_strategy": "no"}
+    return {"save_strategy": "steps", "save_steps": share, "save_only_model": True}
 
 
 def _write_deepspeed(settings: str | Mapping[str, Any], bundle: Path) -> str:
@@ -78,7 +79,7 @@ def _write_deepspeed(settings: str | Mapping[str, Any], bundle: Path) -> str:
     elif Path(settings).is_file():
         shutil.copyfile(settings, bundle / DEEPSPEED_FILE)
     else:
-        raise RequestError([f"--deepspeed {settings}: there is no such file here; export on the machine that searched"])
+        return settings
     return DEEPSPEED_FILE
 
 
@@ -93,7 +94,7 @@ def _shell(name: str, value: Any) -> str:
 
 def _word(name: str, value: Any) -> str:
     text = json.dumps(value) if isinstance(value, Mapping) else str(value)
-    here = name in ("train_data", "deepspeed") or (name in _MODELS and text.startswith("."))
+    here = name == "train_data" or text == DEEPSPEED_FILE or (name in _MODELS and text.startswith("."))
     return f'"$here"/{shlex.quote(text)}' if here else shlex.quote(text)
 
 
