@@ -11,7 +11,7 @@ def write_text(path: Path, text: str) -> None:
     """Writes a file at once."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
-    _flush(temporary)
+    flush(temporary)
     temporary.replace(path)
 
 
@@ -32,7 +32,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     yield temporary
     for file in temporary.rglob("*"):
         if file.is_file():
-            _flush(file)
+            flush(file)
     old = path.with_name(f".{path.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if path.exists():
@@ -41,7 +41,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

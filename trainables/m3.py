@@ -4,9 +4,10 @@ The arguments, the data format, the losses and the checkpoint layout are upstrea
 for the same arguments and seed.
 """
 
+import random
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,9 +26,9 @@ from FlagEmbedding.finetune.embedder.encoder_only.m3 import (
     EncoderOnlyEmbedderM3Trainer,
     EncoderOnlyEmbedderM3TrainingArguments,
 )
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import HfArgumentParser, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from transformers import HfArgumentParser, PreTrainedTokenizerBase, TrainerCallback
 
 from trainables import rows
 from trainables.base import BaseModels
@@ -35,6 +36,7 @@ from trainables.batching import Layout
 from trainables.gradcache import embedded_from, encode_groups, token_table
 from trainables.heads import colbert_scores, pad_vectors, sparse_vectors
 from trainables.tokens import Tokeniser
+from trainables.trainer import ResumableTrainer
 from trainables.vocabulary import Vocabulary, plain_embedding
 
 __all__ = ["Arguments", "BaseModels", "Collator", "Model", "Runner", "Trainer", "build_arguments", "load_model"]
@@ -58,6 +60,10 @@ _GROUP_COST = {"cpu": 32, "cuda": 2048}
 
 _ADAM = ("adamw_torch", "adamw_torch_fused")
 """Optimizers that leave a parameter alone which has never had a gradient, if there is no weight decay."""
+
+
+_DRAWS_KEPT = 8
+"""Batches whose generator states are kept: the loader makes one batch before it is needed."""
 
 
 class Arguments(NamedTuple):
@@ -84,7 +90,7 @@ def build_arguments(arguments: Mapping[str, Any], output_dir: str) -> Arguments:
     if isinstance(values.get("train_data"), str):
         values["train_data"] = [values["train_data"]]
     parts = (EncoderOnlyEmbedderM3ModelArguments, AbsEmbedderDataArguments, EncoderOnlyEmbedderM3TrainingArguments)
-    known = {field.name for part in parts for field in fields(part)}
+    known = {each.name for part in parts for each in fields(part)}
     if unknown := sorted(values.keys() - known):
         raise ValueError(f"every argument must be FlagEmbedding's or transformers', but got {', '.join(unknown)}")
     return Arguments(*HfArgumentParser(parts).parse_dict(_OURS | values | {"output_dir": output_dir}))
@@ -168,20 +174,8 @@ class Model(EncoderOnlyEmbedderM3Model):  # type: ignore[misc]
         self.tokenizer.save_pretrained(output_dir)
 
 
-class Trainer(EncoderOnlyEmbedderM3Trainer):  # type: ignore[misc]
-    """Upstream's trainer; adds up the loss of its steps on the device, and writes no pickle of its arguments."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.remove_callback(PrinterCallback)
-        self.loss_sum = torch.zeros((), device=self.args.device)
-        self.loss_count = 0
-
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], **kwargs: Any) -> Any:
-        result = super().compute_loss(model, inputs, **kwargs)
-        self.loss_sum += (result[0] if isinstance(result, tuple) else result).detach()
-        self.loss_count += 1
-        return result
+class Trainer(ResumableTrainer, EncoderOnlyEmbedderM3Trainer):  # type: ignore[misc]
+    """Upstream's trainer, resumable; adds up its losses on the device."""
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:  # noqa: ARG002
         self.model.save(output_dir or self.args.output_dir)
@@ -194,8 +188,20 @@ class Collator(AbsEmbedderCollator):  # type: ignore[misc]
     layout: Layout | None = None
     query_tokens: Tokeniser | None = None
     passage_tokens: Tokeniser | None = None
+    draws: dict[int, Any] = field(default_factory=dict)
+    """Number of batches made -> state of Python's generator after it, for the last few."""
+
+    def start(self, batches: int) -> None:
+        """Goes on counting from a number of batches."""
+        self.draws = {batches: random.getstate()}
 
     def __call__(self, features: list[tuple[Any, ...]]) -> dict[str, Any]:
+        made = max(self.draws, default=0) + 1
+        self.draws[made] = random.getstate()
+        self.draws.pop(made - _DRAWS_KEPT, None)
+        return self._batch(features)
+
+    def _batch(self, features: list[tuple[Any, ...]]) -> dict[str, Any]:
         assert self.layout is not None
         assert self.query_tokens is not None
         assert self.passage_tokens is not None

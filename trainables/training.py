@@ -1,215 +1,31 @@
-"""Trains a trial through the runner, with scores, checkpoint and report at its rungs; or scores a checkpoint."""
+"""Trains a trial through the runner, from its start or from a state; or scores a checkpoint."""
 
-import json
-import logging
-import math
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+import shutil
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.distributed as dist
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trainables.base import BaseModels
 from trainables.config import Progress, Report, RungReport, TrialConfig
-from trainables.evaluation import HEADS, EncodingSettings, Scorer
-from trainables.files import append_line, new_folder, write_text
-from trainables.m3 import Arguments, Model, Runner, build_arguments, load_model
-from trainables.measures import Scores
-from trainables.process import process_group, rank, world_size
-from trainables.trial import NonFiniteLoss
-
-logger = logging.getLogger(__name__)
-
-
-class Clock:
-    """Splits the time since it was made into training, scoring and the rest."""
-
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
-        self._spent = {"training": 0.0, "scoring": 0.0}
-
-    @contextmanager
-    def measure(self, part: str) -> Iterator[None]:
-        """Counts a block's time to a part."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._spent[part] += time.perf_counter() - start
-
-    def add(self, part: str, seconds: float) -> None:
-        """Counts seconds to a part."""
-        self._spent[part] += seconds
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """Seconds so far by part; `overhead` is what neither trained nor scored."""
-        total = time.perf_counter() - self._start
-        return self._spent | {"overhead": total - sum(self._spent.values())}
-
-
-class Judge:
-    """Scores a trial's model on its held-out split.
-
-    Args:
-        config: the trial.
-        arguments: lengths, instructions and pooling for scoring are those of training.
-        base: where tokenised held-out data is kept between trials.
-    """
-
-    def __init__(self, config: TrialConfig, arguments: Arguments, tokenizer: Any, base: BaseModels) -> None:
-        self._config = config
-        self._heads = HEADS if arguments.training.unified_finetuning else HEADS[:1]
-        self._scorer = _kept_scorer(config, arguments, tokenizer, base)
-
-    def scores(self, model: Model) -> Scores:
-        """Returns scores of the heads that the trial trains."""
-        return self._scorer.score(model, self._config.split, heads=self._heads)
-
-
-def _kept_scorer(config: TrialConfig, arguments: Arguments, tokenizer: Any, base: BaseModels) -> Scorer:
-    data, training = arguments.data, arguments.training
-    settings = EncodingSettings(
-        query_max_len=data.query_max_len,
-        passage_max_len=data.passage_max_len,
-        query_instruction_for_retrieval=data.query_instruction_for_retrieval,
-        query_instruction_format=data.query_instruction_format,
-        passage_instruction_for_retrieval=data.passage_instruction_for_retrieval,
-        passage_instruction_format=data.passage_instruction_format,
-        sentence_pooling_method=training.sentence_pooling_method,
-        normalize_embeddings=training.normalize_embeddings,
-        precision="float16" if training.fp16 else "bfloat16" if training.bf16 else "float32",
-    )
-    key = (config.eval_data, settings, repr(tokenizer))
-    if key not in base.scorers:
-        base.scorers[key] = Scorer(Path(config.eval_data), tokenizer, settings)
-    scorer: Scorer = base.scorers[key]
-    return scorer
-
-
-class Rungs(TrainerCallback):
-    """Scores, checkpoints and reports a trial when it has seen its rungs' shares of the training examples.
-
-    Rung k of fraction f is reached after ceil(f x all steps) optimizer steps.
-
-    Args:
-        config: the trial.
-        report: see `run_trial`.
-        progress: see `run_trial`.
-        clock: runs since the trial began.
-        batch_size: training rows in one optimizer step, over all workers.
-    """
-
-    def __init__(
-        self, config: TrialConfig, report: Report, progress: Progress | None, clock: Clock, batch_size: int
-    ) -> None:
-        self._config = config
-        self._report = report
-        self._progress = progress
-        self._clock = clock
-        self._batch_size = batch_size
-        self._folder = Path(config.directory)
-        self._next = 0
-        self._best = -math.inf
-        self._resumed = 0.0
-        self.runner: Runner | None = None
-        self.judge: Judge | None = None
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Starts the clock of training."""
-        self._resumed = time.perf_counter()
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:  # noqa: ARG002
-        """Writes the trainer's figures to the log, and checks the loss while it is on the host anyway."""
-        logger.info("step %d of %d: %s", state.global_step, state.max_steps, json.dumps(kwargs["logs"], default=str))
-        self._check_loss(state.global_step)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Stands at a rung, or goes on."""
-        if args.device.type == "cpu":
-            self._check_loss(state.global_step)
-        if self._progress:
-            self._progress(state.global_step, state.max_steps)
-        due = self._due(state)
-        if due:
-            self._clock.add("training", time.perf_counter() - self._resumed)
-            control.should_training_stop = not self._stand(due, state) or due[-1] == len(self._config.rungs)
-            self._resumed = time.perf_counter()
-
-    def _due(self, state: TrainerState) -> list[int]:
-        """Returns the numbers (from 1) of the rungs that this step reaches: several where steps are few."""
-        rungs = self._config.rungs
-        steps = [math.ceil(fraction * state.max_steps) for fraction in rungs]
-        return [k + 1 for k in range(self._next, len(rungs)) if state.global_step >= steps[k]]
-
-    def _stand(self, due: list[int], state: TrainerState) -> bool:
-        """Scores once, reports every rung that is due; returns whether to go on."""
-        assert self.runner is not None
-        assert self.judge is not None
-        loss = self._mean_loss(state.global_step)
-        with self.runner.whole_model() as model:
-            with self._clock.measure("scoring"):
-                scores = self.judge.scores(model)
-            self._keep_best(scores, model)
-        for number in due:
-            self._next = number
-            if not _agree(self._report(self._record(number, state.global_step, loss, scores))):
-                return False
-        return True
-
-    def _record(self, number: int, step: int, loss: float, scores: Scores) -> RungReport:
-        rungs = self._config.rungs
-        record = RungReport(
-            rung=number,
-            fraction=rungs[number - 1],
-            step=step,
-            examples=step * self._batch_size,
-            loss=loss,
-            value=scores.means[self._config.metric],
-            scores=scores.means,
-            last=number == len(rungs),
-            seconds=self._clock.seconds,
-        )
-        return write_record(self._folder, record)
-
-    def _keep_best(self, scores: Scores, model: Model) -> None:
-        value = scores.means[self._config.metric]
-        if value > self._best and rank() == 0:
-            with new_folder(self._folder / "checkpoint") as folder:
-                model.save(str(folder))
-            write_text(self._folder / f"{scores.split}.json", scores.to_json())
-        self._best = max(value, self._best)
-
-    def _check_loss(self, step: int) -> None:
-        assert self.runner is not None
-        trainer = self.runner.trainer
-        if not math.isfinite(float(trainer.loss_sum)):
-            raise NonFiniteLoss(
-                f"the training loss must be finite, but it was not at or before step {step}: "
-                "lower learning_rate, or raise temperature"
-            )
-
-    def _mean_loss(self, step: int) -> float:
-        """Returns the mean loss since the rung before, over all workers."""
-        assert self.runner is not None
-        trainer = self.runner.trainer
-        self._check_loss(step)
-        mean = trainer.loss_sum / max(trainer.loss_count, 1)
-        if world_size() > 1:
-            dist.all_reduce(mean)
-            mean /= world_size()
-        trainer.loss_sum = torch.zeros_like(trainer.loss_sum)
-        trainer.loss_count = 0
-        return float(mean)
+from trainables.files import write_text
+from trainables.m3 import Runner, build_arguments, load_model
+from trainables.process import process_group, rank
+from trainables.records import Clock, read_records, write_record
+from trainables.resume import States
+from trainables.rungs import Judge, Rungs, agree
 
 
 def train(config: TrialConfig, report: Report, base: BaseModels, progress: Progress | None) -> None:
     """Trains a trial to its last rung, or to the one where `report` stops it."""
     clock = Clock()
+    folder = Path(config.directory)
+    states = States(folder / "resume", config)
+    state = states.newest()
+    done = read_records(folder) if state else _start_anew(folder)
+    if not _repeat(done, report, config):
+        states.remove()
+        return
     values = config.arguments
     alone = values.get("deepspeed") or values.get("negatives_cross_device")
     with process_group() if alone else nullcontext():
@@ -217,11 +33,33 @@ def train(config: TrialConfig, report: Report, base: BaseModels, progress: Progr
         training = arguments.training
         # same_dataset_within_batch overwrites the argument, so the rows in a step are counted before
         rows = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
-        rungs = Rungs(config, report, progress, clock, rows)
+        rungs = Rungs(config, report, progress, clock, rows, states)
         runner = Runner(arguments, base, [rungs], _token_cache(config))
         rungs.runner = runner
         rungs.judge = Judge(config, arguments, runner.tokenizer, base)
-        runner.trainer.train()
+        if state is None:
+            runner.trainer.train()
+        else:
+            clock.go_on_from(done[-1].seconds if done else {})
+            rungs.go_on_from(done)
+            runner.trainer.resume(state)
+    states.remove()
+
+
+def _start_anew(folder: Path) -> list[RungReport]:
+    """Forgets what a trial of the same name has written."""
+    agree(True)  # no worker may still have to look
+    if rank() == 0:
+        for name in ("checkpoint", "resume"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        for name in ("metrics.jsonl", "dev.json"):
+            (folder / name).unlink(missing_ok=True)
+    return []
+
+
+def _repeat(done: list[RungReport], report: Report, config: TrialConfig) -> bool:
+    """Reports again what was reported before a trial was interrupted; returns whether there is anything left to do."""
+    return all(agree(report(record)) for record in done) and len(done) < len(config.rungs)
 
 
 def _token_cache(config: TrialConfig) -> Path:
@@ -260,19 +98,3 @@ def score(config: TrialConfig, report: Report, base: BaseModels) -> None:
         seconds=clock.seconds,
     )
     report(write_record(folder, record))
-
-
-def write_record(folder: Path, record: RungReport) -> RungReport:
-    """Appends a report to the trial's metrics.jsonl and returns it."""
-    if rank() == 0:
-        append_line(folder / "metrics.jsonl", json.dumps(record.to_dict()))
-    return record
-
-
-def _agree(answer: bool) -> bool:
-    """Returns whether every worker answered yes."""
-    if world_size() == 1:
-        return answer
-    answers: list[bool | None] = [None] * world_size()
-    dist.all_gather_object(answers, answer)
-    return all(answers)

@@ -1,0 +1,62 @@
+"""What a trial has reported: its metrics.jsonl, and the time it took."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from trainables.config import RungReport
+from trainables.files import append_line
+from trainables.process import rank
+
+_FILE = "metrics.jsonl"
+
+
+class Clock:
+    """Splits the time since it was made into training, scoring and the rest."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._spent = {"training": 0.0, "scoring": 0.0}
+        self._before = 0.0
+
+    def go_on_from(self, seconds: Mapping[str, float]) -> None:
+        """Counts on from what an earlier process had spent."""
+        for part in self._spent:
+            self._spent[part] += seconds.get(part, 0.0)
+        self._before += sum(seconds.values())
+
+    @contextmanager
+    def measure(self, part: str) -> Iterator[None]:
+        """Counts a block's time to a part."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._spent[part] += time.perf_counter() - start
+
+    def add(self, part: str, seconds: float) -> None:
+        """Counts seconds to a part."""
+        self._spent[part] += seconds
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds so far by part; `overhead` is what neither trained nor scored."""
+        total = self._before + time.perf_counter() - self._start
+        return self._spent | {"overhead": total - sum(self._spent.values())}
+
+
+def write_record(folder: Path, record: RungReport) -> RungReport:
+    """Appends a report to the trial's metrics.jsonl and returns it."""
+    if rank() == 0:
+        append_line(folder / _FILE, json.dumps(record.to_dict()))
+    return record
+
+
+def read_records(folder: Path) -> list[RungReport]:
+    """Returns what the trial has reported, in its order; a last line that was cut short is left out."""
+    if not (folder / _FILE).exists():
+        return []
+    lines = (folder / _FILE).read_text(encoding="utf-8").split("\n")[:-1]
+    return [RungReport.from_dict(json.loads(line)) for line in lines]

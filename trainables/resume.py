@@ -1,0 +1,124 @@
+"""Training states on disk: the newest two of a trial, each whole or not there."""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from trainables.config import TrialConfig
+from trainables.files import flush, write_text
+from trainables.process import rank, world_size
+
+logger = logging.getLogger(__name__)
+
+_KEPT = 2
+_MANIFEST = "manifest.json"
+
+
+class States:
+    """The training states of one trial.
+
+    Args:
+        folder: RUN/trials/NAME/resume.
+        config: states of another configuration are not used.
+    """
+
+    def __init__(self, folder: Path, config: TrialConfig) -> None:
+        self._folder = folder
+        self._config = config_hash(config)
+
+    def save(self, step: int, write: Callable[[Path], None]) -> None:
+        """Saves a state; every worker calls it.
+
+        Args:
+            step: optimizer steps done.
+            write: writes this worker's files into a folder; the workers share it.
+        """
+        temporary = self._folder / f".{step}.tmp"
+        if rank() == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        _wait()
+        write(temporary)
+        _wait()
+        if rank() == 0:
+            self._finish(temporary, step)
+
+    def newest(self) -> Path | None:
+        """Returns the newest state of this configuration that is whole, None if there is none."""
+        for state in self._states():
+            if problem := self._problem(state):
+                logger.warning("the training state %s is not used: %s", state, problem)
+            else:
+                return state
+        return None
+
+    def remove(self) -> None:
+        """Removes all states, when nothing is left to resume."""
+        _wait()
+        if rank() == 0:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _finish(self, temporary: Path, step: int) -> None:
+        files = [file for file in sorted(temporary.rglob("*")) if file.is_file()]
+        hashes = {str(file.relative_to(temporary)): _hash(file) for file in files}
+        for file in files:
+            flush(file)
+        write_text(temporary / _MANIFEST, json.dumps({"config": self._config, "step": step, "files": hashes}))
+        final = self._folder / f"{step:09d}"
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        flush(self._folder)
+        for old in self._states()[_KEPT:]:
+            shutil.rmtree(old)
+
+    def _states(self) -> list[Path]:
+        """Returns the states on disk, newest first."""
+        if not self._folder.is_dir():
+            return []
+        return sorted((folder for folder in self._folder.iterdir() if folder.name.isdigit()), reverse=True)
+
+    def _problem(self, state: Path) -> str | None:
+        try:
+            manifest = json.loads((state / _MANIFEST).read_text())
+        except (OSError, ValueError) as error:
+            return f"its manifest cannot be read ({error})"
+        if manifest["config"] != self._config:
+            return "it is of another configuration"
+        broken = [name for name, value in manifest["files"].items() if _hash(state / name) != value]
+        return f"{', '.join(broken)} changed since they were written" if broken else None
+
+
+def config_hash(config: TrialConfig) -> str:
+    """Identifies what a trial computes; `sub_batch_size` bounds its memory and changes nothing else."""
+    values = config.to_dict()
+    values["arguments"].pop("sub_batch_size", None)
+    parts = {name: values[name] for name in ("arguments", "eval_data", "metric", "rungs", "split")}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
+    """Returns a hash of names and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _hash(file: Path) -> str:
+    if not file.is_file():
+        return "missing"
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _wait() -> None:
+    if world_size() > 1:
+        dist.barrier()

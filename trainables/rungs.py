@@ -1,0 +1,217 @@
+"""Scores, checkpoint, report and training state of a trial at its rungs."""
+
+import json
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from trainables.base import BaseModels
+from trainables.config import Progress, Report, RungReport, TrialConfig
+from trainables.evaluation import HEADS, EncodingSettings, Scorer
+from trainables.files import new_folder, write_text
+from trainables.m3 import Arguments, Model, Runner
+from trainables.measures import Scores
+from trainables.process import rank, world_size
+from trainables.records import Clock, write_record
+from trainables.resume import States
+from trainables.trial import NonFiniteLoss
+
+logger = logging.getLogger(__name__)
+
+SAVE_SECONDS = 30.0
+"""Training that took less is done again rather than saved."""
+
+LOOK_EVERY = 50
+"""Steps between looks at the clock, which the workers have to agree on."""
+
+
+class Judge:
+    """Scores a trial's model on its held-out split.
+
+    Args:
+        config: the trial.
+        arguments: lengths, instructions and pooling for scoring are those of training.
+        base: where tokenised held-out data is kept between trials.
+    """
+
+    def __init__(self, config: TrialConfig, arguments: Arguments, tokenizer: Any, base: BaseModels) -> None:
+        self._config = config
+        self._heads = HEADS if arguments.training.unified_finetuning else HEADS[:1]
+        self._scorer = _kept_scorer(config, arguments, tokenizer, base)
+
+    def scores(self, model: Model) -> Scores:
+        """Returns scores of the heads that the trial trains."""
+        return self._scorer.score(model, self._config.split, heads=self._heads)
+
+
+def _kept_scorer(config: TrialConfig, arguments: Arguments, tokenizer: Any, base: BaseModels) -> Scorer:
+    data, training = arguments.data, arguments.training
+    settings = EncodingSettings(
+        query_max_len=data.query_max_len,
+        passage_max_len=data.passage_max_len,
+        query_instruction_for_retrieval=data.query_instruction_for_retrieval,
+        query_instruction_format=data.query_instruction_format,
+        passage_instruction_for_retrieval=data.passage_instruction_for_retrieval,
+        passage_instruction_format=data.passage_instruction_format,
+        sentence_pooling_method=training.sentence_pooling_method,
+        normalize_embeddings=training.normalize_embeddings,
+        precision="float16" if training.fp16 else "bfloat16" if training.bf16 else "float32",
+    )
+    key = (config.eval_data, settings, repr(tokenizer))
+    if key not in base.scorers:
+        base.scorers[key] = Scorer(Path(config.eval_data), tokenizer, settings)
+    scorer: Scorer = base.scorers[key]
+    return scorer
+
+
+class Rungs(TrainerCallback):
+    """Scores, checkpoints and reports a trial when it has seen its rungs' shares of the training examples.
+
+    Rung k of fraction f is reached after ceil(f x all steps) optimizer steps.
+
+    Args:
+        config: the trial.
+        report: see `run_trial`.
+        progress: see `run_trial`.
+        clock: runs since the trial began.
+        batch_size: training rows in one optimizer step, over all workers.
+        states: where training states are saved.
+    """
+
+    def __init__(
+        self,
+        config: TrialConfig,
+        report: Report,
+        progress: Progress | None,
+        clock: Clock,
+        batch_size: int,
+        states: States,
+    ) -> None:
+        self._config = config
+        self._report = report
+        self._progress = progress
+        self._clock = clock
+        self._batch_size = batch_size
+        self._folder = Path(config.directory)
+        self._done: list[RungReport] = []
+        self._states = states
+        self._resumed = self._saved = time.perf_counter()
+        self.runner: Runner | None = None
+        self.judge: Judge | None = None
+
+    def go_on_from(self, done: list[RungReport]) -> None:
+        """Leaves out rungs that an earlier process has reported."""
+        self._done = list(done)
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Starts the clock of training."""
+        self._resumed = self._saved = time.perf_counter()
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:  # noqa: ARG002
+        """Writes the trainer's figures to the log, and checks the loss while it is on the host anyway."""
+        logger.info("step %d of %d: %s", state.global_step, state.max_steps, json.dumps(kwargs["logs"], default=str))
+        self._check_loss(state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Stands at a rung, or goes on."""
+        if args.device.type == "cpu":
+            self._check_loss(state.global_step)
+        if self._progress:
+            self._progress(state.global_step, state.max_steps)
+        due = self._due(state)
+        if due:
+            self._clock.add("training", time.perf_counter() - self._resumed)
+            control.should_training_stop = not self._stand(due, state) or due[-1] == len(self._config.rungs)
+            self._resumed = time.perf_counter()
+        if not control.should_training_stop and (due or state.global_step % LOOK_EVERY == 0):
+            self._save_state(state.global_step)
+
+    def _due(self, state: TrainerState) -> list[int]:
+        """Returns the numbers (from 1) of the rungs that this step reaches: several where steps are few."""
+        rungs = self._config.rungs
+        steps = [math.ceil(fraction * state.max_steps) for fraction in rungs]
+        return [k + 1 for k in range(len(self._done), len(rungs)) if state.global_step >= steps[k]]
+
+    def _stand(self, due: list[int], state: TrainerState) -> bool:
+        """Scores once, reports every rung that is due; returns whether to go on."""
+        assert self.runner is not None
+        assert self.judge is not None
+        loss = self._mean_loss(state.global_step)
+        with self.runner.whole_model() as model:
+            with self._clock.measure("scoring"):
+                scores = self.judge.scores(model)
+            self._keep_best(scores, model)
+        for number in due:
+            self._done.append(self._record(number, state.global_step, loss, scores))
+            if not agree(self._report(self._done[-1])):
+                return False
+        return True
+
+    def _save_state(self, step: int) -> None:
+        """Saves the training state if training anew would cost more than a moment."""
+        assert self.runner is not None
+        trainer = self.runner.trainer
+        if trainer.resumable and agree(time.perf_counter() - self._saved >= SAVE_SECONDS):
+            started = time.perf_counter()
+            self._clock.add("training", started - self._resumed)
+            self._states.save(step, trainer.save_state)
+            self._saved = self._resumed = time.perf_counter()
+
+    def _record(self, number: int, step: int, loss: float, scores: Scores) -> RungReport:
+        rungs = self._config.rungs
+        record = RungReport(
+            rung=number,
+            fraction=rungs[number - 1],
+            step=step,
+            examples=step * self._batch_size,
+            loss=loss,
+            value=scores.means[self._config.metric],
+            scores=scores.means,
+            last=number == len(rungs),
+            seconds=self._clock.seconds,
+        )
+        return write_record(self._folder, record)
+
+    def _keep_best(self, scores: Scores, model: Model) -> None:
+        best = max((report.value for report in self._done), default=-math.inf)
+        if scores.means[self._config.metric] > best and rank() == 0:
+            with new_folder(self._folder / "checkpoint") as folder:
+                model.save(str(folder))
+            write_text(self._folder / f"{scores.split}.json", scores.to_json())
+
+    def _check_loss(self, step: int) -> None:
+        assert self.runner is not None
+        trainer = self.runner.trainer
+        if not math.isfinite(float(trainer.loss_sum)):
+            raise NonFiniteLoss(
+                f"the training loss must be finite, but it was not at or before step {step}: "
+                "lower learning_rate, or raise temperature"
+            )
+
+    def _mean_loss(self, step: int) -> float:
+        """Returns the mean loss since the rung before, over all workers."""
+        assert self.runner is not None
+        trainer = self.runner.trainer
+        self._check_loss(step)
+        mean = trainer.loss_sum / max(trainer.loss_count, 1)
+        if world_size() > 1:
+            dist.all_reduce(mean)
+            mean /= world_size()
+        trainer.loss_sum = torch.zeros_like(trainer.loss_sum)
+        trainer.loss_count = 0
+        return float(mean)
+
+
+def agree(answer: bool) -> bool:
+    """Returns whether every worker answered yes."""
+    if world_size() == 1:
+        return answer
+    answers: list[bool | None] = [None] * world_size()
+    dist.all_gather_object(answers, answer)
+    return all(answers)
