@@ -5,6 +5,7 @@ being done, so that a restarted group takes it up again from its last checkpoint
 """
 
 import asyncio
+import json
 import time
 import traceback
 from collections.abc import Mapping
@@ -113,7 +114,7 @@ class _Talker:
     def rung(self, report: RungReport) -> bool:
         from ray.train.collective import broadcast_from_rank_zero
 
-        event = {"event": RUNG, "report": report.to_dict()}
+        event = {"event": RUNG, "report": json.dumps(report.to_dict())}  # Tune would flatten a dictionary
         return bool(broadcast_from_rank_zero(ray.get(self._box.say.remote(event)) if self._first else None))
 
     def progress(self, step: int, steps: int) -> None:

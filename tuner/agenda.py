@@ -7,7 +7,7 @@ of them; whatever must outlive the process is in the study.
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,7 +44,7 @@ class Row:
     step: int = 0
     steps: int = 0
     value: float | None = None
-    started: float = field(default_factory=time.monotonic)
+    started: float
     ended: float | None = None
 
 
@@ -151,7 +151,7 @@ class Agenda:
         smaller = _smaller_sub_batch(job.config) if failure.kind == "out_of_memory" else None
         if smaller is not None:
             job.row.state = "retried"
-            row = Row(name=job.row.name, role=job.row.role, params=job.row.params)
+            row = self._row(job.row.name, job.row.role, job.row.params)
             self._retries.append(_Running(config=smaller, row=row, trial=job.trial, finalist=job.finalist))
             return
         self.failures.append(failure)
@@ -177,6 +177,9 @@ class Agenda:
         job.row.state, job.row.ended = state, self._clock()
         return job
 
+    def _row(self, name: str, role: str, params: Mapping[str, Any]) -> Row:
+        return Row(name=name, role=role, params=params, started=self._clock())
+
     def _retry(self) -> _Running | None:
         return self._retries.pop(0) if self._retries else None
 
@@ -189,8 +192,8 @@ class Agenda:
             if earlier is None:
                 return self._trial_job(trial, params)
             self._study.reuse(trial, earlier)
-            row = Row(name=f"{trial.number:04d}", role=SAMPLED, params=params, value=earlier.value)
-            row.state = f"as {earlier.number}"
+            row = self._row(f"{trial.number:04d}", SAMPLED, params)
+            row.value, row.state = earlier.value, f"as {earlier.number}"
             self.rows.append(row)
         return None
 
@@ -199,7 +202,7 @@ class Agenda:
         rungs = () if role == BASE else self._config.rungs
         config = self._job(f"{trial.number:04d}", params, self._config.seed, rungs=rungs)
         trial.set_user_attr("seed", self._config.seed)
-        return _Running(config=config, row=Row(name=config.name, role=role, params=params), trial=trial)
+        return _Running(config=config, row=self._row(config.name, role, params), trial=trial)
 
     def _job(self, name: str, params: Mapping[str, Any], seed: int, **kind: Any) -> TrialConfig:
         arguments = translated({**self._arguments, **params, "seed": seed})
@@ -251,7 +254,7 @@ class Agenda:
                 trial = None if name in self._running else self._study.retraining(source.number, seed)
                 if trial is not None:
                     config = self._job(name, source.params, seed, rungs=self._config.rungs)
-                    row = Row(name=name, role="finalist", params=source.params)
+                    row = self._row(name, "finalist", source.params)
                     return _Running(config=config, row=row, trial=trial, finalist=True)
         return None
 
@@ -263,7 +266,7 @@ class Agenda:
         if not self._tests:
             return None
         config = self._tests.pop(0)
-        return _Running(config=config, row=Row(name=config.name, role="test", params={}))
+        return _Running(config=config, row=self._row(config.name, "test", {}))
 
     def _test_configs(self) -> list[TrialConfig]:
         """The base model, the user's own settings and the winner, each scored once on test."""

@@ -30,7 +30,7 @@ def conclude(config: SearchConfig, run_dir: Path, console: Console, *, seconds: 
     result = selection.judge(run_dir, search, finalists, metric=config.metric, seed=config.seed, total_seconds=seconds)
     _write(run_dir / RESULT_FILE, result)
     bundle = write_bundle(run_dir, run_dir / "best")
-    write_report(run_dir)
+    write_report(run_dir, config.storage)
     _say(result, bundle, run_dir, console)
 
 

@@ -4,6 +4,7 @@ On Ray, Tune places jobs and reuses its actors, Train holds the workers; the age
 searchers, schedulers and restore are not used: they keep state that the study would not know of.
 """
 
+import json
 import logging
 import threading
 from collections.abc import Callable
@@ -141,7 +142,7 @@ class _AgendaScheduler(FIFOScheduler):
             agenda.progress(name, *result["position"])
             return TrialScheduler.CONTINUE
         if event == RUNG:
-            goes_on = agenda.rung(name, RungReport.from_dict(result["report"]))
+            goes_on = agenda.rung(name, RungReport.from_dict(json.loads(result["report"])))
             if goes_on:
                 return TrialScheduler.CONTINUE
             agenda.ended(name)

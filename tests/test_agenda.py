@@ -1,0 +1,84 @@
+from pathlib import Path
+
+from fake import fake_train, open_agenda
+
+from trainables.config import Progress, Report, TrialConfig
+from tuner.agenda import Agenda
+from tuner.config import SearchConfig
+from tuner.executor import run_in_process
+from tuner.study import read_studies
+
+
+def _run(config: SearchConfig, run_dir: Path) -> Agenda:
+    agenda = open_agenda(config, run_dir)
+    run_in_process(agenda, fake_train)
+    return agenda
+
+
+def test_base_then_user_then_samples_then_finalists_then_test(tmp_path: Path) -> None:
+    agenda = _run(SearchConfig(num_trials=6, finalists=2, finalist_seeds=2), tmp_path)
+    roles = [row.role for row in agenda.rows]
+    assert roles[:2] == ["base", "user"]
+    assert roles[2:6] == ["sampled"] * 4
+    assert roles[6:10] == ["finalist"] * 4
+    assert set(roles[10:]) == {"test"}
+    assert agenda.finished
+
+
+def test_pruned_trials_are_pruned_in_the_study(tmp_path: Path) -> None:
+    _run(SearchConfig(num_trials=12, finalists=0), tmp_path)
+    search, _ = read_studies(tmp_path)
+    states = [trial.state.name for trial in search.trials]
+    assert states[:2] == ["COMPLETE", "COMPLETE"]
+    assert "PRUNED" in states
+    assert all(len(trial.intermediate_values) == 3 for trial in search.trials[1:] if trial.state.name == "COMPLETE")
+
+
+def test_weights_stay_for_the_best_and_the_users_own_only(tmp_path: Path) -> None:
+    _run(SearchConfig(num_trials=12, finalists=2, finalist_seeds=1, keep_checkpoints=2), tmp_path)
+    kept = {folder.parent.name for folder in (tmp_path / "trials").glob("*/checkpoint")}
+    search, _ = read_studies(tmp_path)
+    complete = [t for t in search.trials if t.state.name == "COMPLETE" and t.number > 0]
+    best = sorted(complete, key=lambda trial: trial.value or 0.0, reverse=True)[:2]
+    assert kept == {"0001", *(f"{trial.number:04d}" for trial in best)}
+
+
+def test_one_failed_trial_does_not_end_the_search(tmp_path: Path) -> None:
+    def fails_once(config: TrialConfig, report: Report, progress: Progress) -> None:
+        if config.name == "0002":
+            raise RuntimeError("boom")
+        fake_train(config, report, progress)
+
+    agenda = open_agenda(SearchConfig(num_trials=5, finalists=0), tmp_path)
+    run_in_process(agenda, fails_once)
+    search, _ = read_studies(tmp_path)
+    assert search.trials[2].state.name == "FAIL"
+    assert search.trials[2].user_attrs["error"] == "RuntimeError: boom"
+    assert len(search.trials) == 5
+    assert agenda.has_winner
+    assert "boom" in (tmp_path / "trials" / "0002" / "log.txt").read_text()
+
+
+def test_without_a_scored_base_model_nothing_more_is_trained(tmp_path: Path) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("no such model")
+
+    agenda = open_agenda(SearchConfig(num_trials=5), tmp_path)
+    run_in_process(agenda, fails)
+    assert [row.role for row in agenda.rows] == ["base"]
+    assert not agenda.has_winner
+
+
+def test_no_trial_is_started_that_the_time_budget_cannot_hold(tmp_path: Path) -> None:
+    now = 0.0
+
+    def minute(config: TrialConfig, report: Report, progress: Progress) -> None:
+        nonlocal now
+        fake_train(config, report, progress)
+        now += 60 if config.rungs else 0
+
+    config = SearchConfig(num_trials=50, time_budget="10m", finalists=1, finalist_seeds=1, pruner="none")
+    agenda = open_agenda(config, tmp_path, clock=lambda: now)
+    run_in_process(agenda, minute)
+    assert now <= 600
+    assert [row.role for row in agenda.rows].count("finalist") == 1

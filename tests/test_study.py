@@ -1,0 +1,117 @@
+"""One contract for every sampler, pruner and storage: a search that is broken off goes on as an unbroken one."""
+
+from pathlib import Path
+
+import optuna
+import pytest
+from fake import METRIC, open_agenda, open_study, score_of
+
+from tuner.agenda import Failure
+from tuner.config import SearchConfig
+from tuner.study import pruner_names, read_studies, sampler_names
+from trainables.config import RungReport
+
+SAMPLERS = [name for name in sampler_names() if name not in ("gp", "cmaes")]  # they need scipy/cmaes beyond our own
+
+
+def _run(config: SearchConfig, run_dir: Path, *, break_after: int | None = None) -> list[tuple[object, ...]]:
+    from fake import fake_train
+
+    from tuner.executor import run_in_process
+
+    agenda = open_agenda(config, run_dir)
+    ended = 0
+
+    def train(*job: object) -> None:
+        nonlocal ended
+        if ended == break_after:
+            raise KeyboardInterrupt
+        fake_train(*job)  # type: ignore[arg-type]
+        ended += 1
+
+    try:
+        run_in_process(agenda, train)  # type: ignore[arg-type]
+    except KeyboardInterrupt:
+        return _run(config, run_dir)
+    search, finalists = read_studies(run_dir, config.storage)
+    return [
+        (t.number, t.state.name, t.value, sorted(t.params.items()), t.user_attrs.get("role")) for t in search.trials
+    ] + [(t.user_attrs["source"], t.user_attrs["seed"], t.value) for t in finalists.trials]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("pruner", pruner_names())
+def test_a_broken_search_ends_as_an_unbroken_one(sampler: str, pruner: str, tmp_path: Path) -> None:
+    config = SearchConfig(num_trials=9, sampler=sampler, pruner=pruner, finalists=2, finalist_seeds=1)
+    for name in ("whole", "broken"):
+        (tmp_path / name).mkdir()
+    whole = _run(config, tmp_path / "whole")
+    assert [row for row in whole if len(row) == 5][:2] == [
+        (0, "COMPLETE", 0.6, [], "base"),
+        whole[1],
+    ]
+    assert whole[1][4] == "user"
+    assert _run(config, tmp_path / "broken", break_after=4) == whole
+
+
+def test_the_same_search_goes_into_a_journal_file(tmp_path: Path) -> None:
+    config = SearchConfig(num_trials=5, finalists=0)
+    sqlite, journal = tmp_path / "a", tmp_path / "b"
+    sqlite.mkdir(), journal.mkdir()
+    assert _run(config.replace(storage=str(journal / "study.journal")), journal) == _run(config, sqlite)
+
+
+def test_a_finished_search_is_extended(tmp_path: Path) -> None:
+    short = _run(SearchConfig(num_trials=4, finalists=0), tmp_path)
+    long = _run(SearchConfig(num_trials=7, finalists=0), tmp_path)
+    assert long[:4] == short
+    assert len(long) == 7
+
+
+def test_a_trials_value_is_its_best_rungs(tmp_path: Path) -> None:
+    study = open_study(SearchConfig(num_trials=4), tmp_path)
+    study.complete_base = None  # type: ignore[attr-defined]
+    trial, _ = study.ask()
+    user, _ = study.ask()
+    for rung, value in ((1, 0.7), (2, 0.8), (3, 0.75)):
+        report = RungReport(
+            rung=rung,
+            fraction=rung / 3,
+            step=rung,
+            examples=rung,
+            loss=1.0,
+            value=value,
+            scores={METRIC: value},
+            last=rung == 3,
+        )
+        assert study.report(user, report)
+    study.complete(user)
+    told = study.search.trials[1]
+    assert (told.value, told.user_attrs["best_rung"], told.intermediate_values) == (0.8, 2, {1: 0.7, 2: 0.8, 3: 0.75})
+
+
+def test_a_trial_that_does_not_fit_is_a_violated_constraint(tmp_path: Path) -> None:
+    """The sampler learns from it, and nothing is retried identically."""
+    agenda = open_agenda(SearchConfig(num_trials=2, finalists=0), tmp_path)
+    base = agenda.next()
+    assert base is not None
+    sizes = []
+    agenda.rung(base.name, _only_score())
+    agenda.ended(base.name)
+    while (job := agenda.next()) is not None:
+        sizes.append(job.arguments.get("sub_batch_size"))
+        agenda.failed(job.name, Failure(kind="out_of_memory", message="CUDA out of memory"))
+    assert sizes == [None, 16, 8, 4, 2, 1]  # 8 rows x 4 passages, halved
+    (trial,) = [t for t in read_studies(tmp_path)[0].trials if t.number == 1]
+    assert trial.state == optuna.trial.TrialState.PRUNED
+    assert trial.user_attrs["infeasible"] is True
+    assert agenda.finished
+    assert not agenda.has_winner
+
+
+def _only_score() -> RungReport:
+    return RungReport(rung=0, fraction=0, step=0, examples=0, loss=None, value=0.6, scores={METRIC: 0.6}, last=True)
+
+
+def test_the_fake_score_is_best_at_its_optimum() -> None:
+    assert score_of({"learning_rate": 1e-5, "temperature": 0.02}, 1.0) == pytest.approx(0.8)
