@@ -1,0 +1,134 @@
+"""FlagEmbedding's classes as subclassed: arguments, gradients, special tokens, base models."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from FlagEmbedding.finetune.embedder.encoder_only.m3 import EncoderOnlyEmbedderM3Model, EncoderOnlyEmbedderM3Runner
+
+from tests.m3_fixtures import make_model, make_rows, text
+from trainables.base import BaseModels
+from trainables.batching import Layout
+from trainables.m3 import Model, Runner, build_arguments
+from trainables.process import trial_process
+from trainables.tokens import Tokeniser
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("m3")
+    make_model(folder / "model")
+    make_model(folder / "bert", bert=True)
+    make_rows(folder / "rows.jsonl", rows=8)
+    return folder
+
+
+def arguments(root: Path, **changes: Any) -> dict[str, Any]:
+    values = {"model_name_or_path": str(root / "model"), "train_data": str(root / "rows.jsonl"), "use_cpu": True}
+    return {**values, "cache_path": str(root / "cache"), **changes}
+
+
+def test_arguments_of_older_transformers_are_understood(root: Path) -> None:
+    built = build_arguments(arguments(root, warmup_ratio=0.1, overwrite_output_dir=True), "out")
+    assert built.training.warmup_steps == 0.1
+    assert built.data.train_data == [str(root / "rows.jsonl")]
+    assert built.training.logging_nan_inf_filter is False
+    assert built.training.save_strategy == "no"
+
+
+def test_unknown_arguments_are_named(root: Path) -> None:
+    with pytest.raises(ValueError, match="but got colour, temprature"):
+        build_arguments(arguments(root, temprature=1, colour=2), "out")
+
+
+def models(root: Path, **changes: Any) -> tuple[EncoderOnlyEmbedderM3Model, Model]:
+    """Returns upstream's model and ours with the same weights, in float64."""
+    found = []
+    for kind in (EncoderOnlyEmbedderM3Model, Model):
+        torch.manual_seed(0)
+        base = BaseModels()
+        model_arguments = build_arguments(arguments(root), "out").model
+        parts = base.model(EncoderOnlyEmbedderM3Runner.get_model, model_arguments)
+        found.append(
+            kind(parts, tokenizer=base.tokenizer(model_arguments), temperature=0.1, **changes).double().train()
+        )
+    return found[0], found[1]
+
+
+def gradients(model: torch.nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"use_self_distill": True}, {"unified_finetuning": False}, {"sentence_pooling_method": "mean"}],
+    ids=["all heads", "dense", "mean pooling"],
+)
+@pytest.mark.parametrize("sub_batch_size", [None, 1, 3], ids=["whole", "sub-batches of 1", "of 3"])
+def test_gradients_equal_upstreams(root: Path, changes: dict[str, Any], sub_batch_size: int | None) -> None:
+    rng = random.Random(3)
+    sides = [text(rng, 8) for _ in range(3)], [text(rng, 30) for _ in range(9)]
+    upstream, ours = models(root, normalize_embeddings=True, **changes)
+    ours.sub_batch_size = sub_batch_size
+    tokenizer = upstream.tokenizer
+    padded = [tokenizer(side, padding=True, return_tensors="pt") for side in sides]
+    expected = upstream(*({k: v for k, v in side.items() if k != "token_type_ids"} for side in padded)).loss
+    layout = Layout(
+        pad_token_id=tokenizer.pad_token_id,
+        special_tokens=tuple(ours.special_tokens),
+        pad_to_multiple_of=None,
+        padding_side="right",
+        sub_batch_size=sub_batch_size,
+        group_cost=20,
+        like_upstream=False,
+    )
+    tokenise = Tokeniser(tokenizer, 64)
+    loss = ours(**layout.batch(*(tokenise(side) for side in sides))).loss
+
+    torch.testing.assert_close(loss, expected)
+    found, wanted = gradients(ours, loss), gradients(upstream, expected)
+    assert found.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-9, msg=name)
+
+
+def test_a_tokenizer_without_end_of_sequence_trains(root: Path, tmp_path: Path) -> None:
+    values = arguments(root, model_name_or_path=str(root / "bert"), unified_finetuning=True, max_steps=2)
+    with trial_process(tmp_path / "log.txt"):
+        runner = Runner(build_arguments(values, str(tmp_path / "out")), BaseModels(), [])
+        assert runner.model.special_tokens == [0, 1, 2]  # padding, unknown, [CLS]; [SEP] has a weight, as in inference
+        assert runner.trainer.train().training_loss > 0
+
+
+def test_empty_negatives_are_refused_with_the_row(root: Path, tmp_path: Path) -> None:
+    rows = make_rows(tmp_path / "rows.jsonl", rows=3, negatives=1).read_text().splitlines()
+    rows[1] = rows[1][: rows[1].index('"neg"')] + '"neg": []}'
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
+    values = arguments(root, train_data=str(tmp_path / "rows.jsonl"), cache_path=str(tmp_path / "cache"))
+    with trial_process(tmp_path / "log.txt"), pytest.raises(ValueError, match="`neg`, but row 2 has none"):
+        Runner(build_arguments(values, str(tmp_path / "out")), BaseModels(), [])
+
+
+@pytest.mark.parametrize("with_heads", [False, True], ids=["new heads", "heads in the checkpoint"])
+def test_a_copied_base_model_is_the_one_that_was_read(root: Path, tmp_path: Path, with_heads: bool) -> None:
+    folder = make_model(tmp_path / "model")
+    if with_heads:
+        torch.manual_seed(9)
+        torch.save(torch.nn.Linear(16, 16).state_dict(), folder / "colbert_linear.pt")
+        torch.save(torch.nn.Linear(16, 1).state_dict(), folder / "sparse_linear.pt")
+    base = BaseModels()
+    model_arguments = build_arguments(arguments(root, model_name_or_path=str(folder)), "out").model
+    found = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        parts = base.model(EncoderOnlyEmbedderM3Runner.get_model, model_arguments)
+        found.append(
+            ({f"{k}.{n}": v for k, part in parts.items() for n, v in part.state_dict().items()}, torch.rand(1))
+        )
+    (read, read_draw), (copied, copied_draw) = found
+    assert all(torch.equal(value, copied[name]) for name, value in read.items())
+    assert torch.equal(read_draw, copied_draw)
