@@ -1,0 +1,68 @@
+"""One worker of a group: trains as a test asks and writes what came of it.
+
+usage: python -m tests.m3_worker JOB.json    (RANK, WORLD_SIZE and the other variables of torch.distributed are set)
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from FlagEmbedding.finetune.embedder.encoder_only.m3 import EncoderOnlyEmbedderM3Runner
+
+from trainables.base import BaseModels
+from trainables.config import RungReport, TrialConfig
+from trainables.m3 import Runner, build_arguments
+from trainables.process import trial_process
+from trainables.trial import run_trial
+
+
+def losses(runner: EncoderOnlyEmbedderM3Runner) -> list[float]:
+    """Trains, and returns the loss of every forward pass."""
+    recorded: list[float] = []
+    compute_loss = runner.trainer.compute_loss
+
+    def record(*args: Any, **kwargs: Any) -> Any:
+        loss = compute_loss(*args, **kwargs)
+        recorded.append(float(loss.detach()))
+        return loss
+
+    runner.trainer.compute_loss = record
+    runner.trainer.train()
+    return recorded
+
+
+def compared(arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Returns upstream's losses and ours."""
+    found = {}
+    for name in ("upstream", "ours"):
+        with trial_process(folder / f"log-{os.environ['RANK']}.txt"):
+            values = arguments if name == "ours" else {**arguments, "sub_batch_size": None}
+            built = build_arguments(values, str(folder / name))
+            found[name] = losses(
+                EncoderOnlyEmbedderM3Runner(*built) if name == "upstream" else Runner(built, BaseModels(), [])
+            )
+    return found
+
+
+def trial(config: TrialConfig) -> dict[str, Any]:
+    """Returns the reports of a trial."""
+    reports: list[RungReport] = []
+    run_trial(config, lambda report: not reports.append(report))
+    return {"reports": [{**report.to_dict(), "seconds": None} for report in reports]}
+
+
+def main() -> None:
+    """Does the job."""
+    job = json.loads(Path(sys.argv[1]).read_text())
+    dist.init_process_group("gloo")
+    folder = Path(job["folder"])
+    result = trial(TrialConfig.from_dict(job["trial"])) if "trial" in job else compared(job["arguments"], folder)
+    (folder / f"result-{dist.get_rank()}.json").write_text(json.dumps(result))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Two workers (gloo, on the CPU): losses against upstream's, whole trials, and DeepSpeed."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import trainables
+from tests.m3_fixtures import make_eval, make_model, make_rows
+from trainables.config import TrialConfig
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("workers")
+    make_model(root / "model")
+    make_rows(root / "rows.jsonl", rows=48)
+    make_eval(root / "eval")
+    return root
+
+
+def arguments(folder: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        "model_name_or_path": str(folder / "model"),
+        "train_data": [str(folder / "rows.jsonl")],
+        "cache_path": str(folder / "cache"),
+        "per_device_train_batch_size": 3,
+        "train_group_size": 3,
+        "learning_rate": 1e-3,
+        "max_steps": 6,
+        "seed": 42,
+        "unified_finetuning": True,
+        "use_self_distill": True,
+        **changes,
+    }
+
+
+def work(job: dict[str, Any], folder: Path, workers: int = 2) -> list[dict[str, Any]]:
+    """Runs a job on a group of workers; returns the result of each."""
+    folder.mkdir(exist_ok=True)
+    (folder / "job.json").write_text(json.dumps({**job, "folder": str(folder)}))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    processes = []
+    for rank in range(workers):
+        group = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(workers), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "tests.m3_worker", str(folder / "job.json")]
+        environment = {**os.environ, **address, **group}
+        processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * workers, errors[0][-3000:]
+    return [json.loads((folder / f"result-{rank}.json").read_text()) for rank in range(workers)]
+
+
+def check_losses(values: dict[str, Any], folder: Path) -> None:
+    results = work({"arguments": values}, folder)
+    for result in results:
+        assert len(result["ours"]) >= values["max_steps"]
+        assert result["ours"] == pytest.approx(result["upstream"], rel=1e-4)
+    assert results[0]["ours"] != results[1]["ours"]
+
+
+def test_negatives_across_two_workers(folder: Path, tmp_path: Path) -> None:
+    """Also in sub-batches, which upstream cannot do."""
+    check_losses(arguments(folder, negatives_cross_device=True, sub_batch_size=2), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"same_dataset_within_batch": True}, {"gradient_accumulation_steps": 2}, {"per_device_train_batch_size": 5}],
+    ids=["unified", "same dataset", "accumulation", "uneven last batch"],
+)
+def test_losses_of_two_workers(folder: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    check_losses(arguments(folder, **{**changes, "max_steps": 20}), tmp_path)
+
+
+def run_trial(folder: Path, place: Path, **changes: Any) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
+    place.mkdir()
+    config = TrialConfig(
+        name="0007",
+        directory=str(place / "trials" / "0007"),
+        arguments=arguments(folder, **changes),
+        eval_data=str(folder / "eval"),
+        metric="dense.ndcg_at_10",
+        rungs=(0.5, 1.0),
+    )
+    results = work({"trial": config.to_dict()}, place / "job")
+    assert results[0] == results[1]
+    return results[0]["reports"], load_file(Path(config.directory) / "checkpoint" / "model.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_zero_trains_as_two_workers_without_it(folder: Path, tmp_path: Path) -> None:
+    stage0 = json.loads((Path(trainables.__path__[0]) / "ds_stage0.json").read_text())
+    reports, weights = run_trial(folder, tmp_path / "plain", warmup_steps=0.1)
+    for stage in (1, 2):
+        config = {**stage0, "zero_optimization": {"stage": stage}}
+        found, other = run_trial(folder, tmp_path / str(stage), warmup_steps=0.1, deepspeed=config)
+        assert [report["step"] for report in found] == [report["step"] for report in reports]
+        assert found[-1]["loss"] == pytest.approx(reports[-1]["loss"], rel=0.05)
+        assert other.keys() == weights.keys()
