@@ -247,6 +247,17 @@ def test_heads_of_the_base_go_along_with_a_dense_model(tmp_path: Path) -> None:
     assert "the base model's, unchanged" in (bundle / "README.md").read_text()
 
 
+def test_a_model_of_the_hub_keeps_its_name(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["arguments"]["model_name_or_path"] = "BAAI/bge-m3"  # trials were given the folder it was downloaded to
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    bundle = write_bundle(run, tmp_path / "bundle", verify=False)
+    assert json.loads((bundle / "best_config.json").read_text())["model_name_or_path"] == "BAAI/bge-m3"
+    assert ModelCard.load(bundle / "README.md").data.base_model == "BAAI/bge-m3"
+    assert command_of(bundle)[5:7] == ["--model_name_or_path", "BAAI/bge-m3"]
+
+
 @pytest.mark.parametrize(
     ("missing", "message"),
     [("result.json", "--resume"), ("config.yaml", "--run_dir"), ("trials/0007/checkpoint", "search again")],
