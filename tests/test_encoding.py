@@ -95,3 +95,13 @@ def test_every_module_keeps_its_mode_even_after_an_error() -> None:
         stop()
     assert model.model.dropout.training
     assert not model.sparse_linear.training
+
+
+def test_linear_layers_are_the_same_when_scoring() -> None:
+    torch.manual_seed(0)
+    inputs, layer = torch.randn(3, 5, 8).transpose(0, 1), nn.Linear(8, 4)
+    expected = layer(inputs), nn.functional.linear(inputs, layer.weight)
+    with evaluation_mode(SimpleNamespace(model=layer, colbert_linear=None, sparse_linear=None)):
+        found = layer(inputs), nn.functional.linear(inputs, layer.weight)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal, Protocol
@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 
 class EmbeddingModel(Protocol):
@@ -53,8 +54,8 @@ class EncodingSettings:
     """Give dense and token vectors the length 1."""
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
     """The encoder's arithmetic on a GPU (autocast). Scores are always computed in float32."""
-    batch_tokens: int = 16384
-    """Tokens in one forward pass, padding included."""
+    batch_tokens: int | None = None
+    """Tokens in one forward pass, padding included. None: as many as are fastest, 2048 on a CPU, 16384 on a GPU."""
 
     def query_text(self, query: str) -> str:
         """Return the query with its instruction."""
@@ -137,8 +138,9 @@ class Encoder:
         self._model = model
         self._settings = settings
         self._heads = frozenset(heads)
-        self._pad_id = int(tokenizer.pad_token_id)
         self.device = next(model.model.parameters()).device
+        self.batch_tokens = settings.batch_tokens or (2048 if self.device.type == "cpu" else 16384)
+        self._pad_id = int(tokenizer.pad_token_id)
         special = (tokenizer.cls_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id)
         self._unweighted = torch.tensor([token for token in special if token is not None], device=self.device)
 
@@ -182,15 +184,29 @@ def pool(hidden: Tensor, mask: Tensor, method: str) -> Tensor:
     raise ValueError(f"sentence_pooling_method must be one of cls, mean, last_token, but got {method!r}")
 
 
+class _OneDNNLinear(TorchFunctionMode):
+    """Sends float32 linear layers to oneDNN, which is twice as fast as MKL on a CPU that is not made by Intel."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.linear and not kwargs and args[0].dtype == args[1].dtype == torch.float32:
+            bias = args[2] if len(args) > 2 else None
+            return torch.ops.mkldnn._linear_pointwise(args[0].contiguous(), args[1].contiguous(), bias, "none", [], "")
+        return func(*args, **(kwargs or {}))
+
+
 @contextmanager
 def evaluation_mode(model: EmbeddingModel) -> Iterator[None]:
-    """Switch dropout and gradients off, and leave every module in the mode it was in."""
+    """Switch dropout and gradients off and faster linear layers on; every module gets back the mode it was in."""
     heads = (model.model, model.colbert_linear, model.sparse_linear)
     training = [module for head in heads if head is not None for module in head.modules() if module.training]
+    on_cpu = next(model.model.parameters()).device.type == "cpu"
+    onednn = on_cpu and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     for module in training:
         module.training = False
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), _OneDNNLinear() if onednn else nullcontext():
             yield
     finally:
         for module in training:

@@ -41,8 +41,8 @@ __all__ = [
     "Scores",
 ]
 
-_SCORES_AT_ONCE = 2**24
-"""Elements of the largest matrix of scores that is held (float32: 64 MiB)."""
+_SCORES_AT_ONCE = 2**22
+"""Elements of the largest matrix of scores that is held (float32: 16 MiB)."""
 
 
 class HybridWeights(NamedTuple):
@@ -156,7 +156,7 @@ class Scorer:
         """Return mixture -> query id -> the best passages, for several mixtures of the three scores at once."""
         heads = [head for head in HybridWeights._fields if any(getattr(mix, head) for mix in mixtures.values())]
         encoder = Encoder(model, self._tokenizer, self._settings, heads)
-        batches = queries.tokens.batches(self._settings.batch_tokens // 8)
+        batches = queries.tokens.batches(encoder.batch_tokens // 8)
         matcher = Matcher(
             ((encoder.encode(queries.tokens, batch), batch) for batch in batches), len(queries.ids), heads
         )
@@ -177,7 +177,7 @@ class Scorer:
         rank, world = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
         parts: list[dict[str, Tensor]] = []
         passages: list[npt.NDArray[np.int64]] = []
-        for batch in islice(self._passages.batches(self._settings.batch_tokens), rank, None, world):
+        for batch in islice(self._passages.batches(encoder.batch_tokens), rank, None, world):
             parts.append(matcher.scores(encoder.encode(self._passages, batch)))
             passages.append(batch)
             if sum(map(len, passages)) * matcher.queries >= _SCORES_AT_ONCE:

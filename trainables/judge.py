@@ -217,7 +217,7 @@ class _DenseEncoder(AbsEncoder):
         formatted = settings.query_text if is_query else settings.passage_text
         texts = (formatted(text) for batch in inputs for text in batch["text"])
         tokens = tokenise(self._tokenizer, texts, settings.query_max_len if is_query else settings.passage_max_len)
-        batches = list(tokens.batches(settings.batch_tokens))
+        batches = list(tokens.batches(self._encoder.batch_tokens))
         vectors = np.concatenate([self._encode(tokens, batch) for batch in batches])
         return vectors[np.argsort(np.concatenate(batches))]
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from trainables.encoding import Embeddings
@@ -44,7 +45,7 @@ class Matcher:
         scores = passages.dense.new_empty(self.queries, len(passages.dense))
         for batch, numbers in self._batches:
             assert batch.dense is not None
-            scores[numbers] = batch.dense @ passages.dense.T
+            scores[numbers] = F.linear(batch.dense, passages.dense)
         return scores
 
     def _sparse(self, passages: Embeddings) -> Tensor:
@@ -87,7 +88,7 @@ def _late_interaction(queries: Embeddings, passages: Embeddings, part: slice) ->
     assert queries.vectors is not None
     assert passages.vectors is not None
     vectors, mask = queries.vectors[part], queries.mask[part, 1:, None]
-    similarities = vectors.flatten(0, 1) @ passages.vectors.flatten(0, 1).T
+    similarities = F.linear(vectors.flatten(0, 1), passages.vectors.flatten(0, 1))
     similarities = similarities.view(*vectors.shape[:2], *passages.vectors.shape[:2])
     best = similarities.masked_fill_(~passages.mask[:, 1:], -torch.inf).amax(dim=-1)
     return (best * mask).sum(dim=1) / mask.sum(dim=1)
