@@ -204,6 +204,30 @@ def test_a_machine_that_never_had_a_trial_cannot_remove_it(new_machine: NewMachi
     assert contents(other) == {"trials/0001/log.txt": "l"}
 
 
+def test_a_driver_takes_the_scores_and_leaves_the_weights(new_machine: NewMachine, url: str) -> None:
+    worker, driver = new_machine(), new_machine()
+    write(worker, trials__0001__dev_dot_json="{}", trials__0001__checkpoint__weights="w")
+    worker.push()
+    assert driver.pull(["trials/0001/dev.json"])
+    assert contents(driver) == {"trials/0001/dev.json": "{}"}
+    driver.push()  # what it never took is not missing
+    assert [path for path in objects(url) if path.endswith("weights")]
+    driver.pull(["trials/0001"])
+    assert contents(driver) == contents(worker)
+
+
+def test_weights_of_a_loser_are_removed_from_everywhere(new_machine: NewMachine, url: str) -> None:
+    worker, driver = new_machine(), new_machine()
+    write(worker, trials__0001__log_dot_txt="l", trials__0001__checkpoint__weights="w")
+    worker.push()
+    driver.remove(["trials/0001/checkpoint", "trials/0002/checkpoint"])
+    assert not [path for path in objects(url) if path.endswith("weights")]
+    worker.pull()
+    assert contents(worker) == {"trials/0001/log.txt": "l"}
+    worker.remove(["trials/0001"])
+    assert not new_machine().pull(["trials/0001"])
+
+
 def test_newer_local_files_are_kept_and_newer_stored_ones_fetched(new_machine: NewMachine) -> None:
     store, other = new_machine(), new_machine()
     write(store, study="1 trial")

@@ -15,13 +15,14 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import sqlite3
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from tuner.errors import RequestError
 from tuner.object_storage import file_system, is_url, receive, send, working_directory, write_whole
@@ -42,6 +43,14 @@ class StoredFile:
 
 
 Listing = dict[str, StoredFile]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A part as this working directory last saw it in storage, and which of its files it took."""
+
+    listing: Listing
+    held: set[str]
 
 
 class RunStore:
@@ -67,12 +76,13 @@ class RunStore:
         """
 
     def pull(self, paths: Iterable[str] | None = None) -> bool:
-        """Makes the working directory equal to storage, for the parts that `paths` lie in, or for all parts there.
+        """Makes the working directory equal to storage: the files and folders that `paths` name, or everything.
 
         A part that storage still holds as this working directory last saw it is left alone: the local files are newer.
+        What was not pulled is not missed by `push`.
 
         Returns:
-            Whether storage holds anything of those parts.
+            Whether storage holds anything of that.
 
         Raises:
             RequestError: The bucket does not exist or may not be read.
@@ -81,6 +91,11 @@ class RunStore:
         if paths is not None:
             return any((self.local / path).exists() for path in paths)
         return self.local.is_dir() and any(self.local.iterdir())
+
+    def remove(self, paths: Iterable[str]) -> None:
+        """Removes folders, here and in storage. Only for parts that no other machine writes to any more."""
+        for path in paths:
+            shutil.rmtree(self.local / path, ignore_errors=True)
 
 
 class MirroredRunStore(RunStore):
@@ -100,23 +115,37 @@ class MirroredRunStore(RunStore):
             stored = self._stored_parts()
         except OSError as error:
             raise RequestError([f"{self.url} cannot be read: {error}; check bucket, region and credentials"]) from error
-        wanted = stored if paths is None else stored & {part_of(path) for path in paths}
-        for part in sorted(wanted):
-            self._pull_part(part)
-        return bool(wanted)
+        if paths is None:
+            paths = stored
+        found = [self._pull_part(part, wanted) for part, wanted in _by_part(paths).items() if part in stored]
+        return any(found)
+
+    def remove(self, paths: Iterable[str]) -> None:
+        paths = list(paths)
+        super().remove(paths)
+        stored = self._stored_parts()
+        for part, unwanted in _by_part(paths).items():
+            if part in stored:
+                listing, seen = self._listing(part), self._last_seen(part)
+                kept = {path: file for path, file in listing.items() if not _lies_in(path, unwanted)}
+                self._commit(part, kept, before=listing, held=seen.held & kept.keys())
 
     def _push_part(self, part: str) -> None:
-        before = self._last_seen(part)
+        seen = self._last_seen(part)
         folder = f"{part}/{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
         listing: Listing = {}
         for path in _file_names(self.local, part):
             key = f"{folder}/{path.removeprefix(part).strip('/') or part}"
             with contextlib.suppress(FileNotFoundError):  # the trial replaced or removed it in the meantime
-                listing[path] = self._push_file(path, key, before.get(path))
-        if listing == before:
-            return
-        write_whole(self._files, f"{self._root}/listings/{part}.json", _to_json(listing))
-        self._remember(part, listing)
+                listing[path] = self._push_file(path, key, seen.listing.get(path))
+        held = set(listing)
+        listing |= {path: file for path, file in seen.listing.items() if path not in seen.held | held}
+        if listing != seen.listing:
+            self._commit(part, listing, before=seen.listing, held=held)
+
+    def _commit(self, part: str, listing: Listing, *, before: Listing, held: set[str]) -> None:
+        write_whole(self._files, f"{self._root}/listings/{part}.json", json.dumps(_to_json(listing), indent=1).encode())
+        self._remember(part, _Seen(listing, held))
         for key in {file.key for file in before.values()} - {file.key for file in listing.values()}:
             self._files.delete_file(f"{self._root}/{key}")
 
@@ -127,22 +156,23 @@ class MirroredRunStore(RunStore):
             size, sha256 = send(source, self._files, f"{self._root}/{key}")
         return StoredFile(path, key, size, sha256, mtime_ns)
 
-    def _pull_part(self, part: str) -> None:
-        before = self._last_seen(part)
+    def _pull_part(self, part: str, paths: Sequence[str]) -> bool:
+        seen = self._last_seen(part)
         for attempt in (1, 2, 3):
             listing = self._listing(part)
-            unchanged = listing == before
+            wanted = {path for path in listing if _lies_in(path, paths)}
+            here = {path for path in seen.held & listing.keys() if (self.local / path).exists()}
             try:
-                for path, file in listing.items():
-                    if not (unchanged and (self.local / path).exists()):
-                        self._pull_file(file)
+                for path in wanted - here if listing == seen.listing else wanted | here:
+                    self._pull_file(listing[path])
                 break
             except FileNotFoundError:  # its writer pushed the part again and dropped what the old listing named
                 if attempt == 3:
                     raise
-        for path in before.keys() - listing.keys():
+        for path in seen.held - listing.keys():
             (self.local / path).unlink(missing_ok=True)
-        self._remember(part, listing)
+        self._remember(part, _Seen(listing, wanted | here))
+        return bool(wanted)
 
     def _pull_file(self, file: StoredFile) -> None:
         target = self.local / file.path
@@ -178,17 +208,20 @@ class MirroredRunStore(RunStore):
 
     def _listing(self, part: str) -> Listing:
         with self._files.open_input_stream(f"{self._root}/listings/{part}.json") as stream:
-            return _from_json(stream.read())
+            return _from_json(json.loads(stream.read()))
 
-    def _last_seen(self, part: str) -> Listing:
+    def _last_seen(self, part: str) -> _Seen:
         path = self.local / _LAST_SEEN / f"{part}.json"
-        return _from_json(path.read_bytes()) if path.exists() else {}
+        if not path.exists():
+            return _Seen({}, set())
+        record = json.loads(path.read_bytes())
+        return _Seen(_from_json(record["listing"]), set(record["held"]))
 
-    def _remember(self, part: str, listing: Listing) -> None:
+    def _remember(self, part: str, seen: _Seen) -> None:
         path = self.local / _LAST_SEEN / f"{part}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(_to_json(listing))
+        temporary.write_text(json.dumps({"listing": _to_json(seen.listing), "held": sorted(seen.held)}))
         temporary.replace(path)
 
 
@@ -246,9 +279,21 @@ def _opened(path: Path) -> Iterator[tuple[IO[bytes], int]]:
         yield copy, mtime_ns
 
 
-def _to_json(listing: Listing) -> bytes:
-    return json.dumps([asdict(file) for file in listing.values()], indent=1).encode()
+def _by_part(paths: Iterable[str]) -> dict[str, list[str]]:
+    """Groups paths by the part they lie in."""
+    parts: dict[str, list[str]] = {}
+    for path in sorted(paths):
+        parts.setdefault(part_of(path), []).append(path)
+    return parts
 
 
-def _from_json(text: bytes) -> Listing:
-    return {entry["path"]: StoredFile(**entry) for entry in json.loads(text)}
+def _lies_in(path: str, folders: Sequence[str]) -> bool:
+    return any(path == folder or path.startswith(f"{folder}/") for folder in folders)
+
+
+def _to_json(listing: Listing) -> list[dict[str, Any]]:
+    return [asdict(file) for file in listing.values()]
+
+
+def _from_json(entries: Iterable[dict[str, Any]]) -> Listing:
+    return {entry["path"]: StoredFile(**entry) for entry in entries}
