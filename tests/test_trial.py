@@ -1,6 +1,9 @@
 """A trial from configuration to files, in this process."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -122,3 +125,28 @@ def test_third_trial_in_a_process_equals_the_trial_alone(config: TrialConfig) ->
 
     alone, third = (load_file(f"{config.directory}{name}/checkpoint/model.safetensors") for name in ("", "-third"))
     assert all(torch.equal(alone[key], third[key]) for key in alone)
+
+
+MEMORY = """
+import json, sys
+from pathlib import Path
+from trainables.base import BaseModels
+from trainables.config import TrialConfig
+from trainables.trial import run_trial
+base, config = BaseModels(), json.loads(sys.argv[1])
+for number in range(13):
+    run_trial(TrialConfig.from_dict({**config, "directory": f"{config['directory']}-{number}"}), lambda _: True, base)
+    lines = Path("/proc/self/status").read_text().splitlines()
+    print(next(line.split()[1] for line in lines if line.startswith("VmRSS")))
+"""
+"""Runs trials in one process and prints its resident memory after each, in KiB."""
+
+
+@pytest.mark.slow
+def test_memory_after_ten_more_trials_is_that_after_the_first_ones(config: TrialConfig) -> None:
+    """The first trials also import modules and fill torch's caches, so the third is the measure."""
+    command = [sys.executable, "-c", MEMORY, json.dumps(config.to_dict())]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    resident = [int(line) for line in printed.splitlines() if line.isdigit()]  # DeepSpeed prints, too
+    assert resident[12] <= 1.02 * resident[2], resident
