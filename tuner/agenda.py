@@ -286,6 +286,7 @@ class Agenda:
         """Weights stay for the user's own settings and for the best trials only; resume state for running ones."""
         keep = max(1, self._config.keep_checkpoints, self._config.finalists)
         kept = {f"{n:04d}" for n in selection.finalists(self._study.search, keep)} | set(self._running)
+        kept |= {f"{number:04d}" for number in [selection.winner(self._study.search, self._study.finalists)] if number}
         kept |= {
             f"{t.number:04d}" for t in self._study.search.get_trials(deepcopy=False) if t.user_attrs.get("role") == USER
         }

@@ -21,6 +21,7 @@ _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "RAY_worker_niceness": "0",  # training is what the machine is for; Ray would give it the lowest priority
 }
 
 

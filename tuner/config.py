@@ -41,7 +41,7 @@ UPSTREAM_RULES: Mapping[str, tuple[Callable[[Any], bool], str, str]] = {
     "shuffle_ratio": (lambda v: 0 <= v <= 1, "0 <= shuffle_ratio <= 1", "leave it out to never shuffle"),
     "use_mrl": (lambda v: not v, "use_mrl must be False", "FlagEmbedding's M3 model does not implement it"),
 }
-"""Argument -> (predicate, rule, remedy) for values that FlagEmbedding accepts and then fails on or never learns with."""
+"""Argument -> (predicate, rule, remedy) for values that FlagEmbedding accepts, then fails on or never learns with."""
 
 
 @dataclass(frozen=True, kw_only=True)

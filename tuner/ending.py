@@ -30,8 +30,17 @@ def conclude(config: SearchConfig, run_dir: Path, console: Console, *, seconds: 
     result = selection.judge(run_dir, search, finalists, metric=config.metric, seed=config.seed, total_seconds=seconds)
     _write(run_dir / RESULT_FILE, result)
     bundle = write_bundle(run_dir, run_dir / "best")
-    write_report(run_dir, config.storage)
     _say(result, bundle, run_dir, console)
+    try:
+        write_report(run_dir, config.storage)
+    except Exception as error:  # a picture that cannot be drawn must not cost a finished search
+        console.print(
+            f"warning: report.html could not be written ({type(error).__name__}: {error}); "
+            f"try again with: python -m tuner.report {run_dir}",
+            style="yellow",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def _write(path: Path, result: Mapping[str, Any]) -> None:

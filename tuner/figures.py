@@ -169,6 +169,8 @@ def _slices(study: Study, metric: str, parameters: Sequence[str]) -> Picture:
 
 def _darken(trace: go.Scatter) -> None:
     """Makes the worst trials' lines, almost white in Optuna's scale, visible on a white page."""
+    if not trace.line.color.startswith("rgb("):
+        return  # an axis, not a trial
     red, green, blue = (0.8 * float(part) for part in trace.line.color.removeprefix("rgb(").rstrip(")").split(","))
     trace.update(line={"color": f"rgb({red:.0f},{green:.0f},{blue:.0f})", "width": 2}, opacity=1.0)
 
