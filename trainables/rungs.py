@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +44,33 @@ class Judge:
     def __init__(self, config: TrialConfig, arguments: Arguments, tokenizer: Any, base: BaseModels) -> None:
         self._config = config
         self._heads = HEADS if arguments.training.unified_finetuning else HEADS[:1]
-        self._scorer = _kept_scorer(config, arguments, tokenizer, base)
+        self._settings = encoding_settings(arguments)
+        self._tokenizer = tokenizer
+        self._scorer = _kept_scorer(config, self._settings, tokenizer, base)
 
     def scores(self, model: Model) -> Scores:
         """Returns scores of the heads that the trial trains."""
         return self._scorer.score(model, self._config.split, heads=self._heads)
 
+    def final_scores(self, model: Model, result: Path) -> Scores:
+        """Returns scores as mteb judges them, and writes its own result JSON to `result`.
 
-def _kept_scorer(config: TrialConfig, arguments: Arguments, tokenizer: Any, base: BaseModels) -> Scorer:
+        mteb knows one vector a text: it judges the dense head, our scorer the others.
+        """
+        from trainables.judge import judge  # mteb takes seconds to import, and only final scores need it
+
+        where = Path(self._config.eval_data)
+        scores = judge(model, self._tokenizer, self._settings, where, self._config.split, result=result)
+        if self._heads[1:]:
+            others = self._scorer.score(model, self._config.split, heads=self._heads[1:])
+            scores = replace(scores, per_query=scores.per_query | others.per_query)
+        return scores
+
+
+def encoding_settings(arguments: Arguments) -> EncodingSettings:
+    """Returns how texts are encoded for scoring: as in training."""
     data, training = arguments.data, arguments.training
-    settings = EncodingSettings(
+    return EncodingSettings(
         query_max_len=data.query_max_len,
         passage_max_len=data.passage_max_len,
         query_instruction_for_retrieval=data.query_instruction_for_retrieval,
@@ -63,6 +81,9 @@ def _kept_scorer(config: TrialConfig, arguments: Arguments, tokenizer: Any, base
         normalize_embeddings=training.normalize_embeddings,
         precision="float16" if training.fp16 else "bfloat16" if training.bf16 else "float32",
     )
+
+
+def _kept_scorer(config: TrialConfig, settings: EncodingSettings, tokenizer: Any, base: BaseModels) -> Scorer:
     key = (config.eval_data, settings, repr(tokenizer))
     if key not in base.scorers:
         base.scorers[key] = Scorer(Path(config.eval_data), tokenizer, settings)

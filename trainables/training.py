@@ -81,9 +81,10 @@ def score(config: TrialConfig, report: Report, base: BaseModels) -> None:
     tokenizer, model = load_model(arguments, base)
     model.to(arguments.training.device)
     judge = Judge(config, arguments, tokenizer, base)
-    with clock.measure("scoring"):
-        scores = judge.scores(model)
     folder = Path(config.directory)
+    with clock.measure("scoring"):
+        is_final = config.split == "test"
+        scores = judge.final_scores(model, folder / "mteb.json") if is_final else judge.scores(model)
     if rank() == 0:
         write_text(folder / f"{config.split}.json", scores.to_json())
     record = RungReport(
