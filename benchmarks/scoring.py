@@ -98,7 +98,10 @@ def compare(eval_data: Path, split: str) -> dict[str, Any]:
     def score() -> Scores:
         return Scorer(eval_data, tokenizer, SETTINGS).score(ours, split)
 
-    peer, own = (min(costs) for costs in zip(*[(cost(evaluate), cost(score)) for _ in range(REPEATS)], strict=True))
+    peer, own = (
+        min(costs, key=lambda cost: cost.wall)
+        for costs in zip(*[(cost(evaluate), cost(score)) for _ in range(REPEATS)], strict=True)
+    )
     lengths = tokenise(tokenizer, (text for _, text in read_passages(eval_data)), SETTINGS.passage_max_len).lengths
     return {
         "ours_s": round(own.wall, 2),

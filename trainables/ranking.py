@@ -32,6 +32,10 @@ class Matcher:
         self.queries = queries
         self._heads = heads
         self._batches = [(batch, torch.from_numpy(numbers).to(batch.ids.device)) for batch, numbers in batches]
+        if "dense" in heads:
+            order = torch.cat([numbers for _, numbers in self._batches]).argsort()
+            vectors = [batch.dense for batch, _ in self._batches if batch.dense is not None]
+            self._query_vectors = torch.cat(vectors)[order]
         if "sparse" in heads:
             self._vocabulary = torch.unique(torch.cat([batch.ids.flatten() for batch, _ in self._batches]))
             self._query_weights = self._sparse_queries()
@@ -42,11 +46,7 @@ class Matcher:
 
     def _dense(self, passages: Embeddings) -> Tensor:
         assert passages.dense is not None
-        scores = passages.dense.new_empty(self.queries, len(passages.dense))
-        for batch, numbers in self._batches:
-            assert batch.dense is not None
-            scores[numbers] = F.linear(batch.dense, passages.dense)
-        return scores
+        return F.linear(self._query_vectors, passages.dense)
 
     def _sparse(self, passages: Embeddings) -> Tensor:
         scores: Tensor = torch.sparse.mm(self._query_weights, self._token_weights(passages).T)
