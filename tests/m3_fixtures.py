@@ -9,9 +9,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaModel, set_seed
 
 WORDS = [f"w{number}" for number in range(60)]
+"""Words of the training data."""
+
+UNSEEN = [f"x{number}" for number in range(20)]
+"""Words that only held-out data contains."""
 
 
-def make_tokenizer(words: list[str] = WORDS) -> PreTrainedTokenizerFast:
+def make_tokenizer(words: list[str] = WORDS + UNSEEN) -> PreTrainedTokenizerFast:
     """Returns a word-level tokenizer with XLM-R's special tokens."""
     special = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     vocabulary = {token: index for index, token in enumerate([*special.values(), *words])}
@@ -23,7 +27,7 @@ def make_tokenizer(words: list[str] = WORDS) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, cls_token="<s>", sep_token="</s>", **special)
 
 
-def make_bert_tokenizer(words: list[str] = WORDS) -> PreTrainedTokenizerFast:
+def make_bert_tokenizer(words: list[str] = WORDS + UNSEEN) -> PreTrainedTokenizerFast:
     """Returns a word-level tokenizer with BERT's special tokens: there is no end-of-sequence token."""
     special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     vocabulary = {token: index for index, token in enumerate([*special.values(), *words])}
@@ -62,7 +66,9 @@ def text(rng: random.Random, longest: int) -> str:
     return " ".join(rng.choices(WORDS, k=rng.randint(2, longest)))
 
 
-def make_rows(path: Path, rows: int = 40, seed: int = 0, negatives: int = 5, scores: bool = False) -> Path:
+def make_rows(
+    path: Path, rows: int = 40, seed: int = 0, negatives: int = 5, scores: bool = False, kind: str | None = None
+) -> Path:
     """Writes training rows; the positive repeats the query's words, so there is something to learn."""
     rng = random.Random(seed)
     with path.open("w") as file:
@@ -70,6 +76,8 @@ def make_rows(path: Path, rows: int = 40, seed: int = 0, negatives: int = 5, sco
             query = text(rng, 8)
             row: dict[str, Any] = {"query": query, "pos": [f"{query} {text(rng, 20)}", text(rng, 20)]}
             row["neg"] = [text(rng, 30) for _ in range(negatives)]
+            if kind is not None:
+                row["type"] = kind
             if scores:
                 row["pos_scores"] = [rng.random() for _ in row["pos"]]
                 row["neg_scores"] = [rng.random() for _ in row["neg"]]
@@ -81,7 +89,7 @@ def make_eval(folder: Path, queries: int = 6, passages: int = 24) -> Path:
     """Writes a BEIR folder whose dev and test queries repeat words of their passages."""
     rng = random.Random(1)
     (folder / "qrels").mkdir(parents=True)
-    texts = [text(rng, 20) for _ in range(passages)]
+    texts = [f"{rng.choice(UNSEEN)} {text(rng, 20)}" for _ in range(passages)]
     lines = [json.dumps({"_id": f"p{i}", "title": "", "text": value}) for i, value in enumerate(texts)]
     (folder / "corpus.jsonl").write_text("\n".join(lines) + "\n")
     asked = [" ".join(value.split()[:4]) for value in texts[: 2 * queries]]

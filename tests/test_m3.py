@@ -113,6 +113,14 @@ def test_empty_negatives_are_refused_with_the_row(root: Path, tmp_path: Path) ->
         Runner(build_arguments(values, str(tmp_path / "out")), BaseModels(), [])
 
 
+def test_more_rows_than_upstreams_ensemble_loss_can_hold_are_refused(root: Path, tmp_path: Path) -> None:
+    make_rows(tmp_path / "a_no_in_batch_neg.jsonl")
+    values = arguments(root, train_data=str(tmp_path / "a_no_in_batch_neg.jsonl"), unified_finetuning=True)
+    values |= {"same_dataset_within_batch": True, "train_group_size": 2, "per_device_train_batch_size": 4}
+    with trial_process(tmp_path / "log.txt"), pytest.raises(ValueError, match="must be at most train_group_size"):
+        Runner(build_arguments(values, str(tmp_path / "out")), BaseModels(), [])
+
+
 @pytest.mark.parametrize("with_heads", [False, True], ids=["new heads", "heads in the checkpoint"])
 def test_a_copied_base_model_is_the_one_that_was_read(root: Path, tmp_path: Path, with_heads: bool) -> None:
     folder = make_model(tmp_path / "model")

@@ -10,10 +10,12 @@ from tests.m3_fixtures import make_model, make_rows
 from trainables.base import BaseModels
 from trainables.m3 import Runner, build_arguments
 from trainables.process import process_group, trial_process
+from trainables.rows import sorted_folders
 
 STEPS = 20
 
 UNIFIED = {"unified_finetuning": True, "use_self_distill": True}
+SAME = {**UNIFIED, "same_dataset_within_batch": True, "per_device_train_batch_size": 3}
 CASES: dict[str, dict[str, Any]] = {
     "dense only": {},
     "unified": {"unified_finetuning": True},
@@ -25,7 +27,29 @@ CASES: dict[str, dict[str, Any]] = {
     "not normalised": {**UNIFIED, "normalize_embeddings": False, "temperature": 1.0},
     "distillation with kl_div": {**UNIFIED, "knowledge_distillation": True, "kd_loss_type": "kl_div"},
     "distillation with m3_kd_loss": {**UNIFIED, "knowledge_distillation": True, "kd_loss_type": "m3_kd_loss"},
-    "same dataset": {**UNIFIED, "same_dataset_within_batch": True},
+    "same dataset": {**SAME, "per_device_train_batch_size": 4},
+    "same dataset, without in-batch negatives": {
+        **SAME,
+        "train_data": ["folders/plain", "folders/other_no_in_batch_neg"],
+    },
+    "same dataset, small ones merged": {
+        **SAME,
+        "small_threshold": 20,
+        "train_data": ["folders/plain", "folders/other_no_in_batch_neg"],
+    },
+    "same dataset, small ones dropped": {
+        **SAME,
+        "small_threshold": 20,
+        "drop_threshold": 30,
+        "train_data": ["folders/plain", "folders/other_no_in_batch_neg"],
+    },
+    "same dataset, distillation": {
+        **SAME,
+        "knowledge_distillation": True,
+        "train_data": ["folders/plain", "folders/other_no_in_batch_neg"],
+    },
+    "same dataset, symmetric": {**SAME, "query_instruction_for_retrieval": "w1 ", "train_data": ["symmetric.jsonl"]},
+    "folder": {"train_data": ["folders/plain"]},
     "padded to multiples of 8": {**UNIFIED, "pad_to_multiple_of": 8},
     "instructions": {
         "query_instruction_for_retrieval": "w1",
@@ -44,9 +68,10 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def arguments(root: Path, **changes: Any) -> dict[str, Any]:
+    data = changes.pop("train_data", ["rows.jsonl"])
     return {
         "model_name_or_path": str(root / "model"),
-        "train_data": [str(root / "rows.jsonl")],
+        "train_data": [str(root / path) for path in data],
         "cache_path": str(root / "cache"),
         "per_device_train_batch_size": 4,
         "train_group_size": 3,
@@ -79,7 +104,7 @@ def both(values: dict[str, Any], folder: Path, base: BaseModels) -> tuple[list[f
     """Returns upstream's losses and ours."""
     found = []
     for name in ("upstream", "ours"):
-        with trial_process(folder / f"{name}.txt"), process_group():
+        with trial_process(folder / f"{name}.txt"), process_group(), sorted_folders():
             built = build_arguments(values, str(folder / name))
             cache = folder / "tokens"
             runner = EncoderOnlyEmbedderM3Runner(*built) if name == "upstream" else Runner(built, base, [], cache)
@@ -93,6 +118,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_model(folder / "model")
     make_model(folder / "dropout", dropout=0.1)
     make_rows(folder / "rows.jsonl", scores=True)
+    make_rows(folder / "symmetric.jsonl", kind="symmetric_sts")
+    for name, sizes in {"plain": (12, 33, 14), "other_no_in_batch_neg": (24,)}.items():
+        (folder / "folders" / name).mkdir(parents=True)
+        for number, rows in enumerate(sizes):
+            make_rows(folder / "folders" / name / f"{9 - number}.jsonl", rows, seed=number, scores=True)
     return folder
 
 
@@ -103,6 +133,7 @@ def base() -> BaseModels:
 
 @pytest.mark.parametrize("case", CASES)
 def test_losses_equal_upstreams(case: str, root: Path, tmp_path: Path, base: BaseModels) -> None:
+    """A folder's files in the order of their names on both sides: upstream takes the file system's."""
     upstream, ours = both(arguments(root, **CASES[case]), tmp_path, base)
     assert len(ours) >= STEPS
     assert ours == pytest.approx(upstream, rel=1e-4)

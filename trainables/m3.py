@@ -239,11 +239,21 @@ class Runner(EncoderOnlyEmbedderM3Runner):  # type: ignore[misc]
         return load_model(Arguments(self.model_args, self.data_args, self.training_args), self._base)
 
     def load_train_dataset(self) -> AbsEmbedderTrainDataset:
-        if not self.data_args.same_dataset_within_batch:
-            self.data_args.train_data = [file for path in self.data_args.train_data for file in rows.data_files(path)]
-        dataset = super().load_train_dataset()
+        with rows.sorted_folders():
+            dataset = super().load_train_dataset()
         rows.check_rows(dataset)
+        self._check_ensemble(dataset)
         return dataset
+
+    def _check_ensemble(self, dataset: AbsEmbedderTrainDataset) -> None:
+        """Refuses what makes upstream's ensemble loss read past its scores."""
+        alone = any(getattr(dataset, "no_in_batch_neg_flags", ()))
+        group, batch = self.data_args.train_group_size, getattr(dataset, "defaut_batch_size", 1)
+        if self.training_args.unified_finetuning and alone and batch > group:
+            raise ValueError(
+                "with unified_finetuning and no_in_batch_neg data, per_device_train_batch_size must be at most "
+                f"train_group_size, but got {batch} and {group}: FlagEmbedding's ensemble loss has no more scores"
+            )
 
     def load_data_collator(self) -> Collator:
         data = self.data_args
@@ -281,7 +291,11 @@ class Runner(EncoderOnlyEmbedderM3Runner):  # type: ignore[misc]
         """Returns every token that training can come across, or None where rows out of reach may change or be met."""
         training = self.training_args
         caches = (self.data_collator.query_tokens.cache, self.data_collator.passage_tokens.cache)
-        still = training.optim in _ADAM and not training.weight_decay and not training.deepspeed
+        still = (
+            training.optim in _ADAM
+            and not training.weight_decay
+            and _is_adam(getattr(training, "hf_deepspeed_config", None))
+        )
         known = "type" not in self.train_dataset.dataset.column_names and None not in caches
         embedding = plain_embedding(self.model.model)
         if not (still and known) or embedding is None or not embedding.weight.requires_grad:
@@ -301,6 +315,14 @@ class Runner(EncoderOnlyEmbedderM3Runner):  # type: ignore[misc]
             # padding on the left moves the positions of some encoders, so it has to stay as upstream's
             like_upstream=training.full_determinism or self.tokenizer.padding_side == "left",
         )
+
+
+def _is_adam(deepspeed: Any) -> bool:
+    """Returns whether DeepSpeed's optimizer, if it has one of its own, is Adam without weight decay."""
+    if deepspeed is None or deepspeed.get_value("optimizer") is None:
+        return True
+    still = deepspeed.get_value("optimizer.params.weight_decay", "auto") in ("auto", 0)
+    return still and deepspeed.get_value("optimizer.type") in ("Adam", "AdamW")
 
 
 def load_model(arguments: Arguments, base: BaseModels) -> tuple[PreTrainedTokenizerBase, Model]:

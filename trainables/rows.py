@@ -1,20 +1,29 @@
 """The texts of upstream's training datasets, as its collator sees them."""
 
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from trainables.tokens import content_hash
 
 
-def data_files(path: str) -> list[str]:
-    """Returns the data files of a file or folder by name: `os.listdir`'s order differs between machines."""
-    return sorted(str(file) for file in Path(path).iterdir()) if Path(path).is_dir() else [path]
+@contextmanager
+def sorted_folders() -> Iterator[None]:
+    """Lets upstream's datasets read a folder's files by name: `os.listdir`'s order differs between machines."""
+    listdir = os.listdir
+    os.listdir = lambda path=".": sorted(listdir(path))  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        os.listdir = listdir
 
 
 def source(data: Any) -> str:
     """Identifies the texts that a dataset with these data arguments can give."""
-    files = [file for path in data.train_data for file in data_files(path)]
+    given = [Path(path) for path in data.train_data]
+    files = [str(file) for path in given for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
     query = (data.query_instruction_for_retrieval, data.query_instruction_format)
     passage = (data.passage_instruction_for_retrieval, data.passage_instruction_format)
     return repr((content_hash(files), data.same_dataset_within_batch, query, passage))

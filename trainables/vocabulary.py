@@ -56,9 +56,11 @@ class Vocabulary:
     @contextmanager
     def whole(self) -> Iterator[None]:
         """Puts the whole embedding, with the rows as they are now, into the encoder for a block."""
+        rows = self._reachable.weight.detach()
+        whole = self._whole.to(dtype=rows.dtype)
         with torch.no_grad():
-            self._whole.weight[self._reachable.tokens] = self._reachable.weight.to("cpu", self._whole.weight.dtype)
-        self._encoder.set_input_embeddings(self._whole.to(self._reachable.weight.device))
+            whole.weight[self._reachable.tokens] = rows.cpu()
+        self._encoder.set_input_embeddings(whole.to(rows.device))
         try:
             yield
         finally:
