@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,6 +15,9 @@ import torch.distributed as dist
 import transformers
 from accelerate.state import AcceleratorState, GradientState
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+_BUILD_SECONDS = 900.0
+"""A build that takes longer was killed."""
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -54,6 +58,25 @@ def process_group() -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def remove_stale_build_locks(folder: Path) -> None:
+    """Removes the locks of builds that were killed.
+
+    DeepSpeed compiles its optimizer with torch's extension builder, which waits without end for a lock file that
+    nobody holds any more. A build takes a minute or two.
+
+    Args:
+        folder: of torch's extensions, one folder an extension at any depth.
+    """
+    for lock in folder.rglob("lock"):
+        if time.time() - lock.stat().st_mtime > _BUILD_SECONDS:
+            lock.unlink(missing_ok=True)
+
+
+def extensions_folder() -> Path:
+    """Returns where torch builds extensions."""
+    return Path(os.environ.get("TORCH_EXTENSIONS_DIR", "~/.cache/torch_extensions")).expanduser()
 
 
 def rank() -> int:

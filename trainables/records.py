@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from trainables.config import RungReport
-from trainables.files import append_line
+from trainables.files import append_line, write_text
 from trainables.process import rank
 
 _FILE = "metrics.jsonl"
@@ -55,8 +55,11 @@ def write_record(folder: Path, record: RungReport) -> RungReport:
 
 
 def read_records(folder: Path) -> list[RungReport]:
-    """Returns what the trial has reported, in its order; a last line that was cut short is left out."""
+    """Returns what the trial has reported, in its order; a last line that was cut short is removed."""
     if not (folder / _FILE).exists():
         return []
-    lines = (folder / _FILE).read_text(encoding="utf-8").split("\n")[:-1]
-    return [RungReport.from_dict(json.loads(line)) for line in lines]
+    text = (folder / _FILE).read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text and rank() == 0:
+        write_text(folder / _FILE, whole)
+    return [RungReport.from_dict(json.loads(line)) for line in whole.splitlines()]

@@ -10,7 +10,7 @@ from trainables.base import BaseModels
 from trainables.config import Progress, Report, RungReport, TrialConfig
 from trainables.files import write_text
 from trainables.m3 import Runner, build_arguments, load_model
-from trainables.process import process_group, rank
+from trainables.process import extensions_folder, process_group, rank, remove_stale_build_locks
 from trainables.records import Clock, read_records, write_record
 from trainables.resume import States
 from trainables.rungs import Judge, Rungs, agree
@@ -27,6 +27,8 @@ def train(config: TrialConfig, report: Report, base: BaseModels, progress: Progr
         states.remove()
         return
     values = config.arguments
+    if values.get("deepspeed"):
+        remove_stale_build_locks(extensions_folder())
     alone = values.get("deepspeed") or values.get("negatives_cross_device")
     with process_group() if alone else nullcontext():
         arguments = build_arguments(values, config.directory)
