@@ -1,4 +1,7 @@
-"""Final scores and guard scores through ``mteb.evaluate``. The only module that imports mteb."""
+"""Final scores and guard scores through ``mteb.evaluate``. The only module that imports mteb.
+
+Importing mteb takes seconds and seeds the global random generators: import this module when the training is over.
+"""
 
 from __future__ import annotations
 
