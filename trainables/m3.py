@@ -4,17 +4,15 @@ The arguments, the data format, the losses and the checkpoint layout are upstrea
 for the same arguments and seed.
 """
 
-import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from FlagEmbedding.abc.finetune.embedder import (
-    AbsEmbedderCollator,
     AbsEmbedderDataArguments,
     AbsEmbedderTrainDataset,
     EmbedderTrainerCallbackForDataRefresh,
@@ -33,6 +31,7 @@ from transformers import HfArgumentParser, PreTrainedTokenizerBase, TrainerCallb
 from trainables import rows
 from trainables.base import BaseModels
 from trainables.batching import Layout
+from trainables.collator import Collator
 from trainables.gradcache import embedded_from, encode_groups, token_table
 from trainables.heads import colbert_scores, pad_vectors, sparse_vectors
 from trainables.tokens import Tokeniser
@@ -60,10 +59,6 @@ _GROUP_COST = {"cpu": 32, "cuda": 2048}
 
 _ADAM = ("adamw_torch", "adamw_torch_fused")
 """Optimizers that leave a parameter alone which has never had a gradient, if there is no weight decay."""
-
-
-_DRAWS_KEPT = 8
-"""Batches whose generator states are kept: the loader makes one batch before it is needed."""
 
 
 class Arguments(NamedTuple):
@@ -181,42 +176,6 @@ class Trainer(ResumableTrainer, EncoderOnlyEmbedderM3Trainer):  # type: ignore[m
         self.model.save(output_dir or self.args.output_dir)
 
 
-@dataclass
-class Collator(AbsEmbedderCollator):  # type: ignore[misc]
-    """Makes batches for `Model` from upstream's samples, of either of its datasets."""
-
-    layout: Layout | None = None
-    query_tokens: Tokeniser | None = None
-    passage_tokens: Tokeniser | None = None
-    draws: dict[int, Any] = field(default_factory=dict)
-    """Number of batches made -> state of Python's generator after it, for the last few."""
-
-    def start(self, batches: int) -> None:
-        """Goes on counting from a number of batches."""
-        self.draws = {batches: random.getstate()}
-
-    def __call__(self, features: list[tuple[Any, ...]]) -> dict[str, Any]:
-        made = max(self.draws, default=0) + 1
-        self.draws[made] = random.getstate()
-        self.draws.pop(made - _DRAWS_KEPT, None)
-        return self._batch(features)
-
-    def _batch(self, features: list[tuple[Any, ...]]) -> dict[str, Any]:
-        assert self.layout is not None
-        assert self.query_tokens is not None
-        assert self.passage_tokens is not None
-        queries, passages, teacher_scores = (_flat(feature[place] for feature in features) for place in range(3))
-        batch = self.layout.batch(self.query_tokens(queries), self.passage_tokens(passages))
-        alone = len(features[0]) > 3 and features[0][3]
-        return batch | {"teacher_scores": teacher_scores or None, "no_in_batch_neg_flag": alone}
-
-
-def _flat(values: Iterable[Any]) -> list[Any]:
-    """Returns the values end to end: texts or lists of texts; None for no scores is left out."""
-    lists = [value if isinstance(value, list) else [value] for value in values if value is not None]
-    return [item for each in lists for item in each]
-
-
 class Runner(EncoderOnlyEmbedderM3Runner):  # type: ignore[misc]
     """Upstream's runner over this module's classes.
 
@@ -264,7 +223,7 @@ class Runner(EncoderOnlyEmbedderM3Runner):  # type: ignore[misc]
             source = rows.source(data)
             queries = queries.cached(self._token_cache, f"queries {source}", rows.queries(self.train_dataset))
             passages = passages.cached(self._token_cache, f"passages {source}", rows.passages(self.train_dataset))
-        return Collator(tokenizer=self.tokenizer, layout=self._layout(), query_tokens=queries, passage_tokens=passages)
+        return Collator(self._layout(), queries, passages)
 
     def load_trainer(self) -> Trainer:
         tokens = self._reachable_tokens()
