@@ -69,7 +69,9 @@ def run(config: TrialConfig, stop_at: int = 1000) -> int:
     """Runs a trial in a process of its own; returns how it ended."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", CHILD, json.dumps(config.to_dict()), str(stop_at)]
-    return subprocess.run(command, env=environment, check=False, capture_output=True).returncode
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    print(done.stderr[-3000:])
+    return done.returncode
 
 
 def weights(config: TrialConfig) -> dict[str, torch.Tensor]:
