@@ -24,10 +24,10 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """A small search over a tiny model: the base model, the user's settings and two sampled trials."""
+    """A small search over a tiny model: the base model, the user's settings and a sampled trial."""
     folder = tmp_path_factory.mktemp("data")
-    model, rows = make_model(folder / "model"), make_rows(folder / "rows.jsonl", rows=200)
-    fixed = "--num_trials 4 --finalists 0 --gpus_per_trial 0 --per_device_train_batch_size 2"
+    model, rows = make_model(folder / "model"), make_rows(folder / "rows.jsonl", rows=120)
+    fixed = "--num_trials 3 --finalists 0 --gpus_per_trial 0 --per_device_train_batch_size 8"
     return ["--model_name_or_path", str(model), "--train_data", str(rows), *fixed.split()]
 
 
