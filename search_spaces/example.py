@@ -14,7 +14,7 @@ def example(trial: optuna.Trial, context: Context) -> dict[str, Any]:
     return {
         "learning_rate": trial.suggest_float("learning_rate", *learning_rate, log=True),
         "temperature": trial.suggest_float("temperature", *temperature, log=True),
-        "train_group_size": trial.suggest_categorical("train_group_size", context.group_sizes([1, 2, 4])),
+        "train_group_size": trial.suggest_categorical("train_group_size", context.group_sizes([1, 2])),
         "per_device_train_batch_size": trial.suggest_categorical(
             "per_device_train_batch_size", context.batch_sizes([8, 16, 32])
         ),

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from tuner import example
-from tuner.data import check
+from tuner.data import prepare
 from tuner.example import Pair, mine_negatives, split_docstring, write_example
 
 BODY = "Parameters\n----------\nx : array_like\n    " + "Points at which the curve is evaluated. " * 8
@@ -62,10 +62,13 @@ def test_sources_are_parsed_not_imported(tmp_path: Path) -> None:
 
 
 def test_the_example_is_sound_data_and_the_same_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(example, "PAIRS", 150)
+    monkeypatch.setattr(example, "ROWS", {"train": 60, "dev": 40, "test": 50})
     first, second = (write_example(tmp_path / name) for name in ("first", "second"))
-    assert first.read_bytes() == second.read_bytes()
-    assert check([str(first)]) == []
-    rows = [json.loads(line) for line in first.read_text(encoding="utf-8").splitlines()]
-    assert len(rows) == 150
+    train_data, eval_data = first
+    assert train_data.read_bytes() == second[0].read_bytes()
+    assert (eval_data / "corpus.jsonl").read_bytes() == (second[1] / "corpus.jsonl").read_bytes()
+    dataset = prepare([str(train_data)], folder=tmp_path / "data", eval_data=str(eval_data), seed=42)
+    assert dataset.rows == 60
+    assert dataset.manifest["eval"]["queries"] == {"dev": 40, "test": 50}
+    rows = [json.loads(line) for line in train_data.read_text(encoding="utf-8").splitlines()]
     assert all(len(row["pos"]) == 1 and len(row["neg"]) == example.NEGATIVES for row in rows)

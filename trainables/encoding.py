@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal, Protocol
@@ -13,7 +13,8 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+
+from trainables.onednn import fast_linear
 
 
 class EmbeddingModel(Protocol):
@@ -184,29 +185,15 @@ def pool(hidden: Tensor, mask: Tensor, method: str) -> Tensor:
     raise ValueError(f"sentence_pooling_method must be one of cls, mean, last_token, but got {method!r}")
 
 
-class _OneDNNLinear(TorchFunctionMode):
-    """Sends float32 linear layers to oneDNN, which is twice as fast as MKL on a CPU that is not made by Intel."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is F.linear and not kwargs and args[0].dtype == args[1].dtype == torch.float32:
-            bias = args[2] if len(args) > 2 else None
-            return torch.ops.mkldnn._linear_pointwise(args[0].contiguous(), args[1].contiguous(), bias, "none", [], "")
-        return func(*args, **(kwargs or {}))
-
-
 @contextmanager
 def evaluation_mode(model: EmbeddingModel) -> Iterator[None]:
     """Switch dropout and gradients off and faster linear layers on; every module gets back the mode it was in."""
     heads = (model.model, model.colbert_linear, model.sparse_linear)
     training = [module for head in heads if head is not None for module in head.modules() if module.training]
-    on_cpu = next(model.model.parameters()).device.type == "cpu"
-    onednn = on_cpu and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     for module in training:
         module.training = False
     try:
-        with torch.inference_mode(), _OneDNNLinear() if onednn else nullcontext():
+        with torch.inference_mode(), fast_linear(*heads):
             yield
     finally:
         for module in training:

@@ -34,6 +34,7 @@ from trainables.batching import Layout
 from trainables.collator import Collator
 from trainables.gradcache import embedded_from, encode_groups, token_table
 from trainables.heads import colbert_scores, pad_vectors, sparse_vectors
+from trainables.onednn import fast_linear
 from trainables.tokens import Tokeniser
 from trainables.trainer import ResumableTrainer
 from trainables.vocabulary import Vocabulary, plain_embedding
@@ -171,6 +172,11 @@ class Model(EncoderOnlyEmbedderM3Model):  # type: ignore[misc]
 
 class Trainer(ResumableTrainer, EncoderOnlyEmbedderM3Trainer):  # type: ignore[misc]
     """Upstream's trainer, resumable; adds up its losses on the device."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        with fast_linear(self.model):
+            loss: Tensor = super().training_step(*args, **kwargs)
+        return loss
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:  # noqa: ARG002
         self.model.save(output_dir or self.args.output_dir)

@@ -153,8 +153,9 @@ def _make_room(run_dir: Path, *, replace: bool) -> None:
 def _example(config: SearchConfig, run_dir: Path) -> SearchConfig:
     from tuner.example import example_arguments, write_example
 
-    data = {"train_data": [str(write_example(run_dir / "data" / "example"))]}
-    return config.replace(arguments={**example_arguments(), **data, **config.arguments})
+    train_data, eval_data = write_example(run_dir / "data" / "example")
+    arguments = {**example_arguments(), "train_data": [str(train_data)], **config.arguments}
+    return config.replace(arguments=arguments, eval_data=config.eval_data or str(eval_data))
 
 
 def _say_plan(plan: "Plan", console: Console) -> None:
