@@ -4,6 +4,7 @@ The agenda is the driver's side of a search without any Ray in it. An executor a
 of them; whatever must outlive the process is in the study.
 """
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from trainables.config import RungReport, TrialConfig
 from tuner import selection
 from tuner.arguments import translated
-from tuner.config import SearchConfig
+from tuner.config import SECRETS, SearchConfig
 from tuner.study import BASE, SAMPLED, USER, SearchStudy
 
 FailureKind = Literal["out_of_memory", "non_finite", "error", "worker_lost"]
@@ -100,6 +101,8 @@ class Agenda:
             return None
         self._running[job.config.name] = job
         self.rows.append(job.row)
+        if job.config.rungs:
+            _record(job.config)
         return job.config
 
     @property
@@ -295,6 +298,15 @@ class Agenda:
                 shutil.rmtree(folder / "resume", ignore_errors=True)
             if folder.name not in kept:
                 shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+
+
+def _record(config: TrialConfig) -> None:
+    """Leaves in the trial's folder what it was trained with: what the machine could honour, in the installed names."""
+    folder = Path(config.directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    values = config.to_dict()
+    values["arguments"] = {name: value for name, value in values["arguments"].items() if name not in SECRETS}
+    (folder / "config.json").write_text(json.dumps(values, indent=2, default=str), encoding="utf-8")
 
 
 def _smaller_sub_batch(config: TrialConfig) -> TrialConfig | None:

@@ -214,7 +214,8 @@ def _parse_option(name: str, value: Any) -> Any:
     annotation = next(
         kind.__name__ for kind in (bool, int, float, str) if kind is hint or kind in typing.get_args(hint)
     )
-    like = dataclasses.replace(_WARMUP_RATIO, name=name, annotation=annotation)
+    default = None if type(None) in typing.get_args(hint) else ""  # `--pruner none` is a name
+    like = dataclasses.replace(_WARMUP_RATIO, name=name, annotation=annotation, default=default)
     return like.parse(value)
 
 

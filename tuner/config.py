@@ -22,6 +22,9 @@ EXAMPLE_DEFAULTS: Mapping[str, Any] = {
 }
 """The search's own defaults where the embedded example runs: it is to end within 5 minutes on 2 cores."""
 
+SECRETS = ("token", "hub_token")
+"""Arguments that are written nowhere."""
+
 _METRIC_WORDS = f"HEAD one of {', '.join(HEADS)} and MEASURE one of {', '.join(MEASURES)}"
 _TIME_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 

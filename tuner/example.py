@@ -21,7 +21,7 @@ from tuner import beir
 
 PACKAGES = ("scipy", "sklearn", "pandas", "numpy", "networkx")
 ROWS = {"train": 800, "dev": 250, "test": 400}
-"""Pairs of each split; 400 test queries are enough to see a gain of 0.03. The corpus is the passages of dev and test."""
+"""Pairs of each split; 400 test queries show a gain of 0.03. The corpus is the passages of dev and test."""
 
 NEGATIVES = 7
 MIN_SUMMARY_WORDS = 6
@@ -94,7 +94,7 @@ def example_arguments() -> dict[str, Any]:
 
 
 def select_pairs(count: int) -> list[Pair]:
-    """Takes `count` pairs, the same number from each package and the standard library, from files in a shuffled order."""
+    """Takes `count` pairs, as many from each package as from the standard library, from files in a shuffled order."""
     roots = [_package_root(name) for name in PACKAGES] + [Path(sysconfig.get_paths()["stdlib"])]
     found = [root for root in roots if root]
     seen: set[str] = set()
@@ -112,7 +112,7 @@ def mine_negatives(passages: list[str]) -> list[list[str]]:
 
     vectors = TfidfVectorizer(sublinear_tf=True, stop_words="english", dtype=np.float32).fit_transform(passages)
     similarity = (vectors @ vectors.T).toarray()
-    similarity[similarity > MAX_SIMILARITY] = 0.0
+    similarity[similarity > MAX_SIMILARITY] = -1.0
     nearest = np.argsort(-similarity, axis=1, kind="stable")[:, RANKS]
     step = nearest.shape[1] // NEGATIVES
     return [[passages[index] for index in row[::step][:NEGATIVES]] for row in nearest]

@@ -11,13 +11,12 @@ import yaml
 from search_spaces import Context, SearchSpace, load_search_space
 from tuner import data
 from tuner.arguments import upstream_arguments
-from tuner.config import SearchConfig
+from tuner.config import SECRETS, SearchConfig
 from tuner.errors import RequestError
 from tuner.models import find_model
 from tuner.study import pruner_names, sampler_names
 
 CONFIG_FILE = "config.yaml"
-_SECRET = ("token", "hub_token")
 _SEARCHABLE = (
     "learning_rate",
     "temperature",
@@ -67,7 +66,9 @@ def make_plan(config: SearchConfig, run_dir: Path, say: Callable[[str], None]) -
     warnings += dataset.manifest["warnings"]
     arguments |= {"model_name_or_path": model, "train_data": list(dataset.train_data)}
     start = _numbers(arguments, dataset.rows)
-    arguments = {name: value for name, value in arguments.items() if name not in ("max_steps", "warmup_steps")}
+    arguments = {
+        name: value for name, value in arguments.items() if name not in ("max_steps", "warmup_steps", *SECRETS)
+    }
     context = Context(rows=dataset.rows, negatives=dataset.negatives, start=start)
     return Plan(
         config=config,
@@ -175,7 +176,7 @@ def _default(name: str) -> Any:
 def write_config(plan: Plan, argv: list[str]) -> None:
     """Writes what was asked, resolved and without secrets, to RUN/config.yaml."""
     values = plan.config.to_dict()
-    values["arguments"] = {name: value for name, value in values["arguments"].items() if name not in _SECRET}
+    values["arguments"] = {name: value for name, value in values["arguments"].items() if name not in SECRETS}
     values |= {
         "resume": None,
         "dry_run": False,
@@ -197,5 +198,5 @@ def _without_secrets(argv: list[str]) -> list[str]:
     shown, hide = [], False
     for token in argv:
         shown.append("***" if hide else redacted(token) if "://" in token else token)
-        hide = token.lstrip("-").replace("-", "_") in _SECRET
+        hide = token.lstrip("-").replace("-", "_") in SECRETS
     return shown
