@@ -88,7 +88,7 @@ def example_arguments() -> dict[str, Any]:
         "learning_rate": 2e-5,
         "temperature": 0.02,
         "train_group_size": 2,
-        "per_device_train_batch_size": 16,
+        "per_device_train_batch_size": 8,
         "num_train_epochs": 0.5,
     }
 
