@@ -41,6 +41,7 @@ def compared(arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
         with trial_process(folder / f"log-{os.environ['RANK']}.txt"):
             values = arguments if name == "ours" else {**arguments, "sub_batch_size": None}
             built = build_arguments(values, str(folder / name))
+            assert built.training.world_size == dist.get_world_size()
             found[name] = losses(
                 EncoderOnlyEmbedderM3Runner(*built) if name == "upstream" else Runner(built, BaseModels(), [])
             )

@@ -47,8 +47,10 @@ _OURS = {
     "disable_tqdm": True,
     "logging_nan_inf_filter": False,
     "dataloader_pin_memory": torch.cuda.is_available(),
+    "use_cpu": not torch.accelerator.is_available(),
 }
-"""Training arguments that differ from transformers' defaults unless given: the trial writes its own files."""
+"""Training arguments that differ from transformers' defaults unless given: the trial writes its own files, and workers
+on CPUs train together (unless told to use the CPU, Accelerate lets each of them train alone)."""
 
 _DROPPED = ("overwrite_output_dir", "save_safetensors", "group_by_length", "logging_dir")
 """Arguments of older transformers that have no effect on a trial."""

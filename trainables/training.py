@@ -10,7 +10,7 @@ from trainables.base import BaseModels
 from trainables.config import Progress, Report, RungReport, TrialConfig
 from trainables.files import write_text
 from trainables.m3 import Runner, build_arguments, load_model
-from trainables.process import extensions_folder, process_group, rank, remove_stale_build_locks
+from trainables.process import extensions_folder, process_group, rank, remove_stale_build_locks, world_size
 from trainables.records import Clock, read_records, write_record
 from trainables.resume import States
 from trainables.rungs import Judge, Rungs, agree
@@ -33,6 +33,7 @@ def train(config: TrialConfig, report: Report, base: BaseModels, progress: Progr
     with process_group() if alone else nullcontext():
         arguments = build_arguments(values, config.directory)
         training = arguments.training
+        assert training.world_size == world_size(), "transformers must see every worker of the group"
         # same_dataset_within_batch overwrites the argument, so the rows in a step are counted before
         rows = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
         rungs = Rungs(config, report, progress, clock, rows, states)
