@@ -1,6 +1,7 @@
 """The command as a user runs it, on a real local Ray."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ USERS_FLAGS = """
     --logging_steps 1 --save_steps 10000 --negatives_cross_device --temperature 0.02 --sentence_pooling_method cls
     --normalize_embeddings True --kd_loss_type m3_kd_loss --unified_finetuning True --use_self_distill True
     --fix_encoder False --self_distill_start_step 0 --dataloader_drop_last True
-""".split()
+"""
 
 
 def _search(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -32,7 +33,7 @@ def test_the_users_command_searches_four_trials(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     own = ["--num_trials", "4", "--finalists", "1", "--finalist_seeds", "1", "--gpus_per_trial", "0"]
     data = ["--model_name_or_path", str(model), "--train_data", str(rows), "--output_dir", str(run_dir)]
-    done = _search(*data, *USERS_FLAGS, *own, cwd=tmp_path)
+    done = _search(*data, *shlex.split(USERS_FLAGS), *own, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "--fp16 needs a GPU" in done.stdout
 

@@ -227,7 +227,7 @@ class Agenda:
         if not durations:
             return left > 0
         longest = max(durations)
-        retrainings = self._config.finalists * self._config.finalist_seeds
+        retrainings = self._config.finalist_count * self._config.finalist_seeds
         return left > longest * (self._config.rungs[0] + retrainings / self._config.concurrent_trials)
 
     def _durations(self) -> list[float]:
@@ -243,12 +243,12 @@ class Agenda:
         return self._finalist_job() or self._test_job()
 
     def _candidates(self) -> list[FrozenTrial]:
-        numbers = selection.finalists(self._study.search, max(1, self._config.finalists))
+        numbers = selection.finalists(self._study.search, max(1, self._config.finalist_count))
         trials = self._study.search.get_trials(deepcopy=False)
         return [trials[number] for number in numbers]
 
     def _finalist_job(self) -> _Running | None:
-        if self._config.finalists == 0:
+        if self._config.finalist_count == 0:
             return None
         for source in self._candidates():
             for offset in range(1, self._config.finalist_seeds + 1):
@@ -287,7 +287,7 @@ class Agenda:
 
     def _drop_weights(self) -> None:
         """Weights stay for the user's own settings and for the best trials only; resume state for running ones."""
-        keep = max(1, self._config.keep_checkpoints, self._config.finalists)
+        keep = max(1, self._config.keep_checkpoints, self._config.finalist_count)
         kept = {f"{n:04d}" for n in selection.finalists(self._study.search, keep)} | set(self._running)
         kept |= {f"{number:04d}" for number in [selection.winner(self._study.search, self._study.finalists)] if number}
         kept |= {

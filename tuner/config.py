@@ -83,8 +83,8 @@ class SearchConfig:
     """Slots: trials that run side by side."""
     seed: int = 42
     """Seed of the split, of the sampler and of training."""
-    finalists: int = 3
-    """Best trials that are retrained with other seeds before one is called the winner; 0 skips it."""
+    finalists: int | None = None
+    """Best trials that are retrained with other seeds before one is called the winner. None: one in five, at most 3."""
     finalist_seeds: int = 2
     """How many other seeds each finalist is retrained with."""
     keep_checkpoints: int = 3
@@ -109,7 +109,7 @@ class SearchConfig:
                 f"num_trials >= 2 must hold (base model and your settings), but got {self.num_trials}",
             ),
             (self.concurrent_trials >= 1, f"concurrent_trials >= 1 must hold, but got {self.concurrent_trials}"),
-            (self.finalists >= 0, f"finalists >= 0 must hold, but got {self.finalists}"),
+            ((self.finalists or 0) >= 0, f"finalists >= 0 must hold, but got {self.finalists}"),
             (self.finalist_seeds >= 0, f"finalist_seeds >= 0 must hold, but got {self.finalist_seeds}"),
             (self.keep_checkpoints >= 0, f"keep_checkpoints >= 0 must hold, but got {self.keep_checkpoints}"),
             ((self.gpus_per_trial or 0) >= 0, f"gpus_per_trial >= 0 must hold, but got {self.gpus_per_trial}"),
@@ -136,6 +136,11 @@ class SearchConfig:
     def time_budget_seconds(self) -> float | None:
         """`time_budget` in seconds."""
         return None if self.time_budget is None else _duration(self.time_budget)
+
+    @property
+    def finalist_count(self) -> int:
+        """`finalists`, decided: a short search spends nothing on retraining."""
+        return min(3, self.num_trials // 5) if self.finalists is None else self.finalists
 
     @property
     def is_example(self) -> bool:

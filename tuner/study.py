@@ -102,7 +102,7 @@ class SearchStudy:
         num_trials: int,
     ) -> None:
         self._space, self._context = space, context
-        self._make_sampler = lambda number: _SAMPLERS[sampler](seed, number, num_trials)
+        self._make_sampler: Callable[[int], BaseSampler] = lambda number: _SAMPLERS[sampler](seed, number, num_trials)
         self.search = optuna.create_study(
             storage=storage, study_name=SEARCH, direction="maximize", pruner=_PRUNERS[pruner](), load_if_exists=True
         )
@@ -123,7 +123,7 @@ class SearchStudy:
     def ask(self) -> tuple[Trial, dict[str, Any]]:
         """Returns the next trial and its parameters: an unfinished one first, under its own number."""
         if self._unfinished:
-            trial = Trial(self.search, self._unfinished.pop(0)._trial_id)  # type: ignore[no-untyped-call]
+            trial = self._again(self._unfinished.pop(0))
         else:
             self.search.sampler = self._make_sampler(self.issued)
             trial = self.search.ask()
@@ -132,6 +132,9 @@ class SearchStudy:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the user's own value may lie outside of a range
             return trial, suggest(self._space, trial, self._context)
+
+    def _again(self, frozen: FrozenTrial) -> Trial:
+        return Trial(self.search, frozen._trial_id)
 
     @property
     def has_unfinished(self) -> bool:
