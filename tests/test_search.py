@@ -32,7 +32,7 @@ def test_the_users_command_searches_four_trials(tmp_path: Path) -> None:
     model, rows = make_model(tmp_path / "model"), make_rows(tmp_path / "rows.jsonl", rows=120)
     run_dir = tmp_path / "run"
     own = ["--num_trials", "4", "--finalists", "1", "--finalist_seeds", "1", "--gpus_per_trial", "0"]
-    data = ["--model_name_or_path", str(model), "--train_data", str(rows), "--output_dir", str(run_dir)]
+    data = ["--model_name_or_path", str(model), "--train_data", str(rows), "--output_dir", "run"]
     done = _search(*data, *shlex.split(USERS_FLAGS), *own, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "--fp16 needs a GPU" in done.stdout

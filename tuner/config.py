@@ -91,6 +91,8 @@ class SearchConfig:
     """Best trials whose weights stay on disk (the user's own settings and the winner always do)."""
     resume: str | None = None
     """Run directory of a stopped or finished search to take up again."""
+    submit: str | None = None
+    """Ray dashboard (http://127.0.0.1:8265) to which this command is submitted as a job, and followed."""
     dry_run: bool = False
     """Check everything, print the plan, and stop."""
     price_per_hour: float | None = None

@@ -27,6 +27,7 @@ _SEARCHABLE = (
     "max_grad_norm",
     "gradient_accumulation_steps",
 )
+_PATHS = ("deepspeed", "cache_dir", "cache_path")
 _OWN_BUSINESS = ("output_dir", "resume_from_checkpoint", "save_steps", "save_strategy", "save_total_limit", "do_train")
 _DS_STAGE0 = Path(__file__).parent.parent / "trainables" / "ds_stage0.json"
 
@@ -60,7 +61,7 @@ def make_plan(config: SearchConfig, run_dir: Path, say: Callable[[str], None]) -
     warnings: list[str] = []
     space = _check_names(config)
     arguments = {name: value for name, value in config.arguments.items() if name not in _OWN_BUSINESS}
-    arguments = _with_deepspeed_config(arguments, warnings)
+    arguments = _absolute(_with_deepspeed_config(arguments, warnings))
     say(f"checking {', '.join(map(str, arguments['train_data']))}")
     dataset, model = _data_and_model(config, arguments, run_dir)
     warnings += dataset.manifest["warnings"]
@@ -152,6 +153,12 @@ def _with_deepspeed_config(arguments: dict[str, Any], warnings: list[str]) -> di
         )
     warnings.append(f"--deepspeed {path}: no such file; FlagEmbedding's published stage-0 settings are used")
     return {**arguments, "deepspeed": str(_DS_STAGE0)}
+
+
+def _absolute(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Paths as they are from anywhere: the workers stand in another directory."""
+    paths = {name: arguments[name] for name in _PATHS if isinstance(arguments.get(name), str)}
+    return {**arguments, **{name: str(Path(path).resolve()) for name, path in paths.items()}}
 
 
 def _numbers(arguments: Mapping[str, Any], rows: int) -> dict[str, int | float]:

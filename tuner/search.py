@@ -15,6 +15,7 @@ from rich.console import Console
 from tuner.command import parse
 from tuner.config import SearchConfig, new_run_dir
 from tuner.errors import EXIT_ALL_FAILED, EXIT_DONE, EXIT_REQUEST, AllTrialsFailedError, RequestError
+from tuner.interrupts import Interrupted, interruptible
 
 if TYPE_CHECKING:
     from tuner.agenda import Failure
@@ -29,7 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(highlight=False)
     errors = Console(stderr=True, highlight=False)
     try:
-        run_search(parse(arguments), arguments, console)
+        config = parse(arguments)
+        if config.submit:
+            return _submit(config.submit, arguments)
+        run_search(config, arguments, console)
     except RequestError as error:
         for finding in error.findings:
             errors.print(f"error: {finding}", markup=False, soft_wrap=True)
@@ -37,7 +41,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AllTrialsFailedError as error:
         errors.print(str(error), markup=False, soft_wrap=True)
         return EXIT_ALL_FAILED
+    except Interrupted as interrupted:
+        return interrupted.exit_code
     return EXIT_DONE
+
+
+def _submit(address: str, argv: list[str]) -> int:
+    from tuner.submit import submit
+
+    return submit(address, argv)
 
 
 def run_search(config: SearchConfig, argv: list[str], console: Console) -> Path:
@@ -53,7 +65,8 @@ def run_search(config: SearchConfig, argv: list[str], console: Console) -> Path:
         AllTrialsFailedError: No trial could be trained.
     """
     started = time.monotonic()
-    run_dir = Path(config.resume) if config.resume else new_run_dir(config, time.strftime("%Y%m%d-%H%M%S"))
+    named = Path(config.resume) if config.resume else new_run_dir(config, time.strftime("%Y%m%d-%H%M%S"))
+    run_dir = named.resolve()  # the workers stand in another directory
     with _held(run_dir):
         if not config.resume:
             _make_room(run_dir, replace=bool(config.arguments.get("overwrite_output_dir")))
@@ -93,8 +106,13 @@ def _search(config: SearchConfig, run_dir: Path, argv: list[str], console: Conso
             num_trials=config.num_trials,
         )
         agenda = Agenda(config, study, run_dir=run_dir, arguments=arguments, eval_data=plan.dataset.eval_data)
-        with Progress(agenda, console, planned=config.num_trials, rungs=len(config.rungs)):
-            run_on_ray(agenda, slots)
+        try:
+            with interruptible(), Progress(agenda, console, planned=config.num_trials, rungs=len(config.rungs)):
+                run_on_ray(agenda, slots)
+        except Interrupted:
+            line = f"stopped; nothing that was finished is lost. Go on with: python -m tuner.search --resume {run_dir}"
+            console.print(line, style="bold", markup=False, soft_wrap=True)
+            raise
     if not agenda.has_winner:
         raise AllTrialsFailedError(_causes(agenda.failures))
 
