@@ -95,8 +95,6 @@ class SearchConfig:
     """Ray dashboard (http://127.0.0.1:8265) to which this command is submitted as a job, and followed."""
     dry_run: bool = False
     """Check everything, print the plan, and stop."""
-    price_per_hour: float | None = None
-    """Price of an hour of one slot's machine, for the plan."""
 
     def __post_init__(self) -> None:
         problems = self.problems()

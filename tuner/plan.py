@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from search_spaces import Context, SearchSpace, load_search_space
+from trainables.deepspeed_config import check_deepspeed
 from tuner import data
 from tuner.arguments import upstream_arguments
 from tuner.config import SECRETS, SearchConfig
@@ -62,6 +63,7 @@ def make_plan(config: SearchConfig, run_dir: Path, say: Callable[[str], None]) -
     space = _check_names(config)
     arguments = {name: value for name, value in config.arguments.items() if name not in _OWN_BUSINESS}
     arguments = _absolute(_with_deepspeed_config(arguments, warnings))
+    arguments = _without_none_prefix(arguments, warnings)
     say(f"checking {', '.join(map(str, arguments['train_data']))}")
     dataset, model = _data_and_model(config, arguments, run_dir)
     warnings += dataset.manifest["warnings"]
@@ -145,7 +147,10 @@ def _data_and_model(config: SearchConfig, arguments: Mapping[str, Any], run_dir:
 def _with_deepspeed_config(arguments: dict[str, Any], warnings: list[str]) -> dict[str, Any]:
     """FlagEmbedding's stage-0 file is often named and rarely there (its package lacks it): we carry its settings."""
     path = arguments.get("deepspeed")
-    if not isinstance(path, str) or Path(path).is_file():
+    if not isinstance(path, str):
+        return arguments
+    if Path(path).is_file():
+        _refuse_unsupported(path)
         return arguments
     if Path(path).name != "ds_stage0.json":
         raise RequestError(
@@ -153,6 +158,25 @@ def _with_deepspeed_config(arguments: dict[str, Any], warnings: list[str]) -> di
         )
     warnings.append(f"--deepspeed {path}: no such file; FlagEmbedding's published stage-0 settings are used")
     return {**arguments, "deepspeed": str(_DS_STAGE0)}
+
+
+def _without_none_prefix(arguments: dict[str, Any], warnings: list[str]) -> dict[str, Any]:
+    """FlagEmbedding's same-dataset batches put the word None before every query that has no instruction."""
+    name = "query_instruction_for_retrieval"
+    if not arguments.get("same_dataset_within_batch") or arguments.get(name) is not None:
+        return arguments
+    warnings.append(
+        f"--same_dataset_within_batch without --{name}: FlagEmbedding would train on queries that begin with "
+        "'None'; an empty instruction is used, which trains on the queries as they are"
+    )
+    return {**arguments, name: ""}
+
+
+def _refuse_unsupported(path: str) -> None:
+    try:
+        check_deepspeed(path)
+    except ValueError as error:
+        raise RequestError([f"--deepspeed {path}: {error}"]) from error
 
 
 def _absolute(arguments: Mapping[str, Any]) -> dict[str, Any]:

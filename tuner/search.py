@@ -66,6 +66,10 @@ def run_search(config: SearchConfig, argv: list[str], console: Console) -> Path:
     """
     started = time.monotonic()
     named = Path(config.resume) if config.resume else new_run_dir(config, time.strftime("%Y%m%d-%H%M%S"))
+    if named.parts and named.parts[0].endswith(":"):
+        raise RequestError(
+            [f"--run_dir {named}: must be a path that every node sees; object storage is not supported yet"]
+        )
     run_dir = named.resolve()  # the workers stand in another directory
     with _held(run_dir):
         if not config.resume:

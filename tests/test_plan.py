@@ -1,0 +1,77 @@
+from pathlib import Path
+
+import pytest
+
+from tests.m3_fixtures import make_model, make_rows
+from tuner.config import SearchConfig
+from tuner.errors import RequestError
+from tuner.plan import Plan, honoured, make_plan, redacted
+
+
+def _plan(folder: Path, **arguments: object) -> Plan:
+    data = {"train_data": [str(make_rows(folder / "rows.jsonl", rows=120))]}
+    model = {"model_name_or_path": str(make_model(folder / "model"))}
+    config = SearchConfig(arguments={**data, **model, **arguments}, search_space="m3")
+    return make_plan(config, folder / "run", lambda _line: None)
+
+
+def test_budgets_are_counted_in_examples(tmp_path: Path) -> None:
+    """72 training rows: 18 steps of 8 rows are 2 epochs, and 9 of them in warm-up are a half."""
+    plan = _plan(tmp_path, max_steps=18, per_device_train_batch_size=8, warmup_steps=9)
+    assert plan.dataset.rows == 72
+    assert plan.arguments["num_train_epochs"] == 2.0
+    assert plan.arguments["warmup_ratio"] == 0.5
+    assert not {"max_steps", "warmup_steps"} & set(plan.arguments)
+
+
+def test_what_the_user_gave_is_where_the_search_starts(tmp_path: Path) -> None:
+    start = _plan(tmp_path, learning_rate=3e-6, train_group_size=4).context.start
+    assert (start["learning_rate"], start["train_group_size"], start["temperature"]) == (3e-6, 4, 0.02)
+
+
+def test_queries_are_not_trained_with_the_word_none_before_them(tmp_path: Path) -> None:
+    plan = _plan(tmp_path, same_dataset_within_batch=True)
+    assert plan.arguments["query_instruction_for_retrieval"] == ""
+    assert any("begin with 'None'" in line for line in plan.warnings)
+
+
+def test_tokens_go_nowhere(tmp_path: Path) -> None:
+    assert "token" not in _plan(tmp_path, token="hf_secret").arguments
+
+
+def test_flagembeddings_own_deepspeed_file_need_not_be_there(tmp_path: Path) -> None:
+    plan = _plan(tmp_path, deepspeed="../examples/finetune/ds_stage0.json")
+    assert Path(plan.arguments["deepspeed"]).is_file()
+    assert any("stage-0 settings are used" in line for line in plan.warnings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"deepspeed": "absent.json"}, "there is no such file"),
+        ({"knowledge_distillation": True}, "needs pos_scores and neg_scores"),
+    ],
+)
+def test_what_cannot_work_is_refused(tmp_path: Path, changes: dict[str, object], words: str) -> None:
+    with pytest.raises(RequestError, match=words):
+        _plan(tmp_path, **changes)
+
+
+def test_wrong_names_are_told_together(tmp_path: Path) -> None:
+    config = SearchConfig(sampler="tpo", pruner="asha", search_space="m4", metric="sparse.ndcg_at_10")
+    with pytest.raises(RequestError) as caught:
+        make_plan(config, tmp_path, lambda _line: None)
+    assert len(caught.value.findings) == 5
+
+
+def test_a_machine_without_a_gpu_says_what_it_does_instead() -> None:
+    kept, warnings = honoured({"fp16": True, "learning_rate": 1e-5}, gpu=False)
+    assert "fp16" not in kept
+    assert kept["learning_rate"] == 1e-5
+    assert warnings == ["--fp16 needs a GPU, and none is used here: training in float32 instead"]
+    assert honoured({"fp16": True}, gpu=True) == ({"fp16": True}, [])
+
+
+def test_passwords_of_storages_are_not_written() -> None:
+    assert redacted("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
+    assert redacted("sqlite:///study.db") == "sqlite:///study.db"
