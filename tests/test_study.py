@@ -9,6 +9,7 @@ from fake import METRIC, open_agenda, open_study, score_of
 from trainables.config import RungReport
 from tuner.agenda import Failure
 from tuner.config import SearchConfig
+from tuner.errors import RequestError
 from tuner.study import pruner_names, read_studies, sampler_names
 
 SAMPLERS = [name for name in sampler_names() if name not in ("gp", "cmaes")]  # they need scipy/cmaes beyond our own
@@ -66,6 +67,14 @@ def test_a_finished_search_is_extended(tmp_path: Path) -> None:
     long = _run(SearchConfig(num_trials=7, finalists=0), tmp_path)
     assert long[:4] == short
     assert len(long) == 7
+
+
+def test_a_search_does_not_go_on_over_other_data(tmp_path: Path) -> None:
+    config = SearchConfig(num_trials=4)
+    open_study(config, tmp_path).claim({"data_hash": "aaaa", "metric": METRIC})
+    open_study(config, tmp_path).claim({"data_hash": "aaaa", "metric": METRIC})
+    with pytest.raises(RequestError, match="data_hash was aaaa when the search began and is bbbb now"):
+        open_study(config, tmp_path).claim({"data_hash": "bbbb", "metric": METRIC})
 
 
 def test_a_trials_value_is_its_best_rungs(tmp_path: Path) -> None:

@@ -185,6 +185,7 @@ def _read_yaml(path: str, problems: list[str]) -> dict[str, Any]:
         problems.append(f"--config {path}: must hold `name: value` lines, but holds a {type(values).__name__}")
         return {}
     arguments = values.pop("arguments", None) or {}
+    values.pop("command", None)  # config.yaml's record of the line it came from
     values = {**values, **arguments}
     known = {**accepted_arguments(), **search_options()}
     problems.extend(f"--config {path}: {_unknown_flag(f'--{name}')}" for name in values if name not in known)

@@ -15,7 +15,8 @@ MEASURES = ("ndcg_at_10", "mrr_at_10", "recall_at_10", "recall_at_100")
 
 EXAMPLE_DEFAULTS: Mapping[str, Any] = {
     "search_space": "example",
-    "num_trials": 8,
+    "num_trials": 7,
+    "time_budget": "4m",
     "finalists": 1,
     "finalist_seeds": 1,
     "keep_checkpoints": 2,

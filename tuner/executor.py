@@ -70,14 +70,19 @@ class Slots:
         return {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}
 
 
-def run_on_ray(agenda: Agenda, slots: Slots) -> None:
+def run_on_ray(agenda: Agenda, slots: Slots, check: Callable[[], None] = lambda: None) -> None:
     """Runs every job of `agenda` on the connected Ray cluster.
+
+    Args:
+        agenda: What to run.
+        slots: Where.
+        check: Called about every second; what it raises ends the run.
 
     Raises:
         RuntimeError: Ray could not run the slots.
     """
     _quiet()
-    searcher = _AgendaSearcher(agenda)
+    searcher = _AgendaSearcher(agenda, check)
     trainable = tune.with_parameters(_Slot, slots=slots)
     tuner = tune.Tuner(
         tune.with_resources(trainable, _SLOT_RESOURCES),
@@ -101,12 +106,13 @@ def _quiet() -> None:
 class _AgendaSearcher(Searcher):
     """Asks the agenda for the next job."""
 
-    def __init__(self, agenda: Agenda) -> None:
+    def __init__(self, agenda: Agenda, check: Callable[[], None]) -> None:
         super().__init__()
-        self.agenda = agenda
+        self.agenda, self.check = agenda, check
         self.names: dict[str, str] = {}
 
     def suggest(self, trial_id: str) -> Any:
+        self.check()
         config = self.agenda.next()
         if config is None:
             return Searcher.FINISHED if self.agenda.finished else None
@@ -138,6 +144,7 @@ class _AgendaScheduler(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:  # noqa: ARG002
         agenda, name = self._searcher.agenda, self._searcher.names[trial.trial_id]
         event = result["event"]
+        self._searcher.check()
         if event == "waiting":
             agenda.progress(name, *result["position"])
             return TrialScheduler.CONTINUE

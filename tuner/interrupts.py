@@ -1,10 +1,9 @@
 """Ctrl-C and SIGTERM: the search ends in order, and says how to go on."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 from tuner.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
 
@@ -24,22 +23,31 @@ class Interrupted(BaseException):
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """Turns the first SIGINT or SIGTERM in a block into `Interrupted`; a second one ends the process at once.
+def interruptible() -> Iterator[Callable[[], None]]:
+    """Takes in the first SIGINT or SIGTERM of a block; a second one ends the process at once.
 
-    Entered after Ray was connected to, which installs handlers of its own; in the main thread.
+    Ray's compiled code cannot be left from a signal handler: the loop that runs it asks instead. Entered after Ray was
+    connected to, which installs handlers of its own; in the main thread.
+
+    Yields:
+        A function that raises `Interrupted` once a signal came, to be called every second or so.
     """
     before = {number: signal.getsignal(number) for number in _EXIT_CODES}
+    received: list[int] = []
 
-    def interrupt(number: int, _frame: FrameType | None) -> Any:
+    def take_in(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
         for other in _EXIT_CODES:
             signal.signal(other, signal.SIG_DFL)
-        raise Interrupted(_EXIT_CODES[signal.Signals(number)])
+
+    def check() -> None:
+        if received:
+            raise Interrupted(_EXIT_CODES[signal.Signals(received[0])])
 
     for number in _EXIT_CODES:
-        signal.signal(number, interrupt)
+        signal.signal(number, take_in)
     try:
-        yield
+        yield check
     finally:
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)

@@ -109,10 +109,19 @@ def _search(config: SearchConfig, run_dir: Path, argv: list[str], console: Conso
             seed=config.seed,
             num_trials=config.num_trials,
         )
+        study.claim(
+            {
+                "data_hash": plan.dataset.hash,
+                "search_space": str(config.search_space),
+                "metric": config.metric,
+                "model": config.model_name_or_path,
+            }
+        )
         agenda = Agenda(config, study, run_dir=run_dir, arguments=arguments, eval_data=plan.dataset.eval_data)
         try:
-            with interruptible(), Progress(agenda, console, planned=config.num_trials, rungs=len(config.rungs)):
-                run_on_ray(agenda, slots)
+            shown = Progress(agenda, console, planned=config.num_trials, rungs=len(config.rungs))
+            with interruptible() as check, shown:
+                run_on_ray(agenda, slots, check)
         except Interrupted:
             line = f"stopped; nothing that was finished is lost. Go on with: python -m tuner.search --resume {run_dir}"
             console.print(line, style="bold", markup=False, soft_wrap=True)

@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from search_spaces.context import Context, SearchSpace
 from search_spaces.loading import suggest
 from trainables.config import RungReport
+from tuner.errors import RequestError
 
 SEARCH, FINALISTS = "search", "finalists"
 BASE, USER, SAMPLED = "base", "user", "sampled"
@@ -113,6 +114,23 @@ class SearchStudy:
         if not self.search.get_trials(deepcopy=False):
             self.search.enqueue_trial({}, user_attrs={"role": BASE})
             self.search.enqueue_trial(dict(context.start), user_attrs={"role": USER})
+
+    def claim(self, facts: Mapping[str, str]) -> None:
+        """Writes down what the search is over, or refuses to go on over something else.
+
+        Raises:
+            RequestError: A fact differs from what the study holds.
+        """
+        known = self.search.user_attrs
+        differing = [
+            f"--resume: {name} was {known[name]} when the search began and is {value} now; start a new --run_dir"
+            for name, value in facts.items()
+            if known.get(name, value) != value
+        ]
+        if differing:
+            raise RequestError(differing)
+        for name, value in facts.items():
+            self.search.set_user_attr(name, value)
 
     @property
     def issued(self) -> int:

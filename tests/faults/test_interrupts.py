@@ -1,0 +1,62 @@
+"""A search that is told to end ends in order, leaves nothing behind, and goes on where it was."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import psutil
+import pytest
+
+from tests.m3_fixtures import make_model, make_rows
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(420)]
+
+
+def _started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-u", "-m", "tuner.search", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder)
+
+
+def _wait_for(process: subprocess.Popen[str], words: str) -> list[str]:
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if words in line:
+            return lines
+    raise AssertionError(f"{words!r} was never printed:\n{''.join(lines)}")
+
+
+def _nothing_left_of(children: list[psutil.Process]) -> bool:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children):
+            return True
+        time.sleep(0.5)
+    return False
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_search_goes_on(number: signal.Signals, exit_code: int, tmp_path: Path) -> None:
+    model, rows = make_model(tmp_path / "model"), make_rows(tmp_path / "rows.jsonl", rows=200)
+    flags = ["--per_device_train_batch_size", "2", "--num_trials", "4", "--gpus_per_trial", "0", "--run_dir", "run"]
+    process = _started(tmp_path, "--model_name_or_path", str(model), "--train_data", str(rows), *flags)
+    _wait_for(process, "0001 user  running")
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    rest = process.communicate(timeout=60)[0]
+    assert process.returncode == exit_code, rest
+    assert f"--resume {tmp_path / 'run'}" in rest
+    assert _nothing_left_of(children)
+
+    resumed = _started(tmp_path, "--resume", "run")
+    output = resumed.communicate(timeout=300)[0]
+    assert resumed.returncode == 0, output
+    study = optuna.load_study(study_name="search", storage=f"sqlite:///{tmp_path}/run/study.db")
+    assert [trial.number for trial in study.trials] == [0, 1, 2, 3]
+    assert all(trial.state.is_finished() for trial in study.trials)
+    assert sum(json.loads((tmp_path / "run" / "result.json").read_text())["trials"].values()) == 4
