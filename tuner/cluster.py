@@ -33,7 +33,7 @@ def connected(config: SearchConfig) -> Iterator[None]:
     address = config.address or os.environ.get("RAY_ADDRESS")
     try:
         ray.init(
-            address=address,
+            address=address or "local",  # without it, Ray would join a cluster that happens to run here
             num_cpus=None if address else cores(),
             include_dashboard=None if address else False,
             log_to_driver=False,
