@@ -293,8 +293,10 @@ class Agenda:
         kept |= {
             f"{t.number:04d}" for t in self._study.search.get_trials(deepcopy=False) if t.user_attrs.get("role") == USER
         }
+        alive = set(self._running) | {f"{number:04d}" for number in self._study.unfinished}
+        kept |= alive
         for folder in (self._run_dir / "trials").glob("*"):
-            if folder.name not in self._running:
+            if folder.name not in alive:
                 shutil.rmtree(folder / "resume", ignore_errors=True)
             if folder.name not in kept:
                 shutil.rmtree(folder / "checkpoint", ignore_errors=True)

@@ -155,6 +155,11 @@ class SearchStudy:
         return Trial(self.search, frozen._trial_id)
 
     @property
+    def unfinished(self) -> list[int]:
+        """Numbers of the trials of a broken search that wait to be taken up again."""
+        return [trial.number for trial in self._unfinished]
+
+    @property
     def has_unfinished(self) -> bool:
         """A trial of a broken search waits to be taken up again."""
         return bool(self._unfinished)
