@@ -63,17 +63,27 @@ def test_no_trained_trial_no_winner() -> None:
     assert ties(standings(study)) == []
 
 
-def test_a_steady_trial_beats_a_lucky_one_by_its_lower_bound() -> None:
-    study = _study(BASE, USER, {"value": 0.70}, {"value": 0.645})
-    retrains = _retrains({(2, 43): 0.60, (2, 44): 0.65, (3, 43): 0.646, (3, 44): 0.644})
+def test_a_lucky_seed_does_not_win_over_a_better_mean() -> None:
+    study = _study(BASE, USER, {"value": 0.70}, {"value": 0.664})
+    retrains = _retrains({(2, 43): 0.60, (2, 44): 0.65, (3, 43): 0.665, (3, 44): 0.663})
     ranked = standings(study, retrains)
-    # Trial 2: mean 0.650, deviation 0.05, bound 0.650 - 2.92 * 0.05 / sqrt(3) = 0.566. Of trial 3: 0.643.
+    # Means 0.650 and 0.664; deviation between seeds sqrt((2 * 0.05**2 + 2 * 0.001**2) / 4) = 0.035 for both.
+    deviation = ((0.05**2 + 0.001**2) / 2) ** 0.5
     assert [standing.trial for standing in ranked] == [3, 2, 1]
-    assert ranked[1].lower == pytest.approx(0.650 - 2.92 * 0.05 / 3**0.5, abs=1e-5)
-    assert ranked[0].seeds == {42: 0.645, 43: 0.646, 44: 0.644}
-    # The noise between seeds, sqrt((2 * 0.05**2 + 2 * 0.001**2) / 4) = 0.035, exceeds the 0.005 between their means.
-    assert noise(ranked) == pytest.approx(((0.05**2 + 0.001**2) / 2) ** 0.5)
+    # Of t with 4 degrees of freedom, 95% lie below 2.1318.
+    assert ranked[1].lower == pytest.approx(0.650 - 2.1318 * deviation / 3**0.5, abs=1e-5)
+    assert ranked[0].seeds == {42: 0.664, 43: 0.665, 44: 0.663}
+    assert noise(ranked) == pytest.approx(deviation)
     assert ties(ranked) == [2]
+
+
+def test_of_two_finalists_with_equal_means_the_one_with_more_seeds_ranks_first() -> None:
+    study = _study(BASE, USER, {"value": 0.66}, {"value": 0.65})
+    ranked = standings(study, _retrains({(2, 43): 0.64, (2, 44): None, (3, 43): 0.66, (3, 44): 0.64}))
+    assert [standing.trial for standing in ranked] == [3, 2, 1]
+    assert ranked[0].lower is not None
+    assert ranked[1].lower is not None
+    assert ranked[0].lower > ranked[1].lower
 
 
 def test_finalists_further_apart_than_the_noise_do_not_tie() -> None:

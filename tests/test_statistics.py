@@ -6,13 +6,14 @@ import pytest
 from tuner.statistics import (
     RESAMPLES,
     Floats,
+    Spread,
     bootstrap_interval,
     compare,
     detectable_difference,
     lower_bound,
     paired_differences,
     permutation_p_value,
-    pooled_deviation,
+    pooled_spread,
     t_quantile,
 )
 
@@ -97,16 +98,18 @@ def test_t_quantile_equals_the_printed_tables(probability: float, degrees: int, 
 
 
 def test_lower_bound_over_seeds() -> None:
-    # mean 0.62, standard deviation 0.02, 3 seeds: 0.62 - 2.92 * 0.02 / sqrt(3)
-    assert lower_bound([0.60, 0.62, 0.64]) == pytest.approx(0.62 - 2.92 * 0.02 / 3**0.5, abs=1e-5)
-    with pytest.raises(ValueError, match="at least 2 values, but got 1"):
-        lower_bound([0.6])
+    # mean 0.62, standard deviation 0.02 known to 2 degrees of freedom, 3 seeds: 0.62 - 2.92 * 0.02 / sqrt(3)
+    spread = Spread(deviation=0.02, degrees=2)
+    assert lower_bound([0.60, 0.62, 0.64], spread) == pytest.approx(0.62 - 2.92 * 0.02 / 3**0.5, abs=1e-5)
 
 
-def test_pooled_deviation_weighs_groups_by_their_degrees_of_freedom() -> None:
+def test_pooled_spread_weighs_groups_by_their_degrees_of_freedom() -> None:
     # Squares around their own means: 0.01**2 * 2 and 0.02**2 * 2 over 1 + 2 degrees.
-    assert pooled_deviation([[0.60, 0.62], [0.58, 0.60, 0.62]]) == pytest.approx(((2e-4 + 8e-4) / 3) ** 0.5)
-    assert pooled_deviation([[0.6], [0.7], []]) is None
+    spread = pooled_spread([[0.60, 0.62], [0.58, 0.60, 0.62], [0.9]])
+    assert spread is not None
+    assert spread.deviation == pytest.approx(((2e-4 + 8e-4) / 3) ** 0.5)
+    assert spread.degrees == 3
+    assert pooled_spread([[0.6], [0.7], []]) is None
 
 
 def _ndcg_pairs(generator: np.random.Generator, queries: int, improvement: float) -> Floats:

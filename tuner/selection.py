@@ -17,7 +17,7 @@ from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from trainables.measures import Scores
-from tuner.statistics import Comparison, compare, lower_bound, pooled_deviation
+from tuner.statistics import Comparison, compare, lower_bound, pooled_spread
 
 FINE_TUNE, KEEP = "fine-tune", "keep the base model"
 QUERIES_SHOWN = 10
@@ -32,16 +32,13 @@ class Standing:
     """Number in the search."""
     seeds: Mapping[int, float]
     """Training seed -> objective on dev, the search's own seed first."""
+    lower: float | None = None
+    """One-sided 95% lower bound of the mean, from the deviation pooled over all finalists; None for a single seed."""
 
     @property
     def mean(self) -> float:
         """Mean objective over the seeds."""
         return float(np.mean(list(self.seeds.values())))
-
-    @property
-    def lower(self) -> float | None:
-        """One-sided 95% lower bound of the mean; None for a single seed."""
-        return lower_bound(list(self.seeds.values())) if len(self.seeds) > 1 else None
 
 
 def finalists(study: Study, count: int) -> list[int]:
@@ -54,11 +51,18 @@ def finalists(study: Study, count: int) -> list[int]:
 def standings(study: Study, retrains: Study | None = None) -> list[Standing]:
     """Ranks the retrained trials by the lower bound of their mean dev score, best first.
 
-    Trials without a retraining follow, by their dev score: all of them where finalists were not asked for.
+    The bound is Student's t with the standard deviation between seeds pooled over the retrained trials: a deviation of
+    two or three seeds alone is too noisy to rank by (`statistics.lower_bound`). Trials without a retraining follow, by
+    their dev score: all of them where finalists were not asked for.
     """
     numbers = finalists(study, len(study.get_trials(deepcopy=False)))
     seeds = {number: _seeds(study, number, retrains) for number in numbers}
-    ranked = [Standing(trial=number, seeds=values) for number, values in seeds.items()]
+    spread = pooled_spread([list(values.values()) for values in seeds.values()])
+    bounds = {
+        number: lower_bound(list(values.values()), spread) if spread and len(values) > 1 else None
+        for number, values in seeds.items()
+    }
+    ranked = [Standing(trial=number, seeds=values, lower=bounds[number]) for number, values in seeds.items()]
     return sorted(ranked, key=lambda s: (s.lower is not None, s.mean if s.lower is None else s.lower), reverse=True)
 
 
@@ -70,7 +74,8 @@ def winner(study: Study, retrains: Study | None = None) -> int | None:
 
 def noise(ranked: Sequence[Standing]) -> float | None:
     """Returns the standard deviation between seeds of one trial, pooled over trials; None without retrainings."""
-    return pooled_deviation([list(standing.seeds.values()) for standing in ranked])
+    spread = pooled_spread([list(standing.seeds.values()) for standing in ranked])
+    return None if spread is None else spread.deviation
 
 
 def ties(ranked: Sequence[Standing]) -> list[int]:

@@ -136,25 +136,38 @@ def detectable_difference(differences: Floats) -> float:
     return float(reach * differences.std(ddof=1) / np.sqrt(len(differences)))
 
 
-def lower_bound(values: Sequence[float]) -> float:
-    """One-sided 95% lower confidence bound (Student's t) of the mean over seeds.
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """How far seeds of one configuration lie apart, pooled over configurations."""
 
-    Raises:
-        ValueError: If there are fewer than two values: one seed says nothing about the spread.
+    deviation: float
+    """Standard deviation within a configuration: the root of the mean of the variances, weighed by their degrees."""
+    degrees: int
+    """Degrees of freedom: values less configurations."""
+
+
+def pooled_spread(groups: Sequence[Sequence[float]]) -> Spread | None:
+    """Pools the spread within groups (the seeds of one configuration each); None where none has a second value.
+
+    Two or three seeds alone say little of a deviation: the t quantile of one degree of freedom is 6.3, of six 1.9.
+    Pooling assumes that configurations worth comparing are about equally noisy.
     """
-    if len(values) < 2:
-        raise ValueError(f"A bound over seeds needs at least 2 values, but got {len(values)}: retrain with more seeds.")
-    error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return float(np.mean(values)) - t_quantile(CONFIDENCE, len(values) - 1) * error
-
-
-def pooled_deviation(groups: Sequence[Sequence[float]]) -> float | None:
-    """Standard deviation within groups (seeds of one configuration), pooled over them; None without a second value."""
     degrees = sum(len(group) - 1 for group in groups if group)
     if degrees == 0:
         return None
     squares = sum(float(np.var(group)) * len(group) for group in groups if group)
-    return float((squares / degrees) ** 0.5)
+    return Spread(deviation=(squares / degrees) ** 0.5, degrees=degrees)
+
+
+def lower_bound(values: Sequence[float], spread: Spread) -> float:
+    """One-sided 95% lower confidence bound of the mean over seeds: mean - t * deviation / sqrt(n).
+
+    Args:
+        values: One a seed, at least one.
+        spread: Deviation and degrees of freedom of Student's t, pooled over all that are ranked together.
+    """
+    error = spread.deviation / math.sqrt(len(values))
+    return float(np.mean(values)) - t_quantile(CONFIDENCE, spread.degrees) * error
 
 
 @cache
