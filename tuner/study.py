@@ -11,13 +11,13 @@ from typing import Any
 
 import optuna
 from optuna.samplers import BaseSampler
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from search_spaces.context import Context, SearchSpace
 from search_spaces.loading import suggest
 from trainables.config import RungReport
 from tuner.errors import RequestError
+from tuner.storage import RememberedStorage, open_storage
 
 SEARCH, FINALISTS = "search", "finalists"
 BASE, USER, SAMPLED = "base", "user", "sampled"
@@ -26,15 +26,6 @@ _INFEASIBLE = "infeasible"
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 warnings.filterwarnings("ignore", message=".*constraints_func", category=FutureWarning)
-
-
-def open_storage(url: str | None, run_dir: Path) -> optuna.storages.BaseStorage:
-    """Returns the storage at `url`: an Optuna URL, a ``.journal`` file (JournalStorage), or None for RUN/study.db."""
-    if url is None:
-        url = f"sqlite:///{(run_dir / 'study.db').resolve()}"
-    if url.endswith((".journal", ".log")) and "://" not in url:
-        return optuna.storages.JournalStorage(JournalFileBackend(url))
-    return optuna.storages.get_storage(url)
 
 
 def _tpe(seed: int, number: int, trials: int) -> BaseSampler:
@@ -103,6 +94,7 @@ class SearchStudy:
         num_trials: int,
     ) -> None:
         self._space, self._context = space, context
+        storage = RememberedStorage(storage)
         self._make_sampler: Callable[[int], BaseSampler] = lambda number: _SAMPLERS[sampler](seed, number, num_trials)
         self.search = optuna.create_study(
             storage=storage, study_name=SEARCH, direction="maximize", pruner=_PRUNERS[pruner](), load_if_exists=True
