@@ -9,7 +9,8 @@ from search_spaces import Context, load_search_space
 from trainables.config import Progress, Report, RungReport, TrialConfig
 from tuner.agenda import Agenda
 from tuner.config import SearchConfig
-from tuner.study import SearchStudy, open_storage
+from tuner.storage import open_storage
+from tuner.study import SearchStudy
 
 METRIC = "dense.ndcg_at_10"
 START = {"learning_rate": 1e-5, "temperature": 0.02, "train_group_size": 4, "per_device_train_batch_size": 8}

@@ -14,7 +14,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from trainables.measures import HEADS, MEASURES, Scores
 from tuner import selection
-from tuner.study import FINALISTS, SEARCH, open_storage
+from tuner.storage import open_storage
+from tuner.study import FINALISTS, SEARCH
 
 METRIC = "dense.ndcg_at_10"
 RUNGS = (0.25, 0.5, 1.0)

@@ -89,6 +89,8 @@ class Agenda:
         self._retries: list[_Running] = []
         self._tests: list[TrialConfig] | None = None
         self._base_failed = False
+        self._holding = {folder.name for folder in (run_dir / "trials").glob("*")}
+        """Folders of trials that may have weights or states on disk."""
         self.rows: list[Row] = []
         self.failures: list[Failure] = []
         self.finished = False
@@ -100,6 +102,7 @@ class Agenda:
             self.finished = not self._running
             return None
         self._running[job.config.name] = job
+        self._holding.add(job.config.name)
         self.rows.append(job.row)
         if job.config.rungs:
             _record(job.config)
@@ -288,18 +291,18 @@ class Agenda:
     def _drop_weights(self) -> None:
         """Weights stay for the user's own settings and for the best trials only; resume state for running ones."""
         keep = max(1, self._config.keep_checkpoints, self._config.finalist_count)
-        kept = {f"{n:04d}" for n in selection.finalists(self._study.search, keep)} | set(self._running)
+        kept = {f"{n:04d}" for n in selection.finalists(self._study.search, keep)}
         kept |= {f"{number:04d}" for number in [selection.winner(self._study.search, self._study.finalists)] if number}
         kept |= {
             f"{t.number:04d}" for t in self._study.search.get_trials(deepcopy=False) if t.user_attrs.get("role") == USER
         }
         alive = set(self._running) | {f"{number:04d}" for number in self._study.unfinished}
-        kept |= alive
-        for folder in (self._run_dir / "trials").glob("*"):
-            if folder.name not in alive:
-                shutil.rmtree(folder / "resume", ignore_errors=True)
-            if folder.name not in kept:
+        for name in self._holding - alive:
+            folder = self._run_dir / "trials" / name
+            shutil.rmtree(folder / "resume", ignore_errors=True)
+            if name not in kept:
                 shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+        self._holding &= kept | alive
 
 
 def _record(config: TrialConfig) -> None:

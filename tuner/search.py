@@ -94,7 +94,8 @@ def _search(config: SearchConfig, run_dir: Path, argv: list[str], console: Conso
     from tuner.executor import run_on_ray
     from tuner.plan import honoured
     from tuner.progress import Progress
-    from tuner.study import SearchStudy, open_storage
+    from tuner.storage import open_storage
+    from tuner.study import SearchStudy
 
     with connected(config):
         slots = slots_for(config, run_dir / ".ray")

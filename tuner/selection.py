@@ -56,7 +56,7 @@ def standings(study: Study, retrains: Study | None = None) -> list[Standing]:
     their dev score: all of them where finalists were not asked for.
     """
     numbers = finalists(study, len(study.get_trials(deepcopy=False)))
-    seeds = {number: _seeds(study, number, retrains) for number in numbers}
+    seeds = _seeds(study, numbers, retrains)
     spread = pooled_spread([list(values.values()) for values in seeds.values()])
     bounds = {
         number: lower_bound(list(values.values()), spread) if spread and len(values) > 1 else None
@@ -182,10 +182,14 @@ def _value(trial: FrozenTrial) -> float:
     return trial.value
 
 
-def _seeds(study: Study, number: int, retrains: Study | None) -> dict[int, float]:
-    trial = study.get_trials(deepcopy=False)[number]
-    again = [t for t in _complete(retrains) if t.user_attrs["source"] == number] if retrains else []
-    return {trial.user_attrs["seed"]: _value(trial)} | {t.user_attrs["seed"]: _value(t) for t in again}
+def _seeds(study: Study, numbers: Sequence[int], retrains: Study | None) -> dict[int, dict[int, float]]:
+    """Trial -> training seed -> objective on dev."""
+    trials = study.get_trials(deepcopy=False)
+    seeds = {number: {trials[number].user_attrs["seed"]: _value(trials[number])} for number in numbers}
+    for again in _complete(retrains) if retrains else ():
+        if (source := again.user_attrs["source"]) in seeds:
+            seeds[source][again.user_attrs["seed"]] = _value(again)
+    return seeds
 
 
 def _counts(study: Study) -> dict[str, int]:

@@ -79,9 +79,7 @@ class RememberedStorage(InMemoryStorage):
         self._kept.set_trial_param(self._kept_trials[trial_id], param_name, param_value_internal, distribution)
         super().set_trial_param(trial_id, param_name, param_value_internal, distribution)
 
-    def set_trial_state_values(
-        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
-    ) -> bool:
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         changed = self._kept.set_trial_state_values(self._kept_trials[trial_id], state, values)
         return changed and super().set_trial_state_values(trial_id, state, values)
 

@@ -1,0 +1,114 @@
+"""The study's storage as its one writer reads it: Optuna's own contract, and what is kept beneath it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.distributions import FloatDistribution
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
+from optuna.testing.pytest_storages import StorageTestCase
+from optuna.trial import FrozenTrial, TrialState
+
+from tuner.storage import RememberedStorage, open_storage
+
+
+@pytest.fixture(params=["study.db", "study.journal"])
+def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[BaseStorage]:
+    storage = open_storage(None if request.param.endswith(".db") else str(tmp_path / request.param), tmp_path)
+    yield storage
+    storage.remove_session()
+
+
+class TestRememberedStorage(StorageTestCase):
+    """Optuna's suite for storages."""
+
+    @pytest.fixture
+    def storage(self, kept: BaseStorage) -> BaseStorage:
+        return RememberedStorage(kept)
+
+
+def _facts(trials: list[FrozenTrial]) -> list[tuple[object, ...]]:
+    return [
+        (t.number, t.state, t.values, t.params, t.distributions, t.intermediate_values, t.user_attrs, t.system_attrs)
+        for t in trials
+    ]
+
+
+def _searched(storage: BaseStorage) -> optuna.Study:
+    """A finished, a running and a waiting trial in the second of two studies."""
+    optuna.create_study(storage=storage, study_name="other")
+    study = optuna.create_study(storage=storage, study_name="search")
+    study.set_user_attr("data_hash", "aaaa")
+    study.enqueue_trial({"x": 0.25}, user_attrs={"role": "user"})
+    study.enqueue_trial({"x": 0.75})
+    for number in range(2):
+        trial = study.ask()
+        trial.report(trial.suggest_float("x", 0, 1), step=1)
+        trial.set_user_attr("scores", {"ndcg": 0.5})
+        if number == 0:
+            study.tell(trial, 0.25)
+    study.enqueue_trial({"x": 0.5})
+    return study
+
+
+def test_what_is_remembered_is_what_is_kept(kept: BaseStorage) -> None:
+    remembered = _searched(RememberedStorage(kept))
+    stored = optuna.load_study(study_name="search", storage=kept)
+    assert [trial.state.name for trial in stored.trials] == ["COMPLETE", "RUNNING", "WAITING"]
+    assert _facts(stored.trials) == _facts(remembered.trials)
+    assert stored.user_attrs == remembered.user_attrs == {"data_hash": "aaaa"}
+
+
+def test_it_goes_on_where_another_process_ended(kept: BaseStorage) -> None:
+    before = _searched(RememberedStorage(kept))
+    study = optuna.load_study(study_name="search", storage=RememberedStorage(kept))
+    assert _facts(study.trials) == _facts(before.trials)
+    study.tell(1, 0.75)
+    study.ask().suggest_float("x", 0, 1)
+    stored = optuna.load_study(study_name="search", storage=kept)
+    assert [trial.state.name for trial in stored.trials] == ["COMPLETE", "COMPLETE", "RUNNING"]
+    assert [trial.params["x"] for trial in stored.trials] == [0.25, 0.75, 0.5]
+
+
+def test_nothing_is_read_while_a_search_runs(kept: BaseStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What made each trial dearer than the one before."""
+    study = _searched(RememberedStorage(kept))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the storage was read")
+
+    for name in ("get_all_trials", "get_trial"):
+        monkeypatch.setattr(type(kept), name, refuse)
+    trial = study.ask()
+    trial.suggest_float("x", 0, 1)
+    trial.report(0.5, step=1)
+    trial.should_prune()
+    assert len(study.get_trials(deepcopy=False)) == 3
+
+
+def test_nothing_is_remembered_that_the_storage_did_not_take(
+    kept: BaseStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = RememberedStorage(kept)
+    study_id = storage.create_new_study([StudyDirection.MAXIMIZE], "search")
+    trial_id = storage.create_new_trial(study_id)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("disk full")
+
+    for name in ("set_trial_param", "set_trial_user_attr", "set_trial_intermediate_value", "set_trial_state_values"):
+        monkeypatch.setattr(type(kept), name, refuse)
+    writes = (
+        lambda: storage.set_trial_param(trial_id, "x", 0.5, FloatDistribution(0, 1)),
+        lambda: storage.set_trial_user_attr(trial_id, "seed", 1),
+        lambda: storage.set_trial_intermediate_value(trial_id, 1, 0.5),
+        lambda: storage.set_trial_state_values(trial_id, TrialState.COMPLETE, [0.5]),
+    )
+    for write in writes:
+        with pytest.raises(OSError, match="disk full"):
+            write()
+    trial = storage.get_trial(trial_id)
+    assert (trial.params, trial.user_attrs, trial.intermediate_values) == ({}, {}, {})
+    assert trial.state is TrialState.RUNNING
