@@ -125,6 +125,8 @@ def main() -> None:
             pruner=config.pruner,
             seed=config.seed,
             num_trials=config.num_trials,
+            objectives=config.objectives,
+            guard_tolerance=config.guard_tolerance,
         )
         agenda = Agenda(config, study, run_dir=run_dir, arguments=START, eval_data="eval")
         ends, cpu = [time.perf_counter()], time.process_time()

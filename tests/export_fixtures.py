@@ -93,6 +93,8 @@ def _result(verdict: str, params: dict[str, Any], unified: bool) -> dict[str, An
         "best": {
             "trial": 7,
             "params": params,
+            "folder": "0007",
+            "alpha": None,
             "dev": 0.7,
             "test": 0.65,
             "test_all": scores,

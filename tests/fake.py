@@ -1,9 +1,11 @@
 """A train function that costs nothing, for tests of everything around training."""
 
+import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from search_spaces import Context, load_search_space
 from trainables.config import Progress, Report, RungReport, TrialConfig
@@ -13,6 +15,7 @@ from tuner.storage import open_storage
 from tuner.study import SearchStudy
 
 METRIC = "dense.ndcg_at_10"
+PARETO = "sparse.ndcg_at_10"
 START = {"learning_rate": 1e-5, "temperature": 0.02, "train_group_size": 4, "per_device_train_batch_size": 8}
 
 
@@ -26,23 +29,64 @@ def score_of(arguments: "dict[str, float] | object", fraction: float) -> float:
 def fake_train(config: TrialConfig, report: Report, progress: Progress) -> None:
     """Reports `score_of` at every rung; writes an empty checkpoint."""
     if not config.rungs:
-        _report(report, rung=0, fraction=0.0, value=0.6, last=True)
+        _score(config)
+        others = {config.metric: 0.7, PARETO: 0.8} if PARETO in config.metric else {}
+        _report(report, rung=0, fraction=0.0, value=0.6, last=True, guards=_guards(config), others=others)
         return
     (Path(config.directory) / "checkpoint").mkdir(parents=True, exist_ok=True)
     for rung, fraction in enumerate(config.rungs, start=1):
         progress(int(100 * fraction), 100)
         value = score_of(dict(config.arguments), fraction) + 0.001 * (config.arguments["seed"] - 42)
-        if not _report(report, rung=rung, fraction=fraction, value=value, last=rung == len(config.rungs)):
+        last = rung == len(config.rungs)
+        job: dict[str, Any] = {"rung": rung, "fraction": fraction, "last": last}
+        job["guards"] = _guards(config) if last else {}
+        if PARETO in config.metric:
+            other = 0.9 - 0.1 * math.log10(config.arguments["learning_rate"] / 1e-6)  # the slower, the better
+            job["others"] = {config.metric: (value + other) / 2, PARETO: other}
+        if not _report(report, value=value, **job):
             return
 
 
-def _report(report: Report, *, rung: int, fraction: float, value: float, last: bool) -> bool:
+def _score(config: TrialConfig) -> None:
+    """Leaves what a worker leaves of a score-only job."""
+    folder = Path(config.directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    if config.alphas:
+        rows = [{"alpha": a, "dev": {METRIC: 0.6 + 0.1 * a}, "guard": _guards(config, a)} for a in config.alphas]
+        (folder / "mixtures.json").write_text(json.dumps(rows))
+        return
+    if config.alpha is not None:
+        (folder / "checkpoint").mkdir()
+    if config.split == "test":
+        (folder / "test.json").write_text("{}")
+    if config.guards:
+        (folder / "guard.json").write_text(json.dumps(_guards(config)))
+
+
+def _guards(config: TrialConfig, alpha: float = 1.0) -> dict[str, float]:
+    """The base model has 0.5 on every guard; training at 1e-5 loses 0.1, and with the logarithm of the rate."""
+    trained = bool(config.rungs) or config.checkpoint is not None
+    loss = 0.1 * (1 + math.log10(config.arguments["learning_rate"] / 1e-5)) if trained else 0.0
+    return {Path(guard).name: 0.5 - alpha * (config.alpha or 1.0) * loss for guard in config.guards}
+
+
+def _report(
+    report: Report,
+    *,
+    rung: int,
+    fraction: float,
+    value: float,
+    last: bool,
+    guards: Mapping[str, float],
+    others: Mapping[str, float] = {},
+) -> bool:
     seconds = {"training": fraction, "scoring": 0.1, "overhead": 0.0}
     examples = int(1000 * fraction)
     return report(
         RungReport(
-            rung=rung, fraction=fraction, step=examples // 10, examples=examples, loss=1.0, value=value,
-            scores={METRIC: value}, last=last, seconds=seconds,
+            rung=rung, fraction=fraction, step=examples // 10, examples=examples, loss=1.0,
+            value=next(iter(others.values()), value), scores={METRIC: value, **others}, last=last, guards=guards,
+            seconds=seconds,
         )
     )  # fmt: skip
 
@@ -56,6 +100,8 @@ def open_study(config: SearchConfig, run_dir: Path) -> SearchStudy:
         pruner=config.pruner,
         seed=config.seed,
         num_trials=config.num_trials,
+        objectives=config.objectives,
+        guard_tolerance=config.guard_tolerance,
     )
 
 

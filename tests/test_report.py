@@ -109,7 +109,7 @@ def test_a_guard_loss_is_shown_and_turns_the_verdict(tmp_path: Path) -> None:
         )
     )
     assert read.headings[0] == "Keep the base model"
-    assert "Guard tasks lose more than 0.02: SciFact." in read.text
+    assert "Guard tasks lose more than 0.02: SciFact (0.6410 to 0.5870)." in read.text
     assert "Guard" in read.headings
 
 

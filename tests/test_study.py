@@ -4,22 +4,19 @@ from pathlib import Path
 
 import optuna
 import pytest
-from fake import METRIC, open_agenda, open_study, score_of
+from fake import METRIC, PARETO, fake_train, open_agenda, open_study, score_of
 
 from trainables.config import RungReport
 from tuner.agenda import Failure
 from tuner.config import SearchConfig
 from tuner.errors import RequestError
-from tuner.study import pruner_names, read_studies, sampler_names
+from tuner.executor import run_in_process
+from tuner.study import pruner_names, read_studies, sampler_names, value_of
 
 SAMPLERS = [name for name in sampler_names() if name not in ("gp", "cmaes")]  # they need scipy/cmaes beyond our own
 
 
 def _run(config: SearchConfig, run_dir: Path, *, break_after: int | None = None) -> list[tuple[object, ...]]:
-    from fake import fake_train
-
-    from tuner.executor import run_in_process
-
     agenda = open_agenda(config, run_dir)
     ended = 0
 
@@ -36,7 +33,14 @@ def _run(config: SearchConfig, run_dir: Path, *, break_after: int | None = None)
         return _run(config, run_dir)
     search, finalists = read_studies(run_dir, config.storage)
     return [
-        (t.number, t.state.name, t.value, sorted(t.params.items()), t.user_attrs.get("role")) for t in search.trials
+        (
+            t.number,
+            t.state.name,
+            t.values[0] if t.values and len(t.values) == 1 else t.values,
+            sorted(t.params.items()),
+            t.user_attrs.get("role"),
+        )
+        for t in search.trials
     ] + [(t.user_attrs["source"], t.user_attrs["seed"], t.value) for t in finalists.trials]
 
 
@@ -123,3 +127,32 @@ def _only_score() -> RungReport:
 
 def test_the_fake_score_is_best_at_its_optimum() -> None:
     assert score_of({"learning_rate": 1e-5, "temperature": 0.02}, 1.0) == pytest.approx(0.8)
+
+
+BOTH = f"{METRIC},{PARETO}"
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
+def test_two_objectives_keep_a_front_and_prune_nothing(sampler: str, tmp_path: Path) -> None:
+    config = SearchConfig(num_trials=10, metric=BOTH, sampler=sampler, finalists=1, finalist_seeds=1)
+    agenda = open_agenda(config, tmp_path)
+    run_in_process(agenda, fake_train)
+    search, finalists = read_studies(tmp_path)
+    assert search.metric_names == [METRIC, PARETO]
+    assert {trial.state.name for trial in search.trials} == {"COMPLETE"}
+    for trial in search.trials[1:]:
+        assert value_of(trial) == pytest.approx(sum(trial.values) / 2)
+        assert trial.user_attrs["rung_3"] == pytest.approx(value_of(trial))
+    front = {trial.number for trial in search.best_trials}
+    assert 1 < len(front) < 10
+    best = max(search.trials[1:], key=value_of)
+    assert finalists.trials[0].user_attrs["source"] == best.number
+    assert best.number in front  # what has the best mean is beaten by none on both
+    assert agenda.has_winner
+
+
+def test_a_broken_search_of_two_objectives_ends_as_an_unbroken_one(tmp_path: Path) -> None:
+    config = SearchConfig(num_trials=8, metric=BOTH, finalists=2, finalist_seeds=1)
+    for name in ("whole", "broken"):
+        (tmp_path / name).mkdir()
+    assert _run(config, tmp_path / "broken", break_after=4) == _run(config, tmp_path / "whole")

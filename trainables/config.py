@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+_TUPLES = ("rungs", "guards", "alphas")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrialConfig:
@@ -22,19 +24,26 @@ class TrialConfig:
     """The objective, as ``dense.ndcg_at_10``."""
     rungs: tuple[float, ...] = ()
     """Shares of the training examples at which to score, the last 1.0. Empty: score only."""
-    split: str = "dev"
-    """What a score-only job scores: ``dev`` or ``test``."""
+    split: str | None = "dev"
+    """What a score-only job scores: ``dev``, ``test``, or None for the guards alone."""
     checkpoint: str | None = None
     """The folder that a score-only job scores. None: the base model."""
+    guards: tuple[str, ...] = ()
+    """BEIR folders or mteb tasks that are scored too: by a score-only job, or at the last rung."""
+    alphas: tuple[float, ...] = ()
+    """Shares of `checkpoint` in mixtures with the base model that a score-only job scores, all of them."""
+    alpha: float | None = None
+    """Share of `checkpoint` in the one mixture that a score-only job scores and saves. None: no mixture."""
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values."""
-        return {**dataclasses.asdict(self), "rungs": list(self.rungs), "arguments": dict(self.arguments)}
+        lists = {name: list(getattr(self, name)) for name in _TUPLES}
+        return {**dataclasses.asdict(self), **lists, "arguments": dict(self.arguments)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrialConfig":
         """The inverse of `to_dict`."""
-        return cls(**{**values, "rungs": tuple(values["rungs"])})
+        return cls(**{**values, **{name: tuple(values[name]) for name in _TUPLES if name in values}})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +66,8 @@ class RungReport:
     """Metric name -> mean over the queries of the split."""
     last: bool
     """Nothing follows: the trial is complete."""
+    guards: Mapping[str, float] = field(default_factory=dict)
+    """Guard task -> main score, where guards were scored."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """``training``, ``scoring`` and ``overhead`` so far, in seconds."""
 

@@ -32,8 +32,10 @@ from trainables.ranking import Matcher, TopK, sort_keys
 
 __all__ = [
     "HEADS",
+    "HYBRID_CANDIDATES",
     "HYBRID_WEIGHTS",
     "MEASURES",
+    "TUNED",
     "EncodingSettings",
     "HybridWeights",
     "NonFiniteScore",
@@ -55,6 +57,20 @@ class HybridWeights(NamedTuple):
 
 HYBRID_WEIGHTS = HybridWeights(dense=1.0, sparse=0.3, colbert=1.0)
 """The weights that FlagEmbedding trains the ensemble with (``EncoderOnlyEmbedderM3Model.ensemble_score``)."""
+
+HYBRID_CANDIDATES = [
+    HYBRID_WEIGHTS,
+    *(
+        HybridWeights(dense=1.0, sparse=sparse, colbert=colbert)
+        for sparse in (0.0, 0.1, 0.3, 0.6, 1.0)
+        for colbert in (0.0, 0.3, 1.0, 3.0)
+        if (sparse, colbert) != HYBRID_WEIGHTS[1:]
+    ),
+]
+"""What is tried on dev; FlagEmbedding's own come first, and stay where no others are better."""
+
+TUNED = "hybrid_tuned"
+"""The head of the hybrid score with weights tuned on dev."""
 
 
 class NonFiniteScore(ArithmeticError):  # noqa: N818 - named for what happened, like StopIteration
@@ -99,6 +115,7 @@ class Scorer:
         split: str,
         heads: Sequence[str] | None = None,
         hybrid_weights: HybridWeights = HYBRID_WEIGHTS,
+        tuned_weights: HybridWeights | None = None,
     ) -> Scores:
         """Rank the whole corpus for every query of a split and measure the rankings.
 
@@ -107,6 +124,7 @@ class Scorer:
             split: ``dev`` or ``test``.
             heads: some of `HEADS`; None for all that the model has.
             hybrid_weights: what the hybrid score is made of.
+            tuned_weights: a second hybrid score, under the head `TUNED`.
 
         Raises:
             ValueError: a head is unknown or the model does not have it, or the split does not exist.
@@ -114,6 +132,8 @@ class Scorer:
         """
         heads = _checked_heads(model, heads)
         mixtures = {head: hybrid_weights if head == "hybrid" else _only(head) for head in heads}
+        if tuned_weights is not None:
+            mixtures[TUNED] = tuned_weights
         queries = self._queries_of(split)
         with evaluation_mode(model):
             rankings = self._rank(model, queries, mixtures)

@@ -171,6 +171,16 @@ def guard_score(
     Raises:
         GuardUnavailable: the data of the task is neither on this machine nor to be had from the hub.
     """
+    load_guard(task)
+    return float(_evaluate(model, tokenizer, settings, task, result).get_score())
+
+
+def load_guard(task: AbsTask) -> None:
+    """Load the data of a guard task, from this machine or from the hub.
+
+    Raises:
+        GuardUnavailable: it is on neither.
+    """
     with _quiet():
         try:
             task.load_data()
@@ -178,7 +188,6 @@ def guard_score(
             first = (str(error).strip() or repr(error)).splitlines()[0]
             message = f"guard task {task.metadata.name}: its data must be on this machine or at the hub, but {first}"
             raise GuardUnavailable(message) from error
-    return float(_evaluate(model, tokenizer, settings, task, result).get_score())
 
 
 def _evaluate(

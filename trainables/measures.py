@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 HEADS = ("dense", "sparse", "colbert", "hybrid")
 """The ways a BGE-M3 model compares a query with a passage; ``hybrid`` is the weighted sum of the other three."""
@@ -15,6 +15,32 @@ MEASURES = ("ndcg_at_10", "mrr_at_10", "recall_at_10", "recall_at_100")
 
 DEPTH = 100
 """The longest ranking a measure looks at."""
+
+
+def objectives(metric: str) -> list[dict[str, float]]:
+    """Reads what ``--metric`` names: ``dense.ndcg_at_10``, a weighted sum, or several of these.
+
+    Args:
+        metric: terms joined by ``+``, each ``HEAD.MEASURE`` or ``WEIGHT*HEAD.MEASURE``; several objectives are joined
+            by ``,``.
+
+    Returns:
+        For each objective, metric name -> weight.
+    """
+    return [_weights(part) for part in metric.split(",")]
+
+
+def _weights(part: str) -> dict[str, float]:
+    weights: dict[str, float] = {}
+    for term in part.split("+"):
+        weight, _, name = term.strip().rpartition("*")
+        weights[name.strip()] = weights.get(name.strip(), 0.0) + (float(weight) if weight else 1.0)
+    return weights
+
+
+def combined(metric: str, means: Mapping[str, float]) -> list[float]:
+    """Returns the value of each objective in `metric`, from metric name -> mean."""
+    return [sum(weight * means[name] for name, weight in part.items()) for part in objectives(metric)]
 
 
 def measure(ranking: Sequence[str], relevant: Mapping[str, int]) -> dict[str, float]:
@@ -59,6 +85,22 @@ class Scores:
     def __post_init__(self) -> None:
         means = {metric: math.fsum(values.values()) / len(values) for metric, values in self.per_query.items()}
         object.__setattr__(self, "means", means)
+
+    def with_metric(self, metric: str) -> Scores:
+        """Returns these scores and `metric`, where that is a sum of others; of several objectives it is their mean.
+
+        One value ranks trials and is compared query by query. Weights are linear, so that the mean over queries of the
+        sum is the sum of the means.
+        """
+        if metric in self.per_query:
+            return self
+        queries = next(iter(self.per_query.values()))
+        values = {
+            query: combined(metric, {name: of_query[query] for name, of_query in self.per_query.items()})
+            for query in queries
+        }
+        means = {query: math.fsum(of_query) / len(of_query) for query, of_query in values.items()}
+        return replace(self, per_query=self.per_query | {metric: means})
 
     @classmethod
     def of(

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from trainables.base import BaseModels
 from trainables.config import Progress, Report, RungReport, TrialConfig
-from trainables.evaluation import HEADS, EncodingSettings, Scorer
+from trainables.evaluation import HEADS, HYBRID_CANDIDATES, HYBRID_WEIGHTS, MEASURES, EncodingSettings, Scorer
 from trainables.files import new_folder, write_text
 from trainables.m3 import Arguments, Model, Runner
 from trainables.measures import Scores
@@ -46,24 +47,53 @@ class Judge:
         self._heads = HEADS if arguments.training.unified_finetuning else HEADS[:1]
         self._settings = encoding_settings(arguments)
         self._tokenizer = tokenizer
+        self._base = base
         self._scorer = _kept_scorer(config, self._settings, tokenizer, base)
 
     def scores(self, model: Model) -> Scores:
-        """Returns scores of the heads that the trial trains."""
-        return self._scorer.score(model, self._config.split, heads=self._heads)
+        """Returns scores of the heads that the trial trains, and of the objective."""
+        assert self._config.split is not None
+        scores = self._scorer.score(model, self._config.split, heads=self._heads)
+        return scores.with_metric(self._config.metric)
 
-    def final_scores(self, model: Model, result: Path) -> Scores:
-        """Returns scores as mteb judges them, and writes its own result JSON to `result`.
+    def final_scores(self, model: Model, folder: Path) -> Scores:
+        """Returns scores as mteb judges them, and writes its own result JSON to ``mteb.json`` in `folder`.
 
-        mteb knows one vector a text: it judges the dense head, our scorer the others.
+        mteb knows one vector a text: it judges the dense head, our scorer the others. The weights of a second hybrid
+        score are tuned on dev and written to ``hybrid.json``.
         """
         from trainables.judge import judge  # mteb takes seconds to import, and only final scores need it
 
-        where = Path(self._config.eval_data)
-        scores = judge(model, self._tokenizer, self._settings, where, self._config.split, result=result)
+        where, split = Path(self._config.eval_data), self._config.split
+        assert split is not None
+        scores = judge(model, self._tokenizer, self._settings, where, split, result=folder / "mteb.json")
         if self._heads[1:]:
-            others = self._scorer.score(model, self._config.split, heads=self._heads[1:])
+            weights = self._scorer.tune_hybrid_weights(model, "dev", MEASURES[0], HYBRID_CANDIDATES)
+            others = self._scorer.score(model, split, heads=self._heads[1:], tuned_weights=weights)
             scores = replace(scores, per_query=scores.per_query | others.per_query)
+            if rank() == 0:
+                write_text(
+                    folder / "hybrid.json",
+                    json.dumps({"default": HYBRID_WEIGHTS._asdict(), "tuned": weights._asdict()}),
+                )
+        return scores.with_metric(self._config.metric)
+
+    def guard_scores(self, model: Model) -> dict[str, float]:
+        """Returns guard task -> main score of the dense head; mteb's results go to ``mteb-TASK.json`` in the folder.
+
+        Raises:
+            GuardUnavailable: the data of a task is neither on this machine nor to be had from the hub.
+        """
+        if not self._config.guards:
+            return {}
+        from trainables.judge import guard_score, guard_task
+
+        scores: dict[str, float] = {}
+        for guard in self._config.guards:
+            task = self._base.scorers.get(("guard", guard)) or guard_task(guard)
+            self._base.scorers["guard", guard] = task  # with its data, for the next model
+            result = Path(self._config.directory) / f"mteb-{task.metadata.name}.json"
+            scores[task.metadata.name] = guard_score(model, self._tokenizer, self._settings, task, result=result)
         return scores
 
 
@@ -167,9 +197,10 @@ class Rungs(TrainerCallback):
         with self.runner.whole_model() as model:
             with self._clock.measure("scoring"):
                 scores = self.judge.scores(model)
+                guards = self.judge.guard_scores(model) if due[-1] == len(self._config.rungs) else {}
             self._keep_best(scores, model)
         for number in due:
-            self._done.append(self._record(number, state.global_step, loss, scores))
+            self._done.append(self._record(number, state.global_step, loss, scores, guards))
             if not agree(self._report(self._done[-1])):
                 return False
         return True
@@ -184,7 +215,7 @@ class Rungs(TrainerCallback):
             self._states.save(step, trainer.save_state)
             self._saved = self._resumed = time.perf_counter()
 
-    def _record(self, number: int, step: int, loss: float, scores: Scores) -> RungReport:
+    def _record(self, number: int, step: int, loss: float, scores: Scores, guards: Mapping[str, float]) -> RungReport:
         rungs = self._config.rungs
         record = RungReport(
             rung=number,
@@ -195,6 +226,7 @@ class Rungs(TrainerCallback):
             value=scores.means[self._config.metric],
             scores=scores.means,
             last=number == len(rungs),
+            guards=guards if number == len(rungs) else {},
             seconds=self._clock.seconds,
         )
         return write_record(self._folder, record)

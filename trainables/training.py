@@ -1,17 +1,14 @@
-"""Trains a trial through the runner, from its start or from a state; or scores a checkpoint."""
+"""Trains a trial through the runner, from its start or from a state."""
 
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
-import torch
-
 from trainables.base import BaseModels
 from trainables.config import Progress, Report, RungReport, TrialConfig
-from trainables.files import write_text
-from trainables.m3 import Runner, build_arguments, load_model
+from trainables.m3 import Runner, build_arguments
 from trainables.process import extensions_folder, process_group, rank, remove_stale_build_locks, world_size
-from trainables.records import Clock, read_records, write_record
+from trainables.records import Clock, read_records
 from trainables.resume import States
 from trainables.rungs import Judge, Rungs, agree
 
@@ -68,37 +65,3 @@ def _repeat(done: list[RungReport], report: Report, config: TrialConfig) -> bool
 def _token_cache(config: TrialConfig) -> Path:
     """Returns RUN/data/tokens, for a trial's folder of RUN/trials/NAME."""
     return Path(config.directory).parents[1] / "data" / "tokens"
-
-
-def score(config: TrialConfig, report: Report, base: BaseModels) -> None:
-    """Scores the base model, or the checkpoint named in the configuration, without training."""
-    clock = Clock()
-    values = dict(config.arguments)
-    if config.checkpoint is not None:
-        values["model_name_or_path"] = config.checkpoint
-        base = BaseModels(scorers=base.scorers)
-    for name in ("deepspeed", "negatives_cross_device"):
-        values.pop(name, None)
-    arguments = build_arguments(values, config.directory)
-    torch.manual_seed(arguments.training.seed)
-    tokenizer, model = load_model(arguments, base)
-    model.to(arguments.training.device)
-    judge = Judge(config, arguments, tokenizer, base)
-    folder = Path(config.directory)
-    with clock.measure("scoring"):
-        is_final = config.split == "test"
-        scores = judge.final_scores(model, folder / "mteb.json") if is_final else judge.scores(model)
-    if rank() == 0:
-        write_text(folder / f"{config.split}.json", scores.to_json())
-    record = RungReport(
-        rung=0,
-        fraction=0.0,
-        step=0,
-        examples=0,
-        loss=None,
-        value=scores.means[config.metric],
-        scores=scores.means,
-        last=True,
-        seconds=clock.seconds,
-    )
-    report(write_record(folder, record))

@@ -35,7 +35,8 @@ def run_trial(
     """
     from trainables.base import BaseModels
     from trainables.process import rank, trial_process
-    from trainables.training import score, train
+    from trainables.scoring import score
+    from trainables.training import train
 
     folder = Path(config.directory)
     folder.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from trainables.config import RungReport, TrialConfig
 from tuner import selection
 from tuner.arguments import translated
 from tuner.config import SECRETS, SearchConfig
+from tuner.finals import Finals
 from tuner.study import BASE, SAMPLED, USER, SearchStudy
 
 FailureKind = Literal["out_of_memory", "non_finite", "error", "worker_lost"]
@@ -87,7 +88,8 @@ class Agenda:
         self._started = clock()
         self._running: dict[str, _Running] = {}
         self._retries: list[_Running] = []
-        self._tests: list[TrialConfig] | None = None
+        self._finals = Finals(config, study, run_dir=run_dir, job=self._job)
+        self._scorings: list[TrialConfig] = []
         self._base_failed = False
         self._holding = {folder.name for folder in (run_dir / "trials").glob("*")}
         """Folders of trials that may have weights or states on disk."""
@@ -192,6 +194,8 @@ class Agenda:
     # The search
 
     def _search_job(self) -> _Running | None:
+        if self._config.guard_constraint and any(job.row.role == BASE for job in self._running.values()):
+            return None  # what is lost on the guards is measured against it
         while self._study.has_unfinished or (self._study.issued < self._config.num_trials and self._time_for_a_trial()):
             trial, params = self._study.ask()
             earlier = self._study.duplicate_of(trial, params)
@@ -206,12 +210,13 @@ class Agenda:
     def _trial_job(self, trial: Trial, params: Mapping[str, Any]) -> _Running:
         role = self._study.role(trial)
         rungs = () if role == BASE else self._config.rungs
-        config = self._job(f"{trial.number:04d}", params, self._config.seed, rungs=rungs)
+        guards = self._config.guard if self._config.guard_constraint else ()
+        config = self._job(f"{trial.number:04d}", params, rungs=rungs, guards=guards)
         trial.set_user_attr("seed", self._config.seed)
         return _Running(config=config, row=self._row(config.name, role, params), trial=trial)
 
-    def _job(self, name: str, params: Mapping[str, Any], seed: int, **kind: Any) -> TrialConfig:
-        arguments = translated({**self._arguments, **params, "seed": seed})
+    def _job(self, name: str, params: Mapping[str, Any], *, seed: int | None = None, **kind: Any) -> TrialConfig:
+        arguments = translated({**self._arguments, **params, "seed": self._config.seed if seed is None else seed})
         return TrialConfig(
             name=name,
             directory=str(self._run_dir / "trials" / name),
@@ -243,7 +248,7 @@ class Agenda:
         searching = any(job.trial is not None and not job.finalist for job in self._running.values())
         if searching or not self._candidates():
             return None
-        return self._finalist_job() or self._test_job()
+        return self._finalist_job() or self._final_job()
 
     def _candidates(self) -> list[FrozenTrial]:
         numbers = selection.finalists(self._study.search, max(1, self._config.finalist_count))
@@ -259,34 +264,20 @@ class Agenda:
                 name = f"{source.number:04d}-seed{seed}"
                 trial = None if name in self._running else self._study.retraining(source.number, seed)
                 if trial is not None:
-                    config = self._job(name, source.params, seed, rungs=self._config.rungs)
+                    config = self._job(name, source.params, seed=seed, rungs=self._config.rungs)
                     row = self._row(name, "finalist", source.params)
                     return _Running(config=config, row=row, trial=trial, finalist=True)
         return None
 
-    def _test_job(self) -> _Running | None:
-        if self._running and self._tests is None:
+    def _final_job(self) -> _Running | None:
+        """A stage begins when all of the one before it has ended: it depends on what that found."""
+        if not self._scorings and not self._running:
+            self._scorings = self._finals.next_stage()
+        if not self._scorings:
             return None
-        if self._tests is None:
-            self._tests = self._test_configs()
-        if not self._tests:
-            return None
-        config = self._tests.pop(0)
-        return _Running(config=config, row=self._row(config.name, "test", {}))
-
-    def _test_configs(self) -> list[TrialConfig]:
-        """The base model, the user's own settings and the winner, each scored once on test."""
-        winner = selection.winner(self._study.search, self._study.finalists)
-        user = [t.number for t in self._study.search.get_trials(deepcopy=False) if t.user_attrs.get("role") == USER]
-        assert winner is not None, "finalists were retrained, so one of them wins"
-        folders = {f"{number:04d}": self._run_dir / "trials" / f"{number:04d}" for number in sorted({*user, winner})}
-        weights = {name: folder / "checkpoint" for name, folder in folders.items() if (folder / "checkpoint").is_dir()}
-        checkpoints: dict[str, str | None] = {"0000": None, **{name: str(path) for name, path in weights.items()}}
-        return [
-            self._job(name, {}, self._config.seed, split="test", checkpoint=checkpoint)
-            for name, checkpoint in checkpoints.items()
-            if not (self._run_dir / "trials" / name / "test.json").exists()
-        ]
+        config = self._scorings.pop(0)
+        role = "test" if config.split == "test" else "mixtures" if config.alphas else "guards"
+        return _Running(config=config, row=self._row(config.name, role, {}))
 
     def _drop_weights(self) -> None:
         """Weights stay for the user's own settings and for the best trials only; resume state for running ones."""

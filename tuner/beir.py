@@ -1,7 +1,7 @@
 """Held-out queries as a BEIR folder: corpus.jsonl, queries.jsonl, qrels/dev.tsv and qrels/test.tsv."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,13 @@ class Evaluation:
 
 
 def write(evaluation: Evaluation, folder: Path) -> None:
-    """Writes the four files."""
+    """Writes corpus, queries and a file of judgements for each split."""
     (folder / "qrels").mkdir(parents=True)
     write_jsonl(folder / "corpus.jsonl", evaluation.corpus)
-    queries = (query for split in SPLITS for query in evaluation.qrels[split])
+    queries = (query for judged in evaluation.qrels.values() for query in judged)
     write_jsonl(folder / "queries.jsonl", ({"_id": query, "text": evaluation.queries[query]} for query in queries))
-    for split in SPLITS:
-        judged = [HEADER, *_lines(evaluation.qrels[split])]
+    for split, qrels in evaluation.qrels.items():
+        judged = [HEADER, *_lines(qrels)]
         text = "".join("\t".join(line) + "\n" for line in judged)
         (folder / "qrels" / f"{split}.tsv").write_text(text, encoding="utf-8", newline="\n")
 
@@ -53,27 +53,31 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     return count
 
 
-def read(folder: Path, findings: Findings) -> Evaluation:
+def read(folder: Path, findings: Findings, *, splits: Sequence[str] = SPLITS, flag: str = "--eval_data") -> Evaluation:
     """Reads and checks a BEIR folder.
 
     Args:
-        folder: What `--eval_data` names.
+        folder: What `flag` names.
         findings: Gets everything wrong with it; when one is fatal, the result is not to be used.
+        splits: Files in qrels/ that it must have.
+        flag: The option that names it.
 
     Returns:
-        The queries that dev and test judge, in the order of their first judgement, and the whole corpus.
+        The queries that the splits judge, in the order of their first judgement, and the whole corpus.
     """
-    missing = [name for name in FILES if not (folder / name).is_file()]
+    needed = ("corpus.jsonl", "queries.jsonl", *(f"qrels/{split}.tsv" for split in splits))
+    missing = [name for name in needed if not (folder / name).is_file()]
     for name in missing:
-        fault = Fault("BEIR file missing", f"--eval_data needs the files {', '.join(FILES)}; this one is not there")
+        fault = Fault("BEIR file missing", f"{flag} needs the files {', '.join(needed)}; this one is not there")
         findings.add(str(folder / name), None, fault)
     if missing:
         return Evaluation(corpus=(), queries={}, qrels={})
     passages = set(_read_texts(folder / "corpus.jsonl", findings))
     queries = _read_texts(folder / "queries.jsonl", findings)
-    qrels = {split: _read_qrels(folder / "qrels" / f"{split}.tsv", queries, passages, findings) for split in SPLITS}
-    _find_shared(folder, qrels, queries, findings)
-    used = {query: queries.get(query, "") for split in SPLITS for query in qrels[split]}
+    qrels = {split: _read_qrels(folder / "qrels" / f"{split}.tsv", queries, passages, findings) for split in splits}
+    if {*SPLITS} <= qrels.keys():
+        _find_shared(folder, qrels, queries, findings)
+    used = {query: queries.get(query, "") for judged in qrels.values() for query in judged}
     return Evaluation(corpus=_passages(folder / "corpus.jsonl"), queries=used, qrels=qrels)
 
 

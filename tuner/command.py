@@ -98,7 +98,12 @@ def _build_parser() -> _Parser:
     parser.add_argument("--config", metavar="FILE", help="YAML file with the same names; flags win")
     own = parser.add_argument_group("the search")
     for name, option in search_options().items():
-        own.add_argument(*_spellings(name), dest=name, help=_help_of(option), **_arity(_is_flag(option), False))
+        own.add_argument(
+            *_spellings(name),
+            dest=name,
+            help=_help_of(option),
+            **_arity(_is_flag(option), option.type == tuple[str, ...]),
+        )
     upstream = parser.add_argument_group("FlagEmbedding and transformers (the most used)")
     for name, argument in accepted_arguments().items():
         if name in search_options():
@@ -126,7 +131,7 @@ def _is_flag(option: dataclasses.Field[Any]) -> bool:
 
 
 def _help_of(option: dataclasses.Field[Any]) -> str:
-    default = "" if option.default in (None, False) else f" (default: {_shown(option.default)})"
+    default = "" if option.default in (None, False, ()) else f" (default: {_shown(option.default)})"
     return (_FIELD_DOCS.get(option.name, "") + default).replace("%", "%%")
 
 
@@ -210,6 +215,8 @@ def _parse_option(name: str, value: Any) -> Any:
     if hint == tuple[float, ...]:
         items = value if isinstance(value, list | tuple) else str(value).replace(",", " ").split()
         return tuple(float(item) for item in items)
+    if hint == tuple[str, ...]:
+        return tuple(map(str, value if isinstance(value, list | tuple) else [value]))
     if value is None:
         return None
     annotation = next(

@@ -27,6 +27,11 @@ SECRETS = ("token", "hub_token")
 """Arguments that are written nowhere."""
 
 _METRIC_WORDS = f"HEAD one of {', '.join(HEADS)} and MEASURE one of {', '.join(MEASURES)}"
+_NUMBER = r"(?:\d+\.?\d*|\.\d+)"
+_TERM = rf"(?:{_NUMBER}\*)?(?:{'|'.join(HEADS)})\.(?:{'|'.join(MEASURES)})"
+_METRIC = rf"{_TERM}(?:\+{_TERM})*(?:,{_TERM}(?:\+{_TERM})*)?"
+_TUPLES = ("rungs", "guard")
+_SUM = "0.7*dense.ndcg_at_10+0.3*hybrid.ndcg_at_10"
 _TIME_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 UPSTREAM_RULES: Mapping[str, tuple[Callable[[Any], bool], str, str]] = {
@@ -67,7 +72,15 @@ class SearchConfig:
     pruner: str = "successive_halving"
     """Optuna pruner: successive_halving, hyperband, median or none."""
     metric: str = "dense.ndcg_at_10"
-    """HEAD.MEASURE that the study maximises: dense, sparse, colbert, hybrid; ndcg_at_10, mrr_at_10, recall_at_10 ..."""
+    """What the study maximises: HEAD.MEASURE (dense, sparse, colbert, hybrid; ndcg_at_10, mrr_at_10, recall_at_10,
+    recall_at_100), a weighted sum (0.7*dense.ndcg_at_10+0.3*hybrid.ndcg_at_10), or two of these joined by a comma: then
+    the study keeps the Pareto front, prunes nothing, and ranks by the mean of the two."""
+    guard: tuple[str, ...] = ()
+    """BEIR folders or mteb tasks on which nothing may be lost: the base model and the finalists are scored there."""
+    guard_tolerance: float = 0.01
+    """Loss of a guard's main score from which the verdict turns."""
+    guard_constraint: bool = False
+    """Score the guards at every trial's last rung, and let the sampler stay away from trials that lose beyond it."""
     rungs: tuple[float, ...] = (0.25, 0.5, 1.0)
     """Shares of the training examples after which a trial is scored on dev and may be pruned."""
     eval_data: str | None = None
@@ -98,6 +111,7 @@ class SearchConfig:
     """Check everything, print the plan, and stop."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "metric", self.metric.replace(" ", ""))
         problems = self.problems()
         if problems:
             raise ValueError("\n".join(problems))
@@ -115,7 +129,16 @@ class SearchConfig:
             (self.keep_checkpoints >= 0, f"keep_checkpoints >= 0 must hold, but got {self.keep_checkpoints}"),
             ((self.gpus_per_trial or 0) >= 0, f"gpus_per_trial >= 0 must hold, but got {self.gpus_per_trial}"),
             ((self.workers_per_trial or 1) >= 1, f"workers_per_trial >= 1 must hold, but got {self.workers_per_trial}"),
-            (_is_metric(self.metric), f"metric must be HEAD.MEASURE, {_METRIC_WORDS}, but got {self.metric!r}"),
+            (
+                re.fullmatch(_METRIC, self.metric) is not None,
+                f"metric must be HEAD.MEASURE, {_METRIC_WORDS}, a weighted sum as {_SUM}, or two joined by a comma, "
+                f"but got {self.metric!r}",
+            ),
+            (0 <= self.guard_tolerance < 1, f"0 <= guard_tolerance < 1 must hold, but got {self.guard_tolerance}"),
+            (
+                bool(self.guard) or not self.guard_constraint,
+                "guard_constraint needs a guard: name a BEIR folder or an mteb task with --guard",
+            ),
             (_increasing_to_one(self.rungs), f"rungs must increase and end in 1.0, but got {self.rungs}"),
             (self.time_budget is None or _duration(self.time_budget) > 0, "time_budget must be positive, as 90m or 8h"),
         )
@@ -144,6 +167,11 @@ class SearchConfig:
         return min(3, self.num_trials // 5) if self.finalists is None else self.finalists
 
     @property
+    def objectives(self) -> tuple[str, ...]:
+        """What `metric` names, one a part."""
+        return tuple(self.metric.split(","))
+
+    @property
     def is_example(self) -> bool:
         """Neither data nor a model is named: the embedded example is meant."""
         return not self.arguments.get("train_data") and not self.arguments.get("model_name_or_path")
@@ -159,24 +187,22 @@ class SearchConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values, as written to config.yaml."""
-        return {**dataclasses.asdict(self), "rungs": list(self.rungs), "arguments": dict(self.arguments)}
+        values: dict[str, Any] = dataclasses.asdict(self)
+        values |= {name: list(getattr(self, name)) for name in _TUPLES}
+        return {**values, "arguments": dict(self.arguments)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "SearchConfig":
         """The inverse of `to_dict`."""
         known = {f.name for f in dataclasses.fields(cls)}
         values = {name: value for name, value in values.items() if name in known}
-        return cls(**{**values, "rungs": tuple(values.get("rungs", cls.rungs))})
+        tuples = {name: tuple(values[name]) for name in _TUPLES if name in values}
+        return cls(**{**values, **tuples})
 
 
 def new_run_dir(config: SearchConfig, stamp: str) -> Path:
     """Returns the run directory of `config`; `stamp` names it where the user did not."""
     return Path(config.run_dir or config.arguments.get("output_dir") or Path("runs") / stamp)
-
-
-def _is_metric(name: str) -> bool:
-    head, _, measure = name.partition(".")
-    return head in HEADS and measure in MEASURES
 
 
 def _increasing_to_one(rungs: tuple[float, ...]) -> bool:

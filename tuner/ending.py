@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from tuner import selection
+from tuner import verdict
 from tuner.config import SearchConfig
 from tuner.export import write_bundle
 from tuner.progress import shown
@@ -27,7 +27,16 @@ def conclude(config: SearchConfig, run_dir: Path, console: Console, *, seconds: 
         seconds: Wall clock of the search.
     """
     search, finalists = read_studies(run_dir, config.storage)
-    result = selection.judge(run_dir, search, finalists, metric=config.metric, seed=config.seed, total_seconds=seconds)
+    result = verdict.judge(
+        run_dir,
+        search,
+        finalists,
+        metric=config.metric,
+        seed=config.seed,
+        total_seconds=seconds,
+        guard=config.guard,
+        tolerance=config.guard_tolerance,
+    )
     _write(run_dir / RESULT_FILE, result)
     bundle = write_bundle(run_dir, run_dir / "best")
     _say(result, bundle, run_dir, console)
@@ -56,13 +65,17 @@ def _say(result: Mapping[str, Any], bundle: Path, run_dir: Path, console: Consol
     best, spent = result["best"], result["seconds"]
     low, high = best["ci95"]
     say("")
-    say(f"verdict     {result['verdict']}", "bold green" if result["verdict"] == selection.FINE_TUNE else "bold yellow")
+    say(f"verdict     {result['verdict']}", "bold green" if result["verdict"] == verdict.FINE_TUNE else "bold yellow")
     say(f"            {result['reason']}")
     say(f"{'':12}{'dev':>8}{'test':>8}   {result['metric']}")
     for name, title in (("base", "base model"), ("user", "your own"), ("best", "best")):
         if (model := result[name]) is not None:
             say(f"{title:<12}{_score(model['dev'])}{_score(model['test'])}   {_which(model)}")
     say(f"{'gain':<12}{'':>8}{best['gain']:>+8.4f}   95% interval {low:+.4f} to {high:+.4f}, p = {best['p_value']:.4f}")
+    for task, scores in (result["guard"] or {"tasks": {}})["tasks"].items():
+        say(f"{'guard':<12}{_score(scores['base'])}{_score(scores['best'])}   {task}, base model and best")
+    if best["alpha"] is not None:
+        say(f"mixture     {result['mixtures']['reason']}")
     counts, parts = result["trials"], ("training", "scoring", "overhead")
     say(f"trials      {counts['complete']} complete, {counts['pruned']} pruned, {counts['failed']} failed")
     say(f"seconds     {spent['total']:.0f} in all: " + ", ".join(f"{spent[part]:.0f} {part}" for part in parts))

@@ -14,6 +14,8 @@ import plotly.io
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from tuner.study import value_of
+
 INK, MUTED, RULE = "#1f2933", "#66727f", "#dde2e7"
 ACCENT, FADED, WARM = "#2171b5", "#b9c3cc", "#b4622d"
 FEWEST_FOR_IMPORTANCE = 6
@@ -64,7 +66,9 @@ def search_pictures(study: Study, *, metric: str, rungs: Sequence[float], winner
         History, rungs, importances, parallel coordinates and slices.
     """
     parameters = _shared_parameters(study)
+    fronts = [_front(study)] if len(study.directions) > 1 else []
     return [
+        *fronts,
         _history(study, metric),
         _rungs(study, metric, rungs, winner),
         _importances(study, metric, parameters),
@@ -95,8 +99,22 @@ def seeds_picture(finalists: Sequence[Mapping[str, Any]], base: float | None, me
     return Picture(title=title, caption=caption, html=_html(figure, "seeds"))
 
 
+def _target(study: Study) -> Callable[[FrozenTrial], float] | None:
+    """What Optuna's pictures show: the value, or of several objectives the mean, which ranks."""
+    return value_of if len(study.directions) > 1 else None
+
+
+def _front(study: Study) -> Picture:
+    figure = optuna.visualization.plot_pareto_front(study, include_dominated_trials=True)
+    for trace, colour in zip(figure.data, (FADED, ACCENT), strict=False):
+        trace.update(marker={**_dot(colour, 9, 0.9), "showscale": False})
+    figure.update_layout(height=420)
+    caption = "One dot a complete trial, the base model too. Blue: no other trial is better on both objectives."
+    return Picture(title="Pareto front", caption=caption, html=_html(figure, "front"))
+
+
 def _history(study: Study, metric: str) -> Picture:
-    figure = optuna.visualization.plot_optimization_history(study, target_name=metric)
+    figure = optuna.visualization.plot_optimization_history(study, target=_target(study), target_name=metric)
     for trace in figure.data:
         is_best = trace.mode == "lines"
         trace.update(line={"color": INK, "width": 1.5, "shape": "hv"}) if is_best else trace.update(
@@ -110,6 +128,8 @@ def _history(study: Study, metric: str) -> Picture:
 
 def _rungs(study: Study, metric: str, rungs: Sequence[float], winner: int | None) -> Picture:
     title, trials = "Rungs and pruned trials", {t.number: t for t in study.get_trials(deepcopy=False)}
+    if len(study.directions) > 1:
+        return Picture(title=title, caption="Left out: with two objectives no trial is pruned.", html="")
     if not any(trial.intermediate_values for trial in trials.values() if trial.state != TrialState.FAIL):
         return Picture(title=title, caption="No trial that held reached its first rung.", html="")
     figure = optuna.visualization.plot_intermediate_values(study)
@@ -117,7 +137,7 @@ def _rungs(study: Study, metric: str, rungs: Sequence[float], winner: int | None
         number = int(trace.name.removeprefix("Trial"))
         colour, width = _line_of(trials[number], winner)
         trace.update(line={"color": colour, "width": width}, marker=_dot(colour, 7, 1.0), name=f"trial {number}")
-    _base_line(figure, next((t.value for t in trials.values() if t.user_attrs.get("role") == "base"), None))
+    _base_line(figure, next((value_of(t) for t in trials.values() if _is_base(t)), None))
     ticks = {"tickvals": list(range(1, len(rungs) + 1)), "ticktext": [f"{rung:.0%}" for rung in rungs]}
     figure.update_layout(height=380, xaxis={"title": "training examples seen", **ticks})
     figure.update_yaxes(title=f"{metric} on dev")
@@ -134,7 +154,9 @@ def _importances(study: Study, metric: str, parameters: Sequence[str]) -> Pictur
         return Picture(title=title, caption=caption, html="")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the caption says that few trials make a rough guide
-        figure = optuna.visualization.plot_param_importances(study, params=list(parameters), target_name=metric)
+        figure = optuna.visualization.plot_param_importances(
+            study, params=list(parameters), target=_target(study), target_name=metric
+        )
     figure.update_traces(marker={"color": ACCENT})
     figure.update_layout(height=120 + 36 * len(parameters))
     figure.update_xaxes(title="share of the importance")
@@ -148,7 +170,9 @@ def _importances(study: Study, metric: str, parameters: Sequence[str]) -> Pictur
 def _parallel(study: Study, metric: str, parameters: Sequence[str]) -> Picture:
     def draw() -> go.Figure:
         trained = _Trained(study_name=study.study_name, storage=study._storage)
-        figure = optuna.visualization.plot_parallel_coordinate(trained, params=list(parameters), target_name=metric)
+        figure = optuna.visualization.plot_parallel_coordinate(
+            trained, params=list(parameters), target=_target(study), target_name=metric
+        )
         figure.for_each_trace(_darken, selector={"type": "scatter", "mode": "lines"})
         figure.update_traces(marker_showscale=False, selector={"type": "scatter", "mode": "markers"})
         return figure.update_layout(height=420)
@@ -159,7 +183,9 @@ def _parallel(study: Study, metric: str, parameters: Sequence[str]) -> Picture:
 
 def _slices(study: Study, metric: str, parameters: Sequence[str]) -> Picture:
     def draw() -> go.Figure:
-        figure = optuna.visualization.plot_slice(study, params=list(parameters), target_name=metric)
+        figure = optuna.visualization.plot_slice(
+            study, params=list(parameters), target=_target(study), target_name=metric
+        )
         figure.update_traces(marker={"size": 9, "showscale": False, "line": {"color": MUTED, "width": 0.5}})
         return figure.update_layout(height=340, width=None)
 
@@ -193,6 +219,10 @@ def _shared_parameters(study: Study) -> list[str]:
     trained = _trained(study)
     names = list(trained[0].params) if trained else []
     return [name for name in names if all(name in trial.params for trial in trained)]
+
+
+def _is_base(trial: FrozenTrial) -> bool:
+    return trial.user_attrs.get("role") == "base" and trial.state == TrialState.COMPLETE
 
 
 def _line_of(trial: FrozenTrial, winner: int | None) -> tuple[str, float]:

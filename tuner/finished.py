@@ -57,7 +57,7 @@ def read_run(folder: Path) -> FinishedRun:
     result = _read_result(folder)
     config = SearchConfig.from_dict(yaml.safe_load((folder / "config.yaml").read_text("utf-8")))
     trial = folder / "trials" / f"{result['best']['trial']:04d}"
-    checkpoint = trial / "checkpoint"
+    checkpoint = folder / "trials" / result["best"]["folder"] / "checkpoint"
     if not (checkpoint / "config.json").is_file():
         raise RequestError(
             [f"{folder}: the winner's weights are to be in {checkpoint}, but they are not; search again"]

@@ -11,7 +11,7 @@ import yaml
 from tuner.config import HEADS, MEASURES
 from tuner.finished import FinishedRun
 from tuner.layout import has_heads, has_suffixes
-from tuner.selection import KEEP
+from tuner.verdict import KEEP
 
 _PACKAGES = (
     "torch",

@@ -10,7 +10,8 @@ import yaml
 
 from search_spaces import Context, SearchSpace, load_search_space
 from trainables.deepspeed_config import check_deepspeed
-from tuner import data
+from trainables.measures import objectives
+from tuner import data, guard_data
 from tuner.arguments import upstream_arguments
 from tuner.config import SECRETS, SearchConfig
 from tuner.errors import RequestError
@@ -42,6 +43,8 @@ class Plan:
     dataset: data.Dataset
     space: SearchSpace
     context: Context
+    guards: tuple[str, ...]
+    """`--guard` as workers name it: copies of BEIR folders, and names of mteb tasks."""
     arguments: Mapping[str, Any]
     """What holds for every trial: the user's arguments, upstream's numbers where the user gave none."""
     warnings: list[str] = field(default_factory=list)
@@ -66,7 +69,13 @@ def make_plan(config: SearchConfig, run_dir: Path, say: Callable[[str], None]) -
     arguments = _without_none_prefix(arguments, warnings)
     say(f"checking {', '.join(map(str, arguments['train_data']))}")
     dataset, model = _data_and_model(config, arguments, run_dir)
+    guards = guard_data.prepare(config.guard, run_dir / "data" / "guards")
     warnings += dataset.manifest["warnings"]
+    if len(config.objectives) > 1:
+        warnings.append(
+            f"--metric {config.metric}: Optuna's pruners compare one value, so no trial is pruned; trials are ranked "
+            "by the mean of the two, and the report shows the front"
+        )
     arguments |= {"model_name_or_path": model, "train_data": list(dataset.train_data)}
     start = _numbers(arguments, dataset.rows)
     arguments = {
@@ -79,6 +88,7 @@ def make_plan(config: SearchConfig, run_dir: Path, say: Callable[[str], None]) -
         dataset=dataset,
         space=space,
         context=context,
+        guards=guards,
         arguments={**arguments, **start},
         warnings=warnings,
     )
@@ -109,8 +119,11 @@ def _check_names(config: SearchConfig) -> SearchSpace:
     ):
         if value not in known:
             problems.append(f"--{flag} must be one of {', '.join(known)}, but got {value!r}")
-    if not config.metric.startswith("dense.") and not config.arguments.get("unified_finetuning"):
+    heads = {name.partition(".")[0] for part in objectives(config.metric) for name in part}
+    if heads != {"dense"} and not config.arguments.get("unified_finetuning"):
         problems.append(f"--metric {config.metric}: only the dense head is trained; add --unified_finetuning True")
+    if len(config.objectives) > 1 and config.sampler == "cmaes":
+        problems.append(f"--metric {config.metric}: cmaes takes one objective; use --sampler tpe")
     try:
         space = load_search_space(config.search_space or "m3")
     except ValueError as error:

@@ -16,8 +16,8 @@ from plotly.offline import get_plotlyjs
 from tuner.errors import EXIT_DONE, EXIT_REQUEST, RequestError
 from tuner.figures import search_pictures, seeds_picture
 from tuner.report_queries import moved_queries
-from tuner.selection import FINE_TUNE
-from tuner.study import read_studies
+from tuner.study import read_studies, value_of
+from tuner.verdict import FINE_TUNE
 
 REPORT_FILE = "report.html"
 _TEMPLATE = "report_template.html"
@@ -184,7 +184,7 @@ def _trial_row(trial: FrozenTrial) -> dict[str, Any]:
         "role": trial.user_attrs.get("role", "sampled"),
         "state": trial.state.name.lower(),
         "params": trial.params,
-        "value": trial.value if trial.value is not None else max(trial.intermediate_values.values(), default=None),
+        "value": value_of(trial) if trial.values else max(trial.intermediate_values.values(), default=None),
         "seconds": sum(trial.user_attrs.get("seconds", {}).values()),
         "error": trial.user_attrs.get("error", ""),
     }

@@ -88,6 +88,7 @@ def _search(config: SearchConfig, run_dir: Path, argv: list[str], console: Conso
     _say_plan(plan, console)
     if config.dry_run:
         return
+    config = config.replace(guard=plan.guards)
 
     from tuner.agenda import Agenda
     from tuner.cluster import connected, slots_for
@@ -109,6 +110,8 @@ def _search(config: SearchConfig, run_dir: Path, argv: list[str], console: Conso
             pruner=config.pruner,
             seed=config.seed,
             num_trials=config.num_trials,
+            objectives=config.objectives,
+            guard_tolerance=config.guard_tolerance,
         )
         study.claim(
             {

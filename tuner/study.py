@@ -16,12 +16,15 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from search_spaces.context import Context, SearchSpace
 from search_spaces.loading import suggest
 from trainables.config import RungReport
+from trainables.measures import combined
+from tuner import guards
 from tuner.errors import RequestError
 from tuner.storage import RememberedStorage, open_storage
 
 SEARCH, FINALISTS = "search", "finalists"
 BASE, USER, SAMPLED = "base", "user", "sampled"
 _INFEASIBLE = "infeasible"
+GUARD_EXCESS = "guard_excess"
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -75,8 +78,13 @@ def pruner_names() -> list[str]:
 
 
 def _constraints(trial: FrozenTrial) -> Sequence[float]:
-    """Above 0 where the trial did not fit the device: the sampler learns to stay away."""
-    return (1.0 if trial.user_attrs.get(_INFEASIBLE) else -1.0,)
+    """Above 0 where the trial did not fit the device, or lost more on a guard than it may: the sampler stays away."""
+    return (1.0 if trial.user_attrs.get(_INFEASIBLE) else -1.0, trial.user_attrs.get(GUARD_EXCESS, -1.0))
+
+
+def value_of(trial: FrozenTrial) -> float:
+    """Returns the one value that ranks a complete trial: its objective, or the mean of several."""
+    return float(trial.values[0] if len(trial.values) == 1 else trial.user_attrs["best_value"])
 
 
 class SearchStudy:
@@ -92,16 +100,25 @@ class SearchStudy:
         pruner: str,
         seed: int,
         num_trials: int,
+        objectives: Sequence[str],
+        guard_tolerance: float,
     ) -> None:
         self._space, self._context = space, context
+        self._objectives, self._guard_tolerance = objectives, guard_tolerance
         storage = RememberedStorage(storage)
         self._make_sampler: Callable[[int], BaseSampler] = lambda number: _SAMPLERS[sampler](seed, number, num_trials)
         self.search = optuna.create_study(
-            storage=storage, study_name=SEARCH, direction="maximize", pruner=_PRUNERS[pruner](), load_if_exists=True
+            storage=storage,
+            study_name=SEARCH,
+            directions=["maximize"] * len(objectives),
+            pruner=_PRUNERS[pruner](),
+            load_if_exists=True,
         )
+        self.search.set_metric_names(list(objectives))
         self.finalists = optuna.create_study(
             storage=storage, study_name=FINALISTS, direction="maximize", load_if_exists=True
         )
+        self.finalists.set_metric_names([", ".join(objectives)])
         self._unfinished = list(self.search.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
         if not self.search.get_trials(deepcopy=False):
             self.search.enqueue_trial({}, user_attrs={"role": BASE})
@@ -171,11 +188,11 @@ class SearchStudy:
     def reuse(self, trial: Trial, earlier: FrozenTrial) -> None:
         """Tells `trial` the end of `earlier`, which had the same parameters."""
         trial.set_user_attr("duplicate_of", earlier.number)
-        for name in ("scores", "best_rung"):
+        for name in ("scores", "best_rung", "best_value", "guard", GUARD_EXCESS):
             if name in earlier.user_attrs:
                 trial.set_user_attr(name, earlier.user_attrs[name])
         if earlier.state == TrialState.COMPLETE:
-            self.search.tell(trial, earlier.value)
+            self.search.tell(trial, earlier.values)
         else:
             for step, value in earlier.intermediate_values.items():
                 trial.report(value, step)
@@ -183,7 +200,9 @@ class SearchStudy:
 
     def report(self, trial: Trial, rung: RungReport) -> bool:
         """Records a rung; returns whether the trial goes on. Only sampled trials are pruned."""
-        if rung.rung not in self._frozen(trial).intermediate_values and self.role(trial) != BASE:
+        if self.is_pareto:
+            trial.set_user_attr(f"rung_{rung.rung}", rung.value)  # Optuna takes no report of several objectives
+        elif rung.rung not in self._frozen(trial).intermediate_values and self.role(trial) != BASE:
             trial.report(rung.value, rung.rung)
         best = trial.user_attrs.get("best_value")
         if best is None or rung.value > best:
@@ -192,11 +211,29 @@ class SearchStudy:
             trial.set_user_attr("scores", dict(rung.scores))
         trial.set_user_attr("seconds", dict(rung.seconds))
         trial.set_user_attr("examples", rung.examples)
-        return rung.last or self.role(trial) != SAMPLED or not trial.should_prune()
+        if rung.guards:
+            trial.set_user_attr("guard", dict(rung.guards))
+        return rung.last or self.is_pareto or self.role(trial) != SAMPLED or not trial.should_prune()
+
+    @property
+    def is_pareto(self) -> bool:
+        """Two objectives: the study keeps a front, and prunes nothing."""
+        return len(self._objectives) > 1
 
     def complete(self, trial: Trial) -> None:
         """The trial's value is its best rung's: those weights are its checkpoint."""
-        self.search.tell(trial, trial.user_attrs["best_value"])
+        self._weigh_guards(trial)
+        if self.is_pareto:
+            self.search.tell(trial, combined(",".join(self._objectives), trial.user_attrs["scores"]))
+        else:
+            self.search.tell(trial, trial.user_attrs["best_value"])
+
+    def _weigh_guards(self, trial: Trial) -> None:
+        """A loss beyond the tolerance is a violated constraint. The base model, trial 0, is what it is lost against."""
+        base = self.search.get_trials(deepcopy=False)[0].user_attrs.get("guard")
+        scores = trial.user_attrs.get("guard")
+        if base and scores and self.role(trial) != BASE:
+            trial.set_user_attr(GUARD_EXCESS, guards.excess(base, scores, self._guard_tolerance))
 
     def pruned(self, trial: Trial) -> None:
         """The pruner stopped the trial."""

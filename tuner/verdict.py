@@ -1,0 +1,285 @@
+"""Whether the winner is better than the base model at all: what result.json holds.
+
+Reads a finished run: the study, the finalists' retrainings and the scores under trials/.
+"""
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
+from pathlib import Path
+from typing import Any
+
+from optuna import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from trainables.measures import Scores
+from tuner import guards
+from tuner.guards import Mixture
+from tuner.selection import Standing, chosen_mixture, mixtures, noise, standings, ties, winner
+from tuner.statistics import Comparison, compare
+
+FINE_TUNE, KEEP = "fine-tune", "keep the base model"
+QUERIES_SHOWN = 10
+_SECONDS = ("training", "scoring", "overhead")
+
+
+def judge(
+    run_dir: Path,
+    study: Study,
+    retrains: Study | None = None,
+    *,
+    metric: str,
+    seed: int,
+    total_seconds: float,
+    guard: Sequence[str] = (),
+    tolerance: float = 0.0,
+) -> dict[str, Any]:
+    """Builds what result.json holds.
+
+    Args:
+        run_dir: Holds trials/NNNN/test.json of the base model (0000), of the user's settings and of the winner,
+            data/eval/queries.jsonl and, where guard tasks were scored, trials/NNNN/guard.json.
+        study: The search.
+        retrains: The finalists' retrainings, if any.
+        metric: The objective, as ``dense.ndcg_at_10``.
+        seed: Seed of the resampling.
+        total_seconds: Wall clock of the whole search.
+        guard: Names of the guard tasks that were asked for.
+        tolerance: What a guard task may lose.
+
+    Returns:
+        The stable keys of result.json, and beside them guard, noise, ties, finalists and, with several objectives,
+        front; with a trained trial also gains (by metric), versus_user, optimism (its dev minus its test score),
+        mixtures, hybrid_weights and queries (gained and lost most).
+
+    Raises:
+        ValueError: If the base model or the winner was not scored on test.
+    """
+    ranked = standings(study, retrains)
+    base, user = (_model_of(run_dir, study, role, metric) for role in ("base", "user"))
+    result: dict[str, Any] = {
+        "metric": metric,
+        "verdict": KEEP,
+        "reason": "No trial was trained to its end.",
+        "base": base,
+        "user": user,
+        "best": None,
+        "trials": _counts(study),
+        "seconds": _seconds([study, retrains], total_seconds),
+        "guard": None,
+        "noise": noise(ranked),
+        "ties": [],
+        "finalists": [{"trial": s.trial} | _over_seeds(s) for s in ranked if s.lower is not None],
+        "front": _front(study, metric),
+    }
+    number = winner(study, retrains, run_dir=run_dir, tolerance=tolerance)
+    if number is None:
+        return result
+    mixed = chosen_mixture(run_dir, study, number, metric, tolerance)
+    best = _model(run_dir, study.get_trials(deepcopy=False)[number], metric, mixed)
+    folder = _folder(number, mixed)
+    before, after = _test_scores(run_dir, "0000"), _test_scores(run_dir, folder)
+    gains = {name: compare(values, after.per_query[name], seed=seed) for name, values in before.per_query.items()}
+    guarded = _guard(run_dir, folder, [s.trial for s in ranked], guard, tolerance)
+    verdict, reason = decide(gains[metric], guarded)
+    standing = next(standing for standing in ranked if standing.trial == number)
+    return result | {
+        "verdict": verdict,
+        "reason": reason,
+        "best": best | _as_dict(gains[metric]) | _over_seeds(standing),
+        "guard": guarded,
+        "ties": ties([standing, *(other for other in ranked if other is not standing)]),
+        "gains": {name: _as_dict(gain) for name, gain in gains.items()},
+        "versus_user": _versus_user(run_dir, user, folder, metric, seed),
+        "optimism": best["dev"] - best["test"],
+        "mixtures": _swept(run_dir, study, number, metric, tolerance),
+        "hybrid_weights": _hybrid_weights(run_dir, {"base": base, "user": user, "best": best}),
+        "queries": _moved_queries(run_dir / "data" / "eval", before, after, metric),
+    }
+
+
+def decide(gain: Comparison, guard: Mapping[str, Any] | None = None) -> tuple[str, str]:
+    """Returns the verdict and its reason in a sentence or two.
+
+    "fine-tune" is said only when the whole 95% interval of the gain on test lies above 0 and no guard task loses more
+    than its tolerance.
+    """
+    low, high = gain.ci95
+    measured = f"{gain.gain:+.4f} on {gain.queries} test queries (95% interval {low:+.4f} to {high:+.4f})"
+    if guard is not None and guard["lost"]:
+        lost = ", ".join(_loss(task, guard["tasks"][task]) for task in guard["lost"])
+        return KEEP, f"Guard tasks lose more than {guard['tolerance']:g}: {lost}. The gain is {measured}."
+    if low > 0:
+        return FINE_TUNE, f"The gain is {measured}."
+    if high < 0:
+        return KEEP, f"The best trial is worse than the base model: {measured}."
+    if gain.win_tie_loss[1] == gain.queries:
+        return KEEP, f"The best trial and the base model score the same on each of the {gain.queries} test queries."
+    return KEEP, (
+        f"The gain cannot be told from chance: {measured}. "
+        f"A test set of this size detects gains of about {gain.detectable:.4f} and more."
+    )
+
+
+def _loss(task: str, scores: Mapping[str, float | None]) -> str:
+    if scores["base"] is None or scores["best"] is None:
+        return f"{task} (could not be scored)"
+    return f"{task} ({scores['base']:.4f} to {scores['best']:.4f})"
+
+
+def _guard(
+    run_dir: Path, folder: str, ranked: Sequence[int], asked: Sequence[str], tolerance: float
+) -> dict[str, Any] | None:
+    """Guard tasks of base model and winner; None where none was asked for. What was not scored counts as lost."""
+    if not asked:
+        return None
+    names = [guards.task_name(guard) for guard in asked]
+    base, best = (guards.read_scores(run_dir, name) or {} for name in ("0000", folder))
+    tasks = {name: {"base": base.get(name), "best": best.get(name)} for name in names}
+    unscored = [name for name, scores in tasks.items() if None in scores.values()]
+    others = {number: guards.read_scores(run_dir, f"{number:04d}") for number in ranked}
+    return {
+        "tolerance": tolerance,
+        "tasks": tasks,
+        "lost": [*unscored, *(name for name in guards.lost(base, best, tolerance) if name not in unscored)],
+        "finalists": {str(number): scores for number, scores in others.items() if scores is not None},
+    }
+
+
+def _swept(run_dir: Path, study: Study, number: int, metric: str, tolerance: float) -> dict[str, Any] | None:
+    """The mixtures with the base model and what was chosen on dev and guards; None where none was scored."""
+    found = mixtures(run_dir, study, number, metric)
+    if found is None:
+        return None
+    choice, reason = guards.choose(*found, tolerance)
+    base, trained, between = found
+    rows = [base, *between, trained]
+    return {
+        "alpha": choice.alpha,
+        "reason": reason,
+        "rows": [{"alpha": row.alpha, "dev": row.dev, "guard": dict(row.guard)} for row in rows],
+    }
+
+
+def _front(study: Study, metric: str) -> list[dict[str, Any]] | None:
+    """The trials that no other beats on both objectives; None for one objective."""
+    names = metric.split(",")
+    if len(names) == 1:
+        return None
+    return [
+        {
+            "trial": trial.number,
+            "values": dict(zip(names, trial.values, strict=True)),
+            "params": trial.params,
+        }
+        for trial in study.best_trials
+    ]
+
+
+def _hybrid_weights(run_dir: Path, models: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Any] | None:
+    """Weights of dense, sparse and colbert in the hybrid score: FlagEmbedding's, and those tuned on dev, by model."""
+    weights: dict[str, Any] = {}
+    for name, model in models.items():
+        path = run_dir / "trials" / model["folder"] / "hybrid.json" if model else None
+        if path is not None and path.exists():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            weights |= {"default": found["default"], name: found["tuned"]}
+    return weights or None
+
+
+def _counts(study: Study) -> dict[str, int]:
+    states = Counter(trial.state for trial in study.get_trials(deepcopy=False))
+    names = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+    return {name: states[state] for name, state in names.items()}
+
+
+def _seconds(studies: Sequence[Study | None], total: float) -> dict[str, float]:
+    spent = [t.user_attrs.get("seconds", {}) for study in studies if study for t in study.get_trials(deepcopy=False)]
+    return {"total": total} | {name: sum(seconds.get(name, 0.0) for seconds in spent) for name in _SECONDS}
+
+
+def _folder(number: int, mixed: Mixture | None) -> str:
+    return f"{number:04d}" if mixed is None else guards.mixture_name(number, mixed.alpha)
+
+
+def _test_file(run_dir: Path, folder: str) -> Path:
+    return run_dir / "trials" / folder / "test.json"
+
+
+def _test_scores(run_dir: Path, folder: str) -> Scores:
+    path = _test_file(run_dir, folder)
+    if not path.exists():
+        raise ValueError(
+            f"Trial {folder} must be scored on test, but {path} does not exist: take the search up again with --resume."
+        )
+    return Scores.from_json(path.read_text(encoding="utf-8"))
+
+
+def _model(run_dir: Path, trial: FrozenTrial, metric: str, mixed: Mixture | None = None) -> dict[str, Any]:
+    folder = _folder(trial.number, mixed)
+    dev = trial.user_attrs.get("scores", {}) if mixed is None else mixed.dev_all
+    test = _test_scores(run_dir, folder).means if _test_file(run_dir, folder).exists() else {}
+    return {
+        "trial": trial.number,
+        "folder": folder,
+        "alpha": None if mixed is None else mixed.alpha,
+        "params": trial.params,
+        "dev": dev.get(metric),
+        "test": test.get(metric),
+        "dev_all": dict(dev),
+        "test_all": test,
+    }
+
+
+def _model_of(run_dir: Path, study: Study, role: str, metric: str) -> dict[str, Any] | None:
+    trials = (trial for trial in study.get_trials(deepcopy=False) if trial.user_attrs.get("role") == role)
+    return next((_model(run_dir, trial, metric) for trial in trials), None)
+
+
+def _over_seeds(standing: Standing) -> dict[str, Any]:
+    seeds = [{"seed": seed, "dev": dev} for seed, dev in standing.seeds.items()]
+    return {"dev_mean": standing.mean, "dev_lower": standing.lower, "seeds": seeds}
+
+
+def _versus_user(
+    run_dir: Path, user: Mapping[str, Any] | None, folder: str, metric: str, seed: int
+) -> dict[str, Any] | None:
+    """The winner against the user's own settings; None where they are one, or the user's did not reach the test."""
+    if user is None or user["test"] is None or user["folder"] == folder:
+        return None
+    before, after = (_test_scores(run_dir, name).per_query[metric] for name in (user["folder"], folder))
+    return _as_dict(compare(before, after, seed=seed))
+
+
+def _as_dict(comparison: Comparison) -> dict[str, Any]:
+    counts = dict(zip(("win", "tie", "loss"), comparison.win_tie_loss, strict=True))
+    return dataclasses.asdict(comparison) | {"ci95": list(comparison.ci95), "win_tie_loss": counts}
+
+
+def _moved_queries(eval_data: Path, before: Scores, after: Scores, metric: str) -> dict[str, list[dict[str, Any]]]:
+    """The queries that gained and lost most, with what the dense head retrieved before and after."""
+    old, new = before.per_query[metric], after.per_query[metric]
+    gains = {query: new[query] - old[query] for query in old}
+    ordered = sorted(gains, key=lambda query: gains[query])
+    gained = [query for query in reversed(ordered[-QUERIES_SHOWN:]) if gains[query] > 0]
+    lost = [query for query in ordered[:QUERIES_SHOWN] if gains[query] < 0]
+    texts = _query_texts(eval_data, {*gained, *lost})
+
+    def row(query: str) -> dict[str, Any]:
+        return {
+            "id": query,
+            "text": texts[query],
+            "before": old[query],
+            "after": new[query],
+            "retrieved_before": before.retrieved[query],
+            "retrieved_after": after.retrieved[query],
+        }
+
+    return {"gained": [row(query) for query in gained], "lost": [row(query) for query in lost]}
+
+
+def _query_texts(eval_data: Path, wanted: Set[str]) -> dict[str, str]:
+    with (eval_data / "queries.jsonl").open(encoding="utf-8") as lines:
+        queries = (json.loads(line) for line in lines if line.strip())
+        return {query["_id"]: query["text"] for query in queries if query["_id"] in wanted}
