@@ -199,11 +199,22 @@ class Rungs(TrainerCallback):
                 scores = self.judge.scores(model)
                 guards = self.judge.guard_scores(model) if due[-1] == len(self._config.rungs) else {}
             self._keep_best(scores, model)
+        self._pass_on(scores, guards)
         for number in due:
             self._done.append(self._record(number, state.global_step, loss, scores, guards))
             if not agree(self._report(self._done[-1])):
                 return False
         return True
+
+    def _pass_on(self, scores: Scores, guards: Mapping[str, float]) -> None:
+        """Hands scores to the trackers that ``report_to`` names, beside the trainer's own curves."""
+        assert self.runner is not None
+        trainer = self.runner.trainer
+        if trainer.args.report_to:
+            values = scores.means | {f"guard.{task}": score for task, score in guards.items()}
+            own_log_is_due = trainer.control.should_log  # which `log` takes for done
+            trainer.log({f"eval_{name}": value for name, value in values.items()})
+            trainer.control.should_log = own_log_is_due
 
     def _save_state(self, step: int) -> None:
         """Saves the training state if training anew would cost more than a moment."""

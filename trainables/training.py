@@ -9,6 +9,7 @@ from trainables.config import Progress, Report, RungReport, TrialConfig
 from trainables.m3 import Runner, build_arguments
 from trainables.process import extensions_folder, process_group, rank, remove_stale_build_locks, world_size
 from trainables.records import Clock, read_records
+from trainables.reporting import own_run
 from trainables.resume import States
 from trainables.rungs import Judge, Rungs, agree
 
@@ -23,11 +24,12 @@ def train(config: TrialConfig, report: Report, base: BaseModels, progress: Progr
     if not _repeat(done, report, config):
         states.remove()
         return
-    values = config.arguments
+    values = {**config.arguments, "run_name": config.name}
     if values.get("deepspeed"):
         remove_stale_build_locks(extensions_folder())
     alone = values.get("deepspeed") or values.get("negatives_cross_device")
-    with process_group() if alone else nullcontext():
+    reported = own_run(folder) if values.get("report_to") else nullcontext()
+    with process_group() if alone else nullcontext(), reported:
         arguments = build_arguments(values, config.directory)
         training = arguments.training
         assert training.world_size == world_size(), "transformers must see every worker of the group"

@@ -203,7 +203,7 @@ class Agenda:
                 return self._trial_job(trial, params)
             self._study.reuse(trial, earlier)
             row = self._row(f"{trial.number:04d}", SAMPLED, params)
-            row.value, row.state = earlier.value, f"as {earlier.number}"
+            row.value, row.state = earlier.user_attrs.get("best_value"), f"as {earlier.number}"
             self.rows.append(row)
         return None
 

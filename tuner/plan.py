@@ -1,7 +1,8 @@
 """From a request to everything a search needs, checked before anything expensive starts."""
 
+import importlib.util
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ _SEARCHABLE = (
     "gradient_accumulation_steps",
 )
 _PATHS = ("deepspeed", "cache_dir", "cache_path")
+_TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "mlflow": ("mlflow",), "wandb": ("wandb",)}
+"""What ``--report_to`` names -> packages of which one is needed."""
 _OWN_BUSINESS = ("output_dir", "resume_from_checkpoint", "save_steps", "save_strategy", "save_total_limit", "do_train")
 _DS_STAGE0 = Path(__file__).parent.parent / "trainables" / "ds_stage0.json"
 
@@ -124,6 +127,7 @@ def _check_names(config: SearchConfig) -> SearchSpace:
         problems.append(f"--metric {config.metric}: only the dense head is trained; add --unified_finetuning True")
     if len(config.objectives) > 1 and config.sampler == "cmaes":
         problems.append(f"--metric {config.metric}: cmaes takes one objective; use --sampler tpe")
+    problems += _missing_trackers(config.arguments.get("report_to"))
     try:
         space = load_search_space(config.search_space or "m3")
     except ValueError as error:
@@ -131,6 +135,14 @@ def _check_names(config: SearchConfig) -> SearchSpace:
     if problems:
         raise RequestError(problems)
     return space
+
+
+def _missing_trackers(report_to: str | list[str] | None) -> Iterator[str]:
+    """One line for each tracker whose package is not installed; of others than these, transformers knows."""
+    for name in [report_to] if isinstance(report_to, str) else report_to or []:
+        packages = _TRACKERS.get(name, ())
+        if packages and not any(importlib.util.find_spec(package) for package in packages):
+            yield f"--report_to {name}: its package is not installed; pip install {name}, or leave the flag out"
 
 
 def _data_and_model(config: SearchConfig, arguments: Mapping[str, Any], run_dir: Path) -> tuple[data.Dataset, str]:

@@ -17,6 +17,7 @@ MODULE = "FlagEmbedding.finetune.embedder.encoder_only.m3"
 DEEPSPEED_FILE = "deepspeed.json"
 
 _PLACES = {"output_dir", "cache_dir", "cache_path", "resume_from_checkpoint", "use_cpu", "dataloader_pin_memory"}
+_REPORTING = {"report_to", "run_name"}
 _SECRETS = {"token", "hub_token"}
 _SAVING = {"save_strategy", "save_steps", "save_total_limit", "save_only_model"}
 _MODELS = ("model_name_or_path", "config_name", "tokenizer_name")
@@ -27,7 +28,7 @@ def arguments_of(run: FinishedRun) -> dict[str, Any]:
 
     The base model is named as the user named it; the training data is the run's.
     """
-    left_out = _PLACES | _SECRETS | _SAVING
+    left_out = _PLACES | _REPORTING | _SECRETS | _SAVING
     arguments = {name: value for name, value in run.trained.items() if name not in left_out and value is not None}
     arguments["model_name_or_path"] = run.config.model_name_or_path
     arguments["train_data"] = list(_train_data(run))
