@@ -296,3 +296,25 @@ def test_a_real_model_is_exported_and_verified(tmp_path: Path, capsys: pytest.Ca
     assert main([str(run), "--to", str(tmp_path / "bundle")]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "bundle")
     subprocess.run(["sha256sum", "-c", "--quiet", "sha256sums.txt"], cwd=tmp_path / "bundle", check=True)
+
+
+def test_the_bundle_says_how_many_negatives_a_query_has(bundle: Path) -> None:
+    said = (
+        "63 negatives a query: 2 workers x 8 rows x 4 passages, less its positive (31 for the sparse and ColBERT heads)"
+    )
+    for name in ("train.sh", "best_config.yaml", "README.md"):
+        assert said in (bundle / name).read_text()
+
+
+def test_the_command_for_other_gpus_keeps_the_negatives_or_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path, options={"gpus_per_trial": 0})
+    _, data, training = parse(command_of(write_bundle(run, tmp_path / "bundle", gpus=2, verify=False))[5:])
+    assert (training.per_device_train_batch_size, training.negatives_cross_device) == (4, True)  # 8 on one worker
+    assert data.train_group_size == 4
+    assert "--nproc_per_node 2" in (tmp_path / "bundle/train.sh").read_text()
+
+    assert main([str(run), "--to", str(tmp_path / "other"), "--gpus", "3"]) == 2
+    assert "8 queries a step cannot be divided by 3" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()

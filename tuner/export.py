@@ -21,6 +21,7 @@ from tuner.errors import EXIT_DONE, EXIT_REQUEST, RequestError
 from tuner.finished import FinishedRun, read_run
 from tuner.layout import write_model
 from tuner.modelcard import model_card
+from tuner.negatives import Negatives
 from tuner.recipe import arguments_of, portable, train_script
 
 CHECKSUMS = "sha256sums.txt"
@@ -28,25 +29,26 @@ SAMPLED_TEXTS = 4
 """Held-out queries, and passages, that are embedded to compare the libraries."""
 
 
-def write_bundle(run_dir: Path, to: Path, *, verify: bool = True) -> Path:
+def write_bundle(run_dir: Path, to: Path, *, gpus: int | None = None, verify: bool = True) -> Path:
     """Writes the bundle of a finished search; it is whole, or not there.
 
     Args:
         run_dir: The run directory.
         to: The bundle's folder; one that is there already is replaced.
+        gpus: Workers that train.sh is for, with the same negatives a query. None: as many as trained the winner.
         verify: Load what was written in FlagEmbedding and in sentence-transformers and compare embeddings.
 
     Returns:
         `to`.
 
     Raises:
-        RequestError: The search is not finished, or has no winner.
+        RequestError: The search is not finished, or has no winner, or on `gpus` it would be another model.
         trainables.loading.EmbeddingsDifferError: A library does not embed as training did.
     """
     run = read_run(run_dir)
     with new_folder(to) as folder:
         try:
-            _write(run, folder, to)
+            _write(run, folder, to, gpus or run.workers)
             if verify:
                 _verify(run, folder)
         except BaseException:
@@ -75,11 +77,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m tuner.export", description="Write the best model of a search.")
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the run directory of a finished search")
+    parser.add_argument(
+        "--gpus", type=int, metavar="N", help="workers that train.sh is for (default: as many as a trial had)"
+    )
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write; must not hold anything")
     arguments = parser.parse_args(argv)
     try:
         _check_room(arguments.to)
-        print(write_bundle(arguments.run_dir, arguments.to))
+        print(write_bundle(arguments.run_dir, arguments.to, gpus=arguments.gpus))
     except RequestError as error:
         for finding in error.findings:
             print(f"error: {finding}", file=sys.stderr)
@@ -92,15 +97,19 @@ def _check_room(to: Path) -> None:
         raise RequestError([f"--to {to}: must be a new or empty folder, but something is there; name another"])
 
 
-def _write(run: FinishedRun, folder: Path, home: Path) -> None:
+def _write(run: FinishedRun, folder: Path, home: Path, workers: int) -> None:
+    trained = arguments_of(run)
+    arguments = {**trained, **Negatives.of(trained, run.workers).on(workers)}
+    step = Negatives.of(arguments, workers)
     write_model(run, folder)
-    arguments = portable(arguments_of(run), folder, home)
+    arguments = portable(arguments, folder, home)
     _write_text(folder / "best_config.json", json.dumps(arguments, indent=2, ensure_ascii=False) + "\n")
-    _write_text(folder / "best_config.yaml", yaml.safe_dump(arguments, sort_keys=False, allow_unicode=True))
-    _write_text(folder / "train.sh", train_script(arguments, run.workers))
+    as_yaml = yaml.safe_dump(arguments, sort_keys=False, allow_unicode=True)
+    _write_text(folder / "best_config.yaml", f"# {step.workers} worker(s), {step}\n{as_yaml}")
+    _write_text(folder / "train.sh", train_script(arguments, step))
     (folder / "train.sh").chmod(0o755)
     _write_text(folder / "result.json", json.dumps(run.result, indent=2, ensure_ascii=False) + "\n")
-    _write_text(folder / "README.md", model_card(run, arguments, folder))
+    _write_text(folder / "README.md", model_card(run, arguments, step, folder))
     _write_text(folder / CHECKSUMS, "".join(_checksums(folder)))
 
 

@@ -11,6 +11,7 @@ import yaml
 from tuner.config import HEADS, MEASURES
 from tuner.finished import FinishedRun
 from tuner.layout import has_heads, has_suffixes
+from tuner.negatives import Negatives
 from tuner.verdict import KEEP
 
 _PACKAGES = (
@@ -33,12 +34,13 @@ _MEASURE_NAMES = {
 _TAGS = ["sentence-transformers", "FlagEmbedding", "feature-extraction", "sentence-similarity", "mteb"]
 
 
-def model_card(run: FinishedRun, arguments: Mapping[str, Any], bundle: Path) -> str:
+def model_card(run: FinishedRun, arguments: Mapping[str, Any], step: Negatives, bundle: Path) -> str:
     """Returns the text of README.md.
 
     Args:
         run: The search.
         arguments: What best_config.json holds.
+        step: What a training step with them is.
         bundle: The folder with the model in it.
     """
     header = yaml.safe_dump(_header(run), sort_keys=False, allow_unicode=True)
@@ -47,7 +49,7 @@ def model_card(run: FinishedRun, arguments: Mapping[str, Any], bundle: Path) -> 
         f"# {name}\n\n{_verdict(run)}",
         f"## Scores\n\n{_scores(run)}",
         f"## Use\n\n{_use(run, bundle)}",
-        f"## Training\n\n{_training(run, arguments)}",
+        f"## Training\n\n{_training(run, arguments, step)}",
         f"## Provenance\n\n{_provenance(run)}",
     ]
     return f"---\n{header}---\n\n" + "\n\n".join(parts) + "\n"
@@ -194,16 +196,16 @@ def _heads_note(run: FinishedRun, bundle: Path) -> str:
     return " ".join(notes)
 
 
-def _training(run: FinishedRun, arguments: Mapping[str, Any]) -> str:
+def _training(run: FinishedRun, arguments: Mapping[str, Any], step: Negatives) -> str:
     best, rung = run.result["best"], run.rung
     shown = "\n".join(f"| `{name}` | {value} |" for name, value in best["params"].items())
-    cross = " and share in-batch negatives" if arguments.get("negatives_cross_device") else ""
     return (
         f"Trial {run.number} of the search, {rung['step']} steps with seed {arguments['seed']}, "
         f"{rung['examples']} rows seen ({rung['fraction']:.0%} of its training): the best of its scores on dev.\n\n"
         f"| searched | value |\n|---|---|\n{shown}\n\n"
         "`bash train.sh` trains it again with FlagEmbedding alone, on "
-        f"{run.workers} worker{'s' if run.workers > 1 else ''}{cross}: more or fewer make another model. "
+        f"{step.workers} worker{'s' if step.workers > 1 else ''}, {step}. More or fewer workers make another model; "
+        "`python -m tuner.export --gpus N` writes the command that makes the same one, or says that there is none. "
         f"`best_config.json` and `best_config.yaml` hold the same arguments; paths in them are relative to this folder."
         f"{_where_saved(rung)}"
     )

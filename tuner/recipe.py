@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tuner.finished import FinishedRun
+from tuner.negatives import Negatives
 
 MODULE = "FlagEmbedding.finetune.embedder.encoder_only.m3"
 DEEPSPEED_FILE = "deepspeed.json"
@@ -50,11 +51,13 @@ def portable(arguments: Mapping[str, Any], bundle: Path, home: Path) -> dict[str
     return changed
 
 
-def train_script(arguments: Mapping[str, Any], workers: int) -> str:
-    """Returns train.sh: `arguments` as FlagEmbedding's command line, their paths relative to the script's folder."""
+def train_script(arguments: Mapping[str, Any], step: Negatives) -> str:
+    """Returns train.sh for the workers of `step`: FlagEmbedding's command line, paths relative to the script."""
     flags = [f"--{name} {_shell(name, value)}" for name, value in arguments.items()]
-    command = [f"exec torchrun --standalone --nproc_per_node {workers}", f"-m {MODULE}", *flags]
-    return _SCRIPT.format(command=" \\\n  ".join([*command, "--output_dir ./trained", '"$@"']))
+    command = [f"exec torchrun --standalone --nproc_per_node {step.workers}", f"-m {MODULE}", *flags]
+    return _SCRIPT.format(
+        step=step, workers=step.workers, command=" \\\n  ".join([*command, "--output_dir ./trained", '"$@"'])
+    )
 
 
 def _train_data(run: FinishedRun) -> Iterator[str]:
@@ -103,6 +106,8 @@ _SCRIPT = """\
 #!/usr/bin/env bash
 # Trains this model again with FlagEmbedding alone, into ./trained. Flags given to this script win over those below:
 #   bash train.sh --train_data other.jsonl --output_dir elsewhere
+# {workers} worker(s), {step}.
+# Another number of workers is another model: python -m tuner.export RUN_DIR --gpus N --to DIR keeps it the same.
 set -euo pipefail
 here="$(cd "$(dirname "${{BASH_SOURCE[0]}}")" && pwd)"
 command -v torchrun > /dev/null || {{ echo "torchrun is not found: activate FlagEmbedding's environment" >&2; exit 2; }}

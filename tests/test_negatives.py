@@ -1,0 +1,88 @@
+"""A training step that computes the same on another number of GPUs, or is refused."""
+
+from typing import Any
+
+import pytest
+
+from tuner.errors import RequestError
+from tuner.negatives import Negatives
+
+
+def _step(workers: int, *, batch: int = 16, group: int = 4, **others: Any) -> Negatives:
+    arguments = {"per_device_train_batch_size": batch, "train_group_size": group, **others}
+    return Negatives.of(arguments, workers)
+
+
+def test_negatives_are_counted() -> None:
+    assert _step(1).per_query == 16 * 4 - 1
+    assert _step(2).per_query == 16 * 4 - 1
+    assert _step(2, negatives_cross_device=True).per_query == 2 * 16 * 4 - 1
+    assert _step(1, negatives_cross_device=True).per_query == 16 * 4 - 1  # there is nobody to share with
+
+
+def test_they_are_said() -> None:
+    assert str(_step(1)) == "63 negatives a query: 16 rows x 4 passages, less its positive"
+    unified = _step(2, negatives_cross_device=True, unified_finetuning=True)
+    assert str(unified) == (
+        "127 negatives a query: 2 workers x 16 rows x 4 passages, less its positive "
+        "(63 for the sparse and ColBERT heads)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("step", "workers", "changes"),
+    [
+        (_step(1), 1, {}),
+        (_step(1), 4, {"per_device_train_batch_size": 4, "negatives_cross_device": True}),
+        (
+            _step(2, negatives_cross_device=True),
+            1,
+            {"per_device_train_batch_size": 32, "negatives_cross_device": False},
+        ),
+        (_step(2, negatives_cross_device=True), 8, {"per_device_train_batch_size": 4, "negatives_cross_device": True}),
+        (_step(4), 1, {"gradient_accumulation_steps": 4, "negatives_cross_device": False}),
+        (_step(4), 2, {"gradient_accumulation_steps": 2, "negatives_cross_device": False}),
+        (
+            _step(1, gradient_accumulation_steps=8),
+            4,
+            {"gradient_accumulation_steps": 2, "negatives_cross_device": False},
+        ),
+        (
+            _step(1, gradient_accumulation_steps=8, negatives_cross_device=True),
+            4,
+            {"gradient_accumulation_steps": 2, "negatives_cross_device": False},
+        ),
+        (
+            _step(1, gradient_accumulation_steps=8, unified_finetuning=True),
+            4,
+            {"gradient_accumulation_steps": 2, "negatives_cross_device": False},
+        ),
+    ],
+)
+def test_another_number_of_workers_computes_the_same(step: Negatives, workers: int, changes: dict[str, Any]) -> None:
+    assert step.on(workers) == changes
+    arguments = {
+        "per_device_train_batch_size": step.batch,
+        "train_group_size": step.group,
+        "negatives_cross_device": step.cross_device,
+        "gradient_accumulation_steps": step.accumulation,
+        **changes,
+    }
+    there = Negatives.of(arguments, workers)
+    assert there.per_query == step.per_query
+    assert there.workers * there.batch * there.accumulation == step.workers * step.batch * step.accumulation
+
+
+@pytest.mark.parametrize(
+    ("step", "workers", "why"),
+    [
+        (_step(1), 3, "16 queries a step cannot be divided by 3"),
+        (_step(2), 4, "2 x 1 batches a step cannot be divided by 4"),
+        (_step(1, unified_finetuning=True), 2, "heads see one worker's passages"),
+        (_step(2, negatives_cross_device=True, unified_finetuning=True), 1, "heads see one worker's passages"),
+    ],
+)
+def test_what_would_be_another_model_is_refused(step: Negatives, workers: int, why: str) -> None:
+    with pytest.raises(RequestError, match=why) as refused:
+        step.on(workers)
+    assert f"--gpus {workers}" in str(refused.value)
