@@ -102,4 +102,7 @@ def _result(verdict: str, params: dict[str, Any], unified: bool) -> dict[str, An
             **gain,
         },
         "gains": dict.fromkeys(scores, gain),
+        "guard": None,
+        "mixtures": None,
+        "hybrid_weights": None,
     }

@@ -111,6 +111,29 @@ def test_a_model_that_embeds_otherwise_is_refused(tmp_path: Path, monkeypatch: p
     assert not any("bundle" in path.name for path in tmp_path.iterdir())
 
 
+def test_mteb_gives_the_same_score_in_both_libraries(tmp_path: Path) -> None:
+    from benchmarks.bundle import measure
+    from trainables.base import BaseModels
+
+    run = make_run(tmp_path, arguments={"sentence_pooling_method": "mean", "query_max_len": 32, "passage_max_len": 32})
+    bundle = write_bundle(run, tmp_path / "bundle")
+    reports: list[float] = []
+    config = TrialConfig(
+        name="0007",
+        directory=str(tmp_path / "again"),
+        arguments=read_run(run).trained | {"use_cpu": True},
+        eval_data=str(run / "data" / "eval"),
+        metric="dense.ndcg_at_10",
+        split="test",
+        checkpoint=str(run / "trials" / "0007" / "checkpoint"),
+    )
+    run_trial(config, lambda report: not reports.append(report.value), base=BaseModels())
+    found = measure(run, bundle)
+    assert found["sentence-transformers"] == pytest.approx(reports[0], abs=1e-4)
+    assert found["FlagEmbedding"] == pytest.approx(reports[0], abs=1e-4)
+    assert found["least cosine"] > 0.9999
+
+
 def test_agreement_is_the_cosine_of_vectors_of_one_length() -> None:
     one, other = torch.tensor([1.0, 0.0]).numpy(), torch.tensor([0.6, 0.8]).numpy()
     assert loading.agreement(one, other) == pytest.approx(0.6)
@@ -318,3 +341,21 @@ def test_the_command_for_other_gpus_keeps_the_negatives_or_is_refused(
     assert main([str(run), "--to", str(tmp_path / "other"), "--gpus", "3"]) == 2
     assert "8 queries a step cannot be divided by 3" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+def test_a_mixture_is_exported_and_said(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    mixed = run / "trials" / "0007-alpha0.50"
+    shutil.copytree(run / "trials" / "0007" / "checkpoint", mixed / "checkpoint")
+    shutil.rmtree(run / "trials" / "0007" / "checkpoint")
+    result = json.loads((run / "result.json").read_text())
+    result["best"] |= {"folder": mixed.name, "alpha": 0.5}
+    result["guard"] = {"tolerance": 0.01, "tasks": {"news": {"base": 0.7, "best": 0.695}}, "lost": []}
+    result["mixtures"] = {"alpha": 0.5, "reason": "With alpha 0.5 no guard loses.", "rows": []}
+    (run / "result.json").write_text(json.dumps(result))
+    bundle = write_bundle(run, tmp_path / "bundle", verify=False)
+    card = (bundle / "README.md").read_text()
+    assert "a mixture of trained and base model, 0.5 to 0.5 (base + 0.5 * (trained - base))" in card
+    assert "| news | 0.7000 | 0.6950 |" in card
+    assert "# The weights beside this script are base + 0.5 * (trained - base)" in (bundle / "train.sh").read_text()
+    assert command_of(bundle)[:2] == ["--standalone", "--nproc_per_node"]

@@ -48,6 +48,7 @@ def model_card(run: FinishedRun, arguments: Mapping[str, Any], step: Negatives, 
     parts = [
         f"# {name}\n\n{_verdict(run)}",
         f"## Scores\n\n{_scores(run)}",
+        *([f"## Elsewhere\n\n{_guards(run)}"] if run.result["guard"] else []),
         f"## Use\n\n{_use(run, bundle)}",
         f"## Training\n\n{_training(run, arguments, step)}",
         f"## Provenance\n\n{_provenance(run)}",
@@ -126,13 +127,36 @@ def _scores(run: FinishedRun) -> str:
 
 def _score_row(result: Mapping[str, Any], metric: str, gain: Mapping[str, Any]) -> str:
     head, _, measure = metric.partition(".")
+    name = (
+        f"{head.replace('_tuned', ', tuned weights')} {_MEASURE_NAMES[measure]}"
+        if measure in _MEASURE_NAMES
+        else metric
+    )
     models = (result["base"], result["user"], result["best"])
     values = [(model or {}).get("test_all", {}).get(metric) for model in models]
-    cells = ["-" if value is None else f"{value:.4f}" for value in values]
+    cells = [_score(value) for value in values]
     low, high = gain["ci95"]
-    return (
-        f"| {head} {_MEASURE_NAMES[measure]} | {' | '.join(cells)} | {gain['gain']:+.4f} ({low:+.4f} to {high:+.4f}) |"
+    return f"| {name} | {' | '.join(cells)} | {gain['gain']:+.4f} ({low:+.4f} to {high:+.4f}) |"
+
+
+def _guards(run: FinishedRun) -> str:
+    guard, mixtures = run.result["guard"], run.result["mixtures"]
+    rows = [
+        "| guard task | base model | best trial |",
+        "|---|---|---|",
+        *(
+            f"| {task} | {_score(scores['base'])} | {_score(scores['best'])} |"
+            for task, scores in guard["tasks"].items()
+        ),
+    ]
+    about = (
+        f"The main score of the dense head, as mteb gives it; a loss of more than {guard['tolerance']:g} is too much."
     )
+    return "\n".join(rows) + f"\n\n{about}" + (f" {mixtures['reason']}" if mixtures else "")
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def _use(run: FinishedRun, bundle: Path) -> str:
@@ -188,6 +212,12 @@ def _heads_note(run: FinishedRun, bundle: Path) -> str:
             "Only the dense vectors were trained, and the base model has no sparse and colbert heads: "
             "FlagEmbedding makes random ones, so do not use them."
         )
+    if weights := (run.result["hybrid_weights"] or {}).get("best"):
+        parts = ", ".join(f"{head} {weight:g}" for head, weight in weights.items())
+        notes.append(
+            f"The hybrid score with tuned weights takes {parts} (`weights_for_different_modes` of `compute_score`); "
+            "they were chosen on dev."
+        )
     if has_suffixes(run):
         notes.append(
             "An instruction goes on after the text, which prompts of sentence-transformers cannot say: format texts "
@@ -207,7 +237,18 @@ def _training(run: FinishedRun, arguments: Mapping[str, Any], step: Negatives) -
         f"{step.workers} worker{'s' if step.workers > 1 else ''}, {step}. More or fewer workers make another model; "
         "`python -m tuner.export --gpus N` writes the command that makes the same one, or says that there is none. "
         f"`best_config.json` and `best_config.yaml` hold the same arguments; paths in them are relative to this folder."
-        f"{_where_saved(rung)}"
+        f"{_where_saved(rung)}{_mixed(run)}"
+    )
+
+
+def _mixed(run: FinishedRun) -> str:
+    alpha = run.result["best"]["alpha"]
+    if alpha is None:
+        return ""
+    return (
+        f"\n\nThe weights in this folder are a mixture of trained and base model, {alpha:g} to {1 - alpha:g} "
+        f"(base + {alpha:g} * (trained - base)), chosen on dev and guards. `train.sh` trains the model before it was "
+        "mixed; FlagEmbedding's LM-Cocktail mixes two models by such weights."
     )
 
 

@@ -51,12 +51,21 @@ def portable(arguments: Mapping[str, Any], bundle: Path, home: Path) -> dict[str
     return changed
 
 
-def train_script(arguments: Mapping[str, Any], step: Negatives) -> str:
-    """Returns train.sh for the workers of `step`: FlagEmbedding's command line, paths relative to the script."""
+def train_script(arguments: Mapping[str, Any], step: Negatives, alpha: float | None = None) -> str:
+    """Returns train.sh: `arguments` as FlagEmbedding's command line, paths relative to the script.
+
+    Args:
+        arguments: From `portable`.
+        step: The workers that the negatives assume.
+        alpha: Share of the trained model in the bundle's weights, where they are a mixture with the base model.
+    """
     flags = [f"--{name} {_shell(name, value)}" for name, value in arguments.items()]
     command = [f"exec torchrun --standalone --nproc_per_node {step.workers}", f"-m {MODULE}", *flags]
     return _SCRIPT.format(
-        step=step, workers=step.workers, command=" \\\n  ".join([*command, "--output_dir ./trained", '"$@"'])
+        step=step,
+        workers=step.workers,
+        command=" \\\n  ".join([*command, "--output_dir ./trained", '"$@"']),
+        mixture="" if alpha is None else _MIXTURE.format(alpha=alpha),
     )
 
 
@@ -108,8 +117,10 @@ _SCRIPT = """\
 #   bash train.sh --train_data other.jsonl --output_dir elsewhere
 # {workers} worker(s), {step}.
 # Another number of workers is another model: python -m tuner.export RUN_DIR --gpus N --to DIR keeps it the same.
-set -euo pipefail
+{mixture}set -euo pipefail
 here="$(cd "$(dirname "${{BASH_SOURCE[0]}}")" && pwd)"
 command -v torchrun > /dev/null || {{ echo "torchrun is not found: activate FlagEmbedding's environment" >&2; exit 2; }}
 {command}
 """
+
+_MIXTURE = "# The weights beside this script are base + {alpha:g} * (trained - base); this trains what was mixed.\n"

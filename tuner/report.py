@@ -95,6 +95,7 @@ def _contents(run_dir: Path, storage: str | None) -> dict[str, Any]:
         "facts": _facts(result) if best else [],
         "interval_width": _INTERVAL_WIDTH,
         "heads": _heads(result) if best else [],
+        "guarded": _guarded(result) if best else None,
         "parameters": _parameters(result) if best else [],
         "queries": moved_queries(run_dir / "data" / "eval", result["queries"]) if best else {},
         "seeds": seeds_picture(result["finalists"], result["base"]["dev"], config["metric"]) if best else None,
@@ -125,6 +126,13 @@ def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     facts.append(("Test set", f"{best['queries']} queries detect gains of about {best['detectable']:.4f} and more."))
     drop = f"Dev minus test of the best trial is {result['optimism']:+.4f}; of the base model, which was not selected, "
     facts.append(("Optimism", drop + f"{base['dev'] - base['test']:+.4f}."))
+    for model, weights in (result["hybrid_weights"] or {}).items():
+        if model == "best":
+            parts = ", ".join(f"{head} {weight:g}" for head, weight in weights.items())
+            facts.append(("Hybrid, tuned", f"On dev the best trial's scores weigh {parts}."))
+    if result["front"]:
+        on_it = ", ".join(str(row["trial"]) for row in result["front"])
+        facts.append(("Pareto front", f"No other trial is better on both objectives than trial {on_it}."))
     if result["noise"] is not None:
         facts.append(("Noise", f"Seeds of one configuration differ by {result['noise']:.4f} (standard deviation)."))
     if result["ties"]:
@@ -147,8 +155,8 @@ def _heads(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     return [
         {
-            "head": metric.partition(".")[0],
-            "measure": metric.partition(".")[2],
+            "head": _head(metric),
+            "measure": metric.rpartition(".")[2] if "*" not in metric and "," not in metric else "",
             "is_objective": metric == result["metric"],
             "base": result["base"]["test_all"][metric],
             "user": user["test_all"].get(metric) if user else None,
@@ -163,6 +171,47 @@ def _heads(result: Mapping[str, Any]) -> list[dict[str, Any]]:
         }
         for metric, gain in gains.items()
     ]
+
+
+def _head(metric: str) -> str:
+    """What the table calls it: the head, or for a sum or two objectives what the study maximised."""
+    if any(sign in metric for sign in "*+,"):
+        return "objective"
+    return metric.partition(".")[0].replace("_", ", ")
+
+
+def _guarded(result: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The guard table: base model, every finalist, the mixtures of the winner, and what was chosen."""
+    guard, mixtures, best = result["guard"], result["mixtures"], result["best"]
+    if guard is None:
+        return None
+    tasks, number = list(guard["tasks"]), best["trial"]
+    base = {task: scores["base"] for task, scores in guard["tasks"].items()}
+    rows = [("base model", result["base"]["dev"], base)]
+    dev = {row["trial"]: row["seeds"][0]["dev"] for row in [*result["finalists"], best]}
+    rows += [(f"trial {n}", dev.get(int(n)), scores) for n, scores in guard["finalists"].items()]
+    for row in (mixtures or {"rows": []})["rows"][1:-1]:
+        rows.append((f"trial {number}, alpha {row['alpha']:g}", row["dev"], row["guard"]))
+    chosen = f"trial {number}" + (f", alpha {best['alpha']:g}" if best["alpha"] is not None else "")
+    return {
+        "tasks": tasks,
+        "rows": [
+            {
+                "name": name,
+                "dev": dev,
+                "chosen": name == chosen,
+                "is_base": scores is base,
+                "cells": [_guard_cell(base[task], scores.get(task), guard["tolerance"]) for task in tasks],
+            }
+            for name, dev, scores in rows
+        ],
+    }
+
+
+def _guard_cell(base: float | None, score: float | None, tolerance: float) -> tuple[float | None, float | None, bool]:
+    """Score, change from the base model, and whether more is lost than may be."""
+    change = None if base is None or score is None else score - base
+    return score, change, change is None or change < -tolerance
 
 
 def _parameters(result: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
