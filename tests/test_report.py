@@ -7,9 +7,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import yaml
+from fake import METRIC, PARETO, fake_train, open_agenda
 from report_fixtures import CHINESE, HOSTILE, OUT_OF_MEMORY, WARNING, build_run
 
+from tuner.config import SearchConfig
 from tuner.errors import EXIT_DONE, EXIT_REQUEST
+from tuner.executor import run_in_process
 from tuner.report import main, write_report
 
 
@@ -171,3 +175,25 @@ def test_a_browser_has_nothing_to_complain_about(run_dir: Path, page: str, tmp_p
     done = subprocess.run(["chromium", *flags, *quiet, *shown], capture_output=True, text=True, timeout=100, check=True)
     assert "CONSOLE" not in done.stderr
     assert done.stdout.count('class="main-svg"') >= 6
+
+
+def test_the_guard_table_has_finalists_and_mixtures(tmp_path: Path) -> None:
+    run = build_run(tmp_path / "run", queries=60, gain=0.08, seeds=2, guarded=True)
+    page = write_report(run).read_text("utf-8")
+    table = page[page.index('<section id="guard">') :].partition("</section>")[0]
+    best = json.loads((run / "result.json").read_text())["best"]["trial"]
+    assert table.count("<tr") == 1 + 1 + 3 + 3  # head, base model, three finalists, three mixtures
+    assert f"trial {best}, alpha 0.25" in table
+    assert table.count('<tr class="objective">') == 1
+    assert "−0.0540" in table  # SciFact, 0.641 to 0.587
+
+
+def test_the_front_of_two_objectives_is_drawn(tmp_path: Path) -> None:
+    metric = f"{METRIC},{PARETO}"
+    run_in_process(open_agenda(SearchConfig(num_trials=8, finalists=0, metric=metric), tmp_path), fake_train)
+    config = {"metric": metric, "rungs": [0.5, 1.0], "storage": None, "command": "python -m tuner.search"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    page = write_report(tmp_path).read_text("utf-8")
+    for drawn in ("front", "history", "importances", "parallel-coordinates", "slices"):
+        assert f'id="{drawn}"' in page
+    assert "with two objectives no trial is pruned" in page

@@ -106,10 +106,13 @@ def _target(study: Study) -> Callable[[FrozenTrial], float] | None:
 
 def _front(study: Study) -> Picture:
     figure = optuna.visualization.plot_pareto_front(study, include_dominated_trials=True)
-    for trace, colour in zip(figure.data, (FADED, ACCENT), strict=False):
-        trace.update(marker={**_dot(colour, 9, 0.9), "showscale": False})
+    for trace, colour in zip(reversed(figure.data), (ACCENT, FADED, WARM), strict=False):
+        trace.update(marker={**_dot(colour, 10, 1.0), "showscale": False})
     figure.update_layout(height=420)
-    caption = "One dot a complete trial, the base model too. Blue: no other trial is better on both objectives."
+    caption = (
+        "One dot a complete trial, the base model too. Blue: no other trial is better on both objectives. "
+        "Orange: violates a constraint."
+    )
     return Picture(title="Pareto front", caption=caption, html=_html(figure, "front"))
 
 
