@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
+from benchmarks import intervals
 from tuner.statistics import (
-    RESAMPLES,
-    Floats,
     Spread,
     bootstrap_interval,
     compare,
@@ -112,43 +111,14 @@ def test_pooled_spread_weighs_groups_by_their_degrees_of_freedom() -> None:
     assert pooled_spread([[0.6], [0.7], []]) is None
 
 
-def _ndcg_pairs(generator: np.random.Generator, queries: int, improvement: float) -> Floats:
-    """Differences of simulated nDCG@10: one relevant passage whose log rank is the query's difficulty plus noise."""
-    difficulty = generator.normal(1, 3, queries)
-    before = difficulty + generator.normal(0, 1, queries)
-    after = difficulty + generator.normal(0, 1, queries) - improvement
-    return _ndcg(after) - _ndcg(before)
-
-
-def _ndcg(log_rank: Floats) -> Floats:
-    rank = np.floor(np.exp(np.clip(log_rank, -5, 8))) + 1
-    return np.where(rank <= 10, 1 / np.log2(rank + 1), 0.0)
-
-
-def _intervals(*, repeats: int, queries: int, resamples: int, improvement: float) -> Floats:
-    """Low and high ends of `repeats` simulated comparisons, shape (repeats, 2)."""
-    generator = np.random.default_rng(11)
-    return np.array(
-        [
-            bootstrap_interval(_ndcg_pairs(generator, queries, improvement), seed=repeat, resamples=resamples)
-            for repeat in range(repeats)
-        ]
-    )
-
-
 _QUICK = {"repeats": 500, "queries": 60, "resamples": 4000}
-_FULL = {"repeats": 2000, "queries": 200, "resamples": RESAMPLES}
+_FULL = {"repeats": 2000, "queries": 200}
 
 
 @pytest.mark.parametrize("size", [_QUICK, pytest.param(_FULL, marks=pytest.mark.slow)])
-def test_intervals_cover_a_known_difference(size: dict[str, int]) -> None:
-    truth = _ndcg_pairs(np.random.default_rng(0), 2_000_000, improvement=0.4).mean()
-    assert truth == pytest.approx(0.048, abs=0.002)
-    low, high = _intervals(**size, improvement=0.4).T
-    assert 0.93 <= np.mean((low <= truth) & (truth <= high)) <= 0.97
-
-
-@pytest.mark.parametrize("size", [_QUICK, pytest.param(_FULL, marks=pytest.mark.slow)])
-def test_without_a_difference_an_interval_above_zero_is_rare(size: dict[str, int]) -> None:
-    low, _ = _intervals(**size, improvement=0.0).T
-    assert np.mean(low > 0) <= 0.035
+def test_intervals_cover_a_known_difference_and_find_none_where_there_is_none(size: dict[str, int]) -> None:
+    rates = intervals.measure(**size)
+    assert rates.truth == pytest.approx(0.048, abs=0.002)
+    assert 0.93 <= rates.covered <= 0.97
+    assert rates.false <= 0.035
+    assert rates.found > 5 * rates.false
