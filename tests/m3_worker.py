@@ -5,6 +5,7 @@ usage: python -m tests.m3_worker JOB.json    (RANK, WORLD_SIZE and the other var
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch.distributed as dist
 from FlagEmbedding.finetune.embedder.encoder_only.m3 import EncoderOnlyEmbedderM3Runner
 
+import trainables.rungs
 from trainables.base import BaseModels
 from trainables.config import RungReport, TrialConfig
 from trainables.m3 import Runner, build_arguments
@@ -48,10 +50,16 @@ def compared(arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
     return found
 
 
-def trial(config: TrialConfig) -> dict[str, Any]:
-    """Returns the reports of a trial."""
+def trial(config: TrialConfig, killed_after: int | None) -> dict[str, Any]:
+    """Returns the reports of a trial, which saves its state every two steps; or kills itself in a step."""
     reports: list[RungReport] = []
-    run_trial(config, lambda report: not reports.append(report))
+    trainables.rungs.SAVE_SECONDS, trainables.rungs.LOOK_EVERY = 0.0, 2
+
+    def progress(step: int, steps: int) -> None:  # noqa: ARG001
+        if killed_after is not None and step > killed_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    run_trial(config, lambda report: not reports.append(report), progress=progress)
     return {"reports": [{**report.to_dict(), "seconds": None} for report in reports]}
 
 
@@ -60,7 +68,10 @@ def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
     dist.init_process_group("gloo")
     folder = Path(job["folder"])
-    result = trial(TrialConfig.from_dict(job["trial"])) if "trial" in job else compared(job["arguments"], folder)
+    if "trial" in job:
+        result = trial(TrialConfig.from_dict(job["trial"]), job.get("killed_after"))
+    else:
+        result = compared(job["arguments"], folder)
     (folder / f"result-{dist.get_rank()}.json").write_text(json.dumps(result))
     dist.destroy_process_group()
 

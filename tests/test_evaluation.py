@@ -14,6 +14,7 @@ from tests.m3_fixtures import make_eval, make_model
 from trainables import evaluation
 from trainables.encoding import Encoder, evaluation_mode, tokenise
 from trainables.evaluation import HYBRID_WEIGHTS, EncodingSettings, HybridWeights, NonFiniteScore, Scorer, Scores
+from trainables.frozen import HiddenStates
 from trainables.heldout import read_passages, read_qrels, read_queries
 from trainables.measures import HEADS
 from trainables.ranking import Matcher
@@ -163,3 +164,33 @@ def test_two_processes_share_the_corpus_and_agree(folder: Path) -> None:
     expected = score(folder)
     for rank in range(2):
         assert Scores.from_json((folder / f"{rank}.json").read_text()) == expected
+
+
+def test_a_frozen_encoder_encodes_each_text_once(folder: Path) -> None:
+    model, tokenizer = load(folder / "model")
+    scorer = Scorer(folder / "eval", tokenizer, SETTINGS)
+    calls: list[int] = []
+    model.model.register_forward_hook(lambda *_: calls.append(1))
+    first = scorer.score(model, "dev", frozen_encoder="base")
+    encoded = len(calls)
+    other = SimpleNamespace(
+        model=model.model, colbert_linear=model.colbert_linear, sparse_linear=torch.nn.Linear(16, 1)
+    )
+    second = scorer.score(other, "dev", frozen_encoder="base")
+    assert len(calls) == encoded
+    assert second.per_query["colbert.ndcg_at_10"] == first.per_query["colbert.ndcg_at_10"]
+    assert second == scorer.score(other, "dev")
+    assert len(calls) == 2 * encoded
+
+
+def test_what_does_not_fit_into_memory_is_encoded_again() -> None:
+    kept = HiddenStates(most_bytes=2 * 3 * 4 * 4)
+    calls: list[int] = []
+
+    def encode() -> torch.Tensor:
+        calls.append(1)
+        return torch.ones(2, 3, 4)
+
+    for batch in ("a", "b", "a", "b"):
+        assert torch.equal(kept.of(batch, encode), torch.ones(2, 3, 4))
+    assert len(calls) == 3

@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,9 +10,10 @@ import torch
 from FlagEmbedding.finetune.embedder.encoder_only.m3 import EncoderOnlyEmbedderM3Model, EncoderOnlyEmbedderM3Runner
 
 from tests.m3_fixtures import make_model, make_rows, text
+from trainables import m3
 from trainables.base import BaseModels
 from trainables.batching import Layout
-from trainables.m3 import Model, Runner, build_arguments
+from trainables.m3 import Model, Runner, attends_without_padding, build_arguments
 from trainables.process import trial_process
 from trainables.tokens import Tokeniser
 
@@ -140,3 +142,25 @@ def test_a_copied_base_model_is_the_one_that_was_read(root: Path, tmp_path: Path
     (read, read_draw), (copied, copied_draw) = found
     assert all(torch.equal(value, copied[name]) for name, value in read.items())
     assert torch.equal(read_draw, copied_draw)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, True),
+        ({"bf16": False}, False),
+        ({"bf16": False, "fp16": True}, True),
+        ({"device": torch.device("cpu")}, False),
+        ({"full_determinism": True}, False),
+        ({"supported": False}, False),
+        ({"installed": False}, False),
+    ],
+)
+def test_flash_attention_is_used_where_it_can_be(
+    changes: dict[str, Any], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"bf16": True, "fp16": False, "full_determinism": False, "device": torch.device("cuda"), **changes}
+    monkeypatch.setattr(m3, "is_flash_attn_2_available", lambda: changes.get("installed", True))
+    encoder: Any = SimpleNamespace(_supports_flash_attn=changes.get("supported", True))
+    training: Any = SimpleNamespace(**asked)
+    assert attends_without_padding(encoder, training) is expected

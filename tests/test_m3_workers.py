@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 import trainables
 from tests.m3_fixtures import make_eval, make_model, make_rows
 from trainables.config import TrialConfig
+from trainables.resume import tensor_hash
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,14 @@ def arguments(folder: Path, **changes: Any) -> dict[str, Any]:
 
 
 def work(job: dict[str, Any], folder: Path, workers: int = 2) -> list[dict[str, Any]]:
-    """Runs a job on a group of workers; returns the result of each."""
+    """Runs a job on a group of workers to its end; returns the result of each."""
+    codes, errors = ended(job, folder, workers)
+    assert codes == [0] * workers, errors[0][-3000:]
+    return [json.loads((folder / f"result-{rank}.json").read_text()) for rank in range(workers)]
+
+
+def ended(job: dict[str, Any], folder: Path, workers: int = 2) -> tuple[list[int], list[str]]:
+    """Runs a job on a group of workers; returns exit code and standard error of each."""
     folder.mkdir(exist_ok=True)
     (folder / "job.json").write_text(json.dumps({**job, "folder": str(folder)}))
     with socket.socket() as free:
@@ -56,8 +65,7 @@ def work(job: dict[str, Any], folder: Path, workers: int = 2) -> list[dict[str, 
         environment = {**os.environ, **address, **group}
         processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
     errors = [process.communicate()[1] for process in processes]
-    assert [process.returncode for process in processes] == [0] * workers, errors[0][-3000:]
-    return [json.loads((folder / f"result-{rank}.json").read_text()) for rank in range(workers)]
+    return [process.returncode for process in processes], errors
 
 
 def check_losses(values: dict[str, Any], folder: Path) -> None:
@@ -83,7 +91,10 @@ def test_losses_of_two_workers(folder: Path, tmp_path: Path, changes: dict[str, 
     check_losses(arguments(folder, **{**changes, "max_steps": 20}), tmp_path)
 
 
-def run_trial(folder: Path, place: Path, **changes: Any) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
+def run_trial(
+    folder: Path, place: Path, killed_after: int | None = None, **changes: Any
+) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
+    """Runs a trial on two workers, which are killed in the step after `killed_after` and started again."""
     place.mkdir()
     config = TrialConfig(
         name="0007",
@@ -93,19 +104,41 @@ def run_trial(folder: Path, place: Path, **changes: Any) -> tuple[list[dict[str,
         metric="dense.ndcg_at_10",
         rungs=(0.5, 1.0),
     )
+    if killed_after is not None:
+        codes, _ = ended({"trial": config.to_dict(), "killed_after": killed_after}, place / "job")
+        assert codes == [-signal.SIGKILL] * 2
+        assert (Path(config.directory) / "resume" / f"{killed_after:09d}" / "manifest.json").is_file()
     results = work({"trial": config.to_dict()}, place / "job")
     assert results[0] == results[1]
     return results[0]["reports"], load_file(Path(config.directory) / "checkpoint" / "model.safetensors")
 
 
+def deepspeed_config(stage: int) -> dict[str, Any]:
+    stage0: dict[str, Any] = json.loads((Path(trainables.__path__[0]) / "ds_stage0.json").read_text())
+    return {**stage0, "zero_optimization": {"stage": stage}}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_zero_trains_as_two_workers_without_it(folder: Path, tmp_path: Path) -> None:
-    stage0 = json.loads((Path(trainables.__path__[0]) / "ds_stage0.json").read_text())
     reports, weights = run_trial(folder, tmp_path / "plain", warmup_steps=0.1)
     for stage in (1, 2):
-        config = {**stage0, "zero_optimization": {"stage": stage}}
+        config = deepspeed_config(stage)
         found, other = run_trial(folder, tmp_path / str(stage), warmup_steps=0.1, deepspeed=config)
         assert [report["step"] for report in found] == [report["step"] for report in reports]
         assert found[-1]["loss"] == pytest.approx(reports[-1]["loss"], rel=0.05)
         assert other.keys() == weights.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("stage", [None, 0, 1, 2], ids=["plain", "stage 0", "stage 1", "stage 2"])
+def test_two_workers_killed_and_resumed_equal_straight(folder: Path, tmp_path: Path, stage: int | None) -> None:
+    """The optimizer's state is in as many parts as there are workers; the second half starts from all of them."""
+    changes: dict[str, Any] = {"warmup_steps": 0.1, "negatives_cross_device": True}
+    if stage is not None:
+        changes["deepspeed"] = deepspeed_config(stage)
+    reports, weights = run_trial(folder, tmp_path / "straight", **changes)
+    again, resumed = run_trial(folder, tmp_path / "killed", killed_after=2, **changes)
+    assert again == reports
+    assert tensor_hash(resumed) == tensor_hash(weights)

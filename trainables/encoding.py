@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from trainables.frozen import HiddenStates
 from trainables.onednn import fast_linear
 
 
@@ -133,10 +134,26 @@ class Embeddings:
 
 
 class Encoder:
-    """Computes the embeddings of one model; each text goes through the encoder once for all heads."""
+    """Computes the embeddings of one model; each text goes through the encoder once for all heads.
 
-    def __init__(self, model: EmbeddingModel, tokenizer: Any, settings: EncodingSettings, heads: Iterable[str]) -> None:
+    Args:
+        model: stays on its device.
+        tokenizer: the model's.
+        settings: how texts become embeddings.
+        heads: some of dense, sparse, colbert.
+        hidden: where the hidden states of a frozen encoder are kept.
+    """
+
+    def __init__(
+        self,
+        model: EmbeddingModel,
+        tokenizer: Any,
+        settings: EncodingSettings,
+        heads: Iterable[str],
+        hidden: HiddenStates | None = None,
+    ) -> None:
         self._model = model
+        self._hidden = hidden
         self._settings = settings
         self._heads = frozenset(heads)
         self.device = next(model.model.parameters()).device
@@ -148,14 +165,22 @@ class Encoder:
     def encode(self, tokens: Tokens, texts: npt.NDArray[np.int64]) -> Embeddings:
         """Embed the texts with these numbers."""
         ids, mask = (part.to(self.device) for part in tokens.padded(texts, self._pad_id))
+        batch = (id(tokens), int(texts[0]), len(texts))
         dtype = getattr(torch, self._settings.precision)
         reduced = self.device.type == "cuda" and dtype != torch.float32
         with torch.autocast(self.device.type, dtype=dtype if reduced else None, enabled=reduced):
-            hidden = self._model.model(input_ids=ids, attention_mask=mask, return_dict=True).last_hidden_state
+            hidden = self._last_hidden_states(batch, ids, mask)
             weights = self._weights(hidden, ids) if "sparse" in self._heads else None
             vectors = self._vectors(hidden) if "colbert" in self._heads else None
         dense = self._normalised(pool(hidden.float(), mask, self._settings.sentence_pooling_method))
         return Embeddings(ids, dense if "dense" in self._heads else None, weights, vectors, mask.bool())
+
+    def _last_hidden_states(self, batch: tuple[int, int, int], ids: Tensor, mask: Tensor) -> Tensor:
+        def encode() -> Tensor:
+            states: Tensor = self._model.model(input_ids=ids, attention_mask=mask, return_dict=True).last_hidden_state
+            return states
+
+        return encode() if self._hidden is None else self._hidden.of(batch, encode).to(self.device)
 
     def _weights(self, hidden: Tensor, ids: Tensor) -> Tensor:
         assert self._model.sparse_linear is not None

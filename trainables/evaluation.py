@@ -26,6 +26,7 @@ from trainables.encoding import (
     evaluation_mode,
     tokenise,
 )
+from trainables.frozen import HiddenStates
 from trainables.heldout import Qrels, read_passages, read_qrels, read_queries
 from trainables.measures import DEPTH, HEADS, MEASURES, Scores
 from trainables.ranking import Matcher, TopK, sort_keys
@@ -108,6 +109,7 @@ class Scorer:
         position = {passage: place for place, passage in enumerate(self._sorted_ids)}
         self._positions = torch.tensor([position[passage] for passage in ids])
         self._queries: dict[str, _Queries] = {}
+        self._hidden: dict[tuple[str, torch.dtype], HiddenStates] = {}
 
     def score(
         self,
@@ -116,6 +118,7 @@ class Scorer:
         heads: Sequence[str] | None = None,
         hybrid_weights: HybridWeights = HYBRID_WEIGHTS,
         tuned_weights: HybridWeights | None = None,
+        frozen_encoder: str | None = None,
     ) -> Scores:
         """Rank the whole corpus for every query of a split and measure the rankings.
 
@@ -125,6 +128,8 @@ class Scorer:
             heads: some of `HEADS`; None for all that the model has.
             hybrid_weights: what the hybrid score is made of.
             tuned_weights: a second hybrid score, under the head `TUNED`.
+            frozen_encoder: identifies the model's encoder where training leaves it as it is: it encodes each text for
+                the first model that has it, and not for those that follow.
 
         Raises:
             ValueError: a head is unknown or the model does not have it, or the split does not exist.
@@ -136,8 +141,14 @@ class Scorer:
             mixtures[TUNED] = tuned_weights
         queries = self._queries_of(split)
         with evaluation_mode(model):
-            rankings = self._rank(model, queries, mixtures)
+            rankings = self._rank(model, queries, mixtures, self._kept_states(model, frozen_encoder))
         return Scores.of(split, rankings, queries.qrels)
+
+    def _kept_states(self, model: EmbeddingModel, frozen_encoder: str | None) -> HiddenStates | None:
+        if frozen_encoder is None:
+            return None
+        dtype = next(model.model.parameters()).dtype
+        return self._hidden.setdefault((frozen_encoder, dtype), HiddenStates())
 
     def tune_hybrid_weights(
         self, model: EmbeddingModel, split: str, measure: str, candidates: Iterable[HybridWeights]
@@ -171,11 +182,15 @@ class Scorer:
         return self._queries[split]
 
     def _rank(
-        self, model: EmbeddingModel, queries: _Queries, mixtures: Mapping[str, HybridWeights]
+        self,
+        model: EmbeddingModel,
+        queries: _Queries,
+        mixtures: Mapping[str, HybridWeights],
+        hidden: HiddenStates | None = None,
     ) -> dict[str, dict[str, list[str]]]:
         """Return mixture -> query id -> the best passages, for several mixtures of the three scores at once."""
         heads = [head for head in HybridWeights._fields if any(getattr(mix, head) for mix in mixtures.values())]
-        encoder = Encoder(model, self._tokenizer, self._settings, heads)
+        encoder = Encoder(model, self._tokenizer, self._settings, heads, hidden)
         batches = queries.tokens.batches(encoder.batch_tokens // 8)
         matcher = Matcher(
             ((encoder.encode(queries.tokens, batch), batch) for batch in batches), len(queries.ids), heads

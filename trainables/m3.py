@@ -26,7 +26,8 @@ from FlagEmbedding.finetune.embedder.encoder_only.m3 import (
 )
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import HfArgumentParser, PreTrainedTokenizerBase, TrainerCallback
+from transformers import HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from trainables import rows
 from trainables.base import BaseModels
@@ -314,7 +315,20 @@ def load_model(arguments: Arguments, base: BaseModels) -> tuple[PreTrainedTokeni
     if training.gradient_checkpointing:
         model.enable_input_require_grads()
     _freeze(model, training)
+    if attends_without_padding(model.model, training):
+        model.model.set_attn_implementation("flash_attention_2")
     return tokenizer, model
+
+
+def attends_without_padding(encoder: PreTrainedModel, training: EncoderOnlyEmbedderM3TrainingArguments) -> bool:
+    """Returns whether flash-attn 2, which leaves padding out, can be used: it is installed, in 16 bits on a GPU.
+
+    `full_determinism` keeps PyTorch's own attention: flash-attn adds its gradients in any order.
+    """
+    reduced = (training.bf16 or training.fp16) and training.device.type == "cuda"
+    return bool(
+        reduced and not training.full_determinism and encoder._supports_flash_attn and is_flash_attn_2_available()
+    )
 
 
 def _freeze(model: Model, training: EncoderOnlyEmbedderM3TrainingArguments) -> None:

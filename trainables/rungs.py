@@ -46,14 +46,17 @@ class Judge:
         self._config = config
         self._heads = HEADS if arguments.training.unified_finetuning else HEADS[:1]
         self._settings = encoding_settings(arguments)
+        is_base_encoder = arguments.training.fix_encoder and config.checkpoint is None
+        self._frozen_encoder = arguments.model.model_name_or_path if is_base_encoder else None
         self._tokenizer = tokenizer
         self._base = base
         self._scorer = _kept_scorer(config, self._settings, tokenizer, base)
 
     def scores(self, model: Model) -> Scores:
         """Returns scores of the heads that the trial trains, and of the objective."""
-        assert self._config.split is not None
-        scores = self._scorer.score(model, self._config.split, heads=self._heads)
+        split, frozen = self._config.split, self._frozen_encoder
+        assert split is not None
+        scores = self._scorer.score(model, split, heads=self._heads, frozen_encoder=frozen)
         return scores.with_metric(self._config.metric)
 
     def final_scores(self, model: Model, folder: Path) -> Scores:

@@ -89,12 +89,31 @@ class ResumableTrainer(HuggingFaceTrainer):
         # with DeepSpeed only now the weights are in place
         if checkpoint is not None and tensor_hash(self.model.state_dict()) != self._expected_weights:
             raise RuntimeError(f"the weights read from {checkpoint} are not those that were saved: remove the folder")
+        if checkpoint is not None and self.is_deepspeed_enabled:
+            _repeat_bias_corrections(self.model_wrapped.basic_optimizer)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Leaves Python's generator alone: it draws the negatives, one batch ahead of the step."""
         draws = random.getstate()
         super()._load_rng_state(checkpoint)
         random.setstate(draws)
+
+
+def _repeat_bias_corrections(optimizer: Any) -> None:
+    """Brings DeepSpeed's Adam for CPUs to the bias corrections that it had.
+
+    It keeps them outside of its state, as a product that grows with each step; for a step that does not follow the last
+    one it takes a power instead, which is rounded otherwise.
+    """
+    settings = (0.0, *optimizer.param_groups[0]["betas"], optimizer.param_groups[0]["eps"])
+    on_cpu = optimizer.param_groups[0]["params"][0].device.type == "cpu"
+    nothing = [torch.zeros(1) for _ in range(4)]
+    for step in range(1, 1 + max(state.get("step", 0) for state in optimizer.state.values())):
+        if hasattr(optimizer, "ds_opt_adam"):  # ZeRO's optimizer, offloaded
+            optimizer.ds_opt_adam.adam_update(optimizer.opt_id, step, *settings, 0.0, True, *nothing)
+        elif hasattr(optimizer, "multi_tensor_adam") and on_cpu:
+            mode, lists = optimizer.adam_w_mode, [[tensor] for tensor in nothing]
+            optimizer.multi_tensor_adam(1, nothing[0], lists, *settings, step, mode, 1, 0.0)
 
 
 def _move_to(dataset: Any, batches: int) -> None:

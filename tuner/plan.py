@@ -106,9 +106,6 @@ def honoured(arguments: Mapping[str, Any], *, gpu: bool) -> tuple[dict[str, Any]
     for name in ("fp16", "bf16", "tf32", "use_liger_kernel"):
         if kept.pop(name, False):
             warnings.append(f"--{name} needs a GPU, and none is used here: training in float32 instead")
-    if str(kept.get("attn_implementation", "")).startswith("flash"):
-        kept["attn_implementation"] = "sdpa"
-        warnings.append("flash attention needs a GPU, and none is used here: PyTorch's own attention instead")
     return {**kept, "dataloader_pin_memory": False, "use_cpu": True}, warnings
 
 
