@@ -10,6 +10,7 @@ over the bare encoder's. Memory is the peak above what the process held when its
     python benchmarks/training_step.py                    # every case that this machine can run
     python benchmarks/training_step.py --vocab 30k --quick
     python benchmarks/training_step.py --train_data rows.jsonl --steps 6
+    python benchmarks/training_step.py --vocab 250k --batches        # on a GPU: the fastest and the largest batch
 """
 
 import argparse
@@ -59,20 +60,23 @@ class Case:
 def cases(vocabularies: list[str], steps: int, quick: bool) -> list[Case]:
     """Returns the cases for this machine."""
     found = [Case(name=f"cpu-{vocab}", vocab=vocab, steps=steps) for vocab in vocabularies]
+    precisions = ("bf16", "fp16") if torch.cuda.is_available() else ("fp32",)
     if torch.cuda.is_available():
-        large = Case(
-            name="large", vocab="250k", layers=24, hidden=1024, heads=16, batch=2, passage_len=512, steps=steps
-        )
-        user = [
-            replace(large, name=f"large-{precision}", precision=precision, gradient_checkpointing=True)
-            for precision in ("bf16", "fp16")
-        ]
-        found = [replace(case, name=case.name.replace("cpu", "gpu"), precision="bf16") for case in found] + user
-    if quick:
-        found = [
-            replace(case, layers=2, hidden=96, batch=2, group=4, passage_len=96, steps=min(steps, 4)) for case in found
-        ]
-    return found
+        found = [replace(case, name=case.name.replace("cpu", "gpu"), precision="bf16") for case in found]
+    if torch.cuda.is_available() or quick:
+        found += [users_setting(precision, steps) for precision in precisions]
+    return [shrunk(case) for case in found] if quick else found
+
+
+def users_setting(precision: str, steps: int) -> Case:
+    """Returns the case of a user who fine-tunes BGE-M3: its size, and the batch that their command asks for."""
+    size = Case(name=f"large-{precision}", vocab="250k", layers=24, hidden=1024, heads=16)
+    return replace(size, precision=precision, batch=2, passage_len=512, gradient_checkpointing=True, steps=steps)
+
+
+def shrunk(case: Case) -> Case:
+    """Returns a case that runs in seconds anywhere."""
+    return replace(case, layers=2, hidden=96, heads=12, batch=2, group=4, passage_len=96, steps=min(case.steps, 4))
 
 
 def write_rows(path: Path, rows: int) -> None:
@@ -203,10 +207,13 @@ def trained(case: Case, folder: Path, train_data: Path, side: str) -> dict[str, 
     watch = Stopwatch()
     runner.trainer.add_callback(watch)
     losses: list[torch.Tensor] = []
+    tokens: list[torch.Tensor] = []
     compute_loss = runner.trainer.compute_loss
 
-    def record(*args: Any, **kwargs: Any) -> Any:
-        loss = compute_loss(*args, **kwargs)
+    def record(model: Any, inputs: dict[str, Any], **kwargs: Any) -> Any:
+        parts = inputs["texts"]["groups"] if "texts" in inputs else [inputs["queries"], inputs["passages"]]
+        tokens.append(torch.stack([part["attention_mask"].sum() for part in parts]).sum())
+        loss = compute_loss(model, inputs, **kwargs)
         losses.append(loss.detach())
         return loss
 
@@ -214,7 +221,12 @@ def trained(case: Case, folder: Path, train_data: Path, side: str) -> dict[str, 
     memory = Memory()
     runner.trainer.train()
     seconds = [after - before for before, after in zip(watch.ends, watch.ends[1:], strict=False)]
-    return {"losses": [float(loss) for loss in losses], "seconds": seconds, "peak": memory.peak}
+    return {
+        "losses": [float(loss) for loss in losses],
+        "seconds": seconds,
+        "peak": memory.peak,
+        "tokens": statistics.mean(int(count) for count in tokens),
+    }
 
 
 def floor(case: Case, folder: Path, train_data: Path) -> dict[str, Any]:
@@ -305,13 +317,25 @@ def _mfu(case: Case, tokens_per_second: float) -> str:
     return f", {6 * weights * tokens_per_second / peak:.0%} model FLOP utilisation" if peak else ""
 
 
-def largest_batch(case: Case, folder: Path, train_data: Path, side: str) -> int:
-    """Returns the largest power of two of rows that a side can train with, 3 steps each."""
+def try_batches(case: Case, folder: Path, train_data: Path, most: int) -> None:
+    """Doubles the batch of each side, 6 steps each, until it does not fit: prints each rate, so also the best one."""
     write_model(folder / "model", case, train_data)
-    batch = case.batch
-    while in_process(replace(case, batch=2 * batch, steps=3), folder, train_data, side):
-        batch *= 2
-    return batch
+    ways = {
+        "upstream": case,
+        "ours": replace(case, gradient_checkpointing=False),
+        "ours in sub-batches of 32": replace(case, gradient_checkpointing=False, sub_batch_size=32),
+    }
+    for way, tried in ways.items():
+        batch = tried.batch
+        while batch <= most and (done := _one_batch(replace(tried, batch=batch, steps=6), way, folder, train_data)):
+            rate = done["tokens"] / statistics.median(done["seconds"])
+            print(f"{case.name}: {way}, batch {batch}: {rate:,.0f} tokens/s{_mfu(case, rate)}", flush=True)
+            batch *= 2
+        print(f"{case.name}: largest batch of {way}: {batch // 2}", flush=True)
+
+
+def _one_batch(case: Case, way: str, folder: Path, train_data: Path) -> dict[str, Any] | None:
+    return in_process(case, folder, train_data, way.split()[0])
 
 
 def main() -> None:
@@ -323,9 +347,8 @@ def main() -> None:
     parser.add_argument(
         "--train_data", type=Path, help="training rows in FlagEmbedding's format; default: random words"
     )
-    parser.add_argument(
-        "--largest_batch", action="store_true", help="on a GPU, also find the largest batch of each side"
-    )
+    parser.add_argument("--batches", action="store_true", help="also find the fastest and the largest batch")
+    parser.add_argument("--most_rows", type=int, default=2048, help="with --batches: the largest batch to try")
     for internal in ("--side", "--folder", "--case"):
         parser.add_argument(internal, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -339,20 +362,13 @@ def main() -> None:
         folder = Path(name)
         train_data = options.train_data or folder / "rows.jsonl"
         if not options.train_data:
-            write_rows(train_data, rows=100 if options.quick else 400)
+            write_rows(train_data, rows=100 if options.quick else max(400, 2 * options.most_rows * options.batches))
         summaries = []
         for case in cases(options.vocab, options.steps, options.quick):
             (folder / case.name).mkdir()
             summaries.append(compare(case, folder / case.name, train_data))
-            if options.largest_batch and case.layers == 24:
-                for side in ("upstream", "ours"):
-                    batch = largest_batch(
-                        replace(case, sub_batch_size=32 if side == "ours" else None),
-                        folder / case.name,
-                        train_data,
-                        side,
-                    )
-                    print(f"{case.name}: largest batch of {side}: {batch}")
+            if options.batches and case.name.startswith("large"):
+                try_batches(case, folder / case.name, train_data, options.most_rows)
         for summary in summaries:
             if summary is not None:
                 print(json.dumps(summary))

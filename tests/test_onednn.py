@@ -2,7 +2,21 @@ import pytest
 import torch
 from torch import nn
 
+from trainables import onednn
 from trainables.onednn import fast_linear
+
+
+@pytest.fixture(autouse=True)
+def faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the CPU is."""
+    monkeypatch.setattr(onednn, "is_faster", lambda: True)
+
+
+def test_where_it_is_not_faster_torch_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onednn, "is_faster", lambda: False)
+    layer = nn.Linear(4, 2)
+    with fast_linear(layer):
+        assert type(layer) is nn.Linear
 
 
 @pytest.mark.parametrize("bias", [True, False])
