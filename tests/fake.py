@@ -3,9 +3,11 @@
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from optuna.storages import BaseStorage
 
 from search_spaces import Context, load_search_space
 from trainables.config import Progress, Report, RungReport, TrialConfig
@@ -26,16 +28,13 @@ def score_of(arguments: "dict[str, float] | object", fraction: float) -> float:
     return 0.6 + 0.2 * fraction - 0.1 * off
 
 
-def fake_train(config: TrialConfig, report: Report, progress: Progress) -> None:
-    """Reports `score_of` at every rung; writes an empty checkpoint."""
+def fake_rungs(config: TrialConfig) -> Iterator[RungReport]:
+    """Yields the reports of a job: `score_of` at every rung, and for the base model and the test set 0.6."""
     if not config.rungs:
         _score(config)
         others = {config.metric: 0.7, PARETO: 0.8} if PARETO in config.metric else {}
-        _report(report, rung=0, fraction=0.0, value=0.6, last=True, guards=_guards(config), others=others)
-        return
-    (Path(config.directory) / "checkpoint").mkdir(parents=True, exist_ok=True)
+        yield _report(rung=0, fraction=0.0, value=0.6, last=True, guards=_guards(config), others=others)
     for rung, fraction in enumerate(config.rungs, start=1):
-        progress(int(100 * fraction), 100)
         value = score_of(dict(config.arguments), fraction) + 0.001 * (config.arguments["seed"] - 42)
         last = rung == len(config.rungs)
         job: dict[str, Any] = {"rung": rung, "fraction": fraction, "last": last}
@@ -43,7 +42,16 @@ def fake_train(config: TrialConfig, report: Report, progress: Progress) -> None:
         if PARETO in config.metric:
             other = 0.9 - 0.1 * math.log10(config.arguments["learning_rate"] / 1e-6)  # the slower, the better
             job["others"] = {config.metric: (value + other) / 2, PARETO: other}
-        if not _report(report, value=value, **job):
+        yield _report(value=value, **job)
+
+
+def fake_train(config: TrialConfig, report: Report, progress: Progress) -> None:
+    """Reports every rung; writes an empty checkpoint."""
+    if config.rungs:
+        (Path(config.directory) / "checkpoint").mkdir(parents=True, exist_ok=True)
+    for rung in fake_rungs(config):
+        progress(rung.step, 100)
+        if not report(rung):
             return
 
 
@@ -71,7 +79,6 @@ def _guards(config: TrialConfig, alpha: float = 1.0) -> dict[str, float]:
 
 
 def _report(
-    report: Report,
     *,
     rung: int,
     fraction: float,
@@ -79,21 +86,19 @@ def _report(
     last: bool,
     guards: Mapping[str, float],
     others: Mapping[str, float] = {},
-) -> bool:
+) -> RungReport:
     seconds = {"training": fraction, "scoring": 0.1, "overhead": 0.0}
     examples = int(1000 * fraction)
-    return report(
-        RungReport(
-            rung=rung, fraction=fraction, step=examples // 10, examples=examples, loss=1.0,
-            value=next(iter(others.values()), value), scores={METRIC: value, **others}, last=last, guards=guards,
-            seconds=seconds,
-        )
+    return RungReport(
+        rung=rung, fraction=fraction, step=examples // 10, examples=examples, loss=1.0,
+        value=next(iter(others.values()), value), scores={METRIC: value, **others}, last=last, guards=guards,
+        seconds=seconds,
     )  # fmt: skip
 
 
-def open_study(config: SearchConfig, run_dir: Path) -> SearchStudy:
+def new_study(config: SearchConfig, storage: BaseStorage) -> SearchStudy:
     return SearchStudy(
-        open_storage(config.storage, run_dir),
+        storage,
         space=load_search_space("m3"),
         context=Context(rows=1000, negatives=7, start=START),
         sampler=config.sampler,
@@ -102,10 +107,20 @@ def open_study(config: SearchConfig, run_dir: Path) -> SearchStudy:
         num_trials=config.num_trials,
         objectives=config.objectives,
         guard_tolerance=config.guard_tolerance,
+        name=config.study_name,
     )
 
 
-def open_agenda(config: SearchConfig, run_dir: Path, clock: Callable[[], float] = time.monotonic) -> Agenda:
-    study = open_study(config, run_dir)
+def open_study(config: SearchConfig, run_dir: Path) -> SearchStudy:
+    return new_study(config, open_storage(config.storage, run_dir))
+
+
+def new_agenda(
+    config: SearchConfig, study: SearchStudy, run_dir: Path, clock: Callable[[], float] = time.monotonic
+) -> Agenda:
     eval_data = str(run_dir / "eval")
     return Agenda(config, study, run_dir=run_dir, arguments=START, eval_data=eval_data, clock=clock)
+
+
+def open_agenda(config: SearchConfig, run_dir: Path, clock: Callable[[], float] = time.monotonic) -> Agenda:
+    return new_agenda(config, open_study(config, run_dir), run_dir, clock)

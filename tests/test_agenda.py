@@ -51,6 +51,7 @@ def test_one_failed_trial_does_not_end_the_search(tmp_path: Path) -> None:
 
     agenda = open_agenda(SearchConfig(num_trials=5, finalists=0), tmp_path)
     run_in_process(agenda, fails_once)
+    assert [row.state for row in agenda.rows if row.name == "0002"] == ["retried", "failed"]
     search, _ = read_studies(tmp_path)
     assert search.trials[2].state.name == "FAIL"
     assert search.trials[2].user_attrs["error"] == "RuntimeError: boom"
@@ -65,7 +66,7 @@ def test_without_a_scored_base_model_nothing_more_is_trained(tmp_path: Path) -> 
 
     agenda = open_agenda(SearchConfig(num_trials=5), tmp_path)
     run_in_process(agenda, fails)
-    assert [row.role for row in agenda.rows] == ["base"]
+    assert [(row.role, row.state) for row in agenda.rows] == [("base", "retried"), ("base", "failed")]
     assert not agenda.has_winner
 
 

@@ -5,7 +5,8 @@ import pytest
 from tests.m3_fixtures import make_model, make_rows
 from tuner.config import SearchConfig
 from tuner.errors import RequestError
-from tuner.plan import Plan, honoured, make_plan, redacted
+from tuner.plan import Plan, honoured, make_plan
+from tuner.storage import redacted
 
 
 def _plan(folder: Path, **arguments: object) -> Plan:
@@ -74,4 +75,7 @@ def test_a_machine_without_a_gpu_says_what_it_does_instead() -> None:
 
 def test_passwords_of_storages_are_not_written() -> None:
     assert redacted("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
+    assert redacted("postgresql://host/db?user=me&password=secret&x=1") == (
+        "postgresql://host/db?user=me&password=***&x=1"
+    )
     assert redacted("sqlite:///study.db") == "sqlite:///study.db"

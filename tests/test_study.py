@@ -7,10 +7,10 @@ import pytest
 from fake import METRIC, PARETO, fake_train, open_agenda, open_study, score_of
 
 from trainables.config import RungReport
-from tuner.agenda import Failure
 from tuner.config import SearchConfig
 from tuner.errors import RequestError
 from tuner.executor import run_in_process
+from tuner.retries import Failure
 from tuner.study import pruner_names, read_studies, sampler_names, value_of
 
 SAMPLERS = [name for name in sampler_names() if name not in ("gp", "cmaes")]  # they need scipy/cmaes beyond our own

@@ -84,5 +84,12 @@ class RungReport:
 Report = Callable[[RungReport], bool]
 """Called at every rung; the answer False stops the trial there (it was pruned)."""
 
-Progress = Callable[[int, int], None]
-"""Called now and then with (steps done, steps in all)."""
+Progress = Callable[[int, int], bool | None]
+"""Called after each step with (steps done, steps in all); the answer False asks to save the training state and stop."""
+
+Train = Callable[[TrialConfig, Report, Progress], None]
+"""Does one job, as `trainables.trial.run_trial` does."""
+
+
+class TrialInterrupted(Exception):  # noqa: N818
+    """The trial was asked to stop, and its training state is on disk."""

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trainables.base import BaseModels
-from trainables.config import Progress, Report, RungReport, TrialConfig
+from trainables.config import Progress, Report, RungReport, TrialConfig, TrialInterrupted
 from trainables.evaluation import HEADS, HYBRID_CANDIDATES, HYBRID_WEIGHTS, MEASURES, EncodingSettings, Scorer
 from trainables.files import new_folder, write_text
 from trainables.m3 import Arguments, Model, Runner
@@ -31,6 +31,9 @@ SAVE_SECONDS = 30.0
 
 LOOK_EVERY = 50
 """Steps between looks at the clock, which the workers have to agree on."""
+
+AGREE_EVERY = 8
+"""Steps after which several workers ask each other whether they were told to stop."""
 
 
 class Judge:
@@ -176,15 +179,25 @@ class Rungs(TrainerCallback):
         """Stands at a rung, or goes on."""
         if args.device.type == "cpu":
             self._check_loss(state.global_step)
-        if self._progress:
-            self._progress(state.global_step, state.max_steps)
+        interrupted = self._is_interrupted(state)
         due = self._due(state)
         if due:
             self._clock.add("training", time.perf_counter() - self._resumed)
             control.should_training_stop = not self._stand(due, state) or due[-1] == len(self._config.rungs)
             self._resumed = time.perf_counter()
-        if not control.should_training_stop and (due or state.global_step % LOOK_EVERY == 0):
-            self._save_state(state.global_step)
+        if control.should_training_stop:
+            return
+        if due or interrupted or state.global_step % LOOK_EVERY == 0:
+            self._save_state(state.global_step, now=interrupted)
+        if interrupted:
+            raise TrialInterrupted(f"stopped at step {state.global_step}, as asked")
+
+    def _is_interrupted(self, state: TrainerState) -> bool:
+        """Whether a worker was asked to stop; several workers look together, and only now and then."""
+        goes_on = self._progress is None or self._progress(state.global_step, state.max_steps) is not False
+        if world_size() == 1:
+            return not goes_on
+        return state.global_step % AGREE_EVERY == 0 and not agree(goes_on)
 
     def _due(self, state: TrainerState) -> list[int]:
         """Returns the numbers (from 1) of the rungs that this step reaches: several where steps are few."""
@@ -219,11 +232,11 @@ class Rungs(TrainerCallback):
             trainer.log({f"eval_{name}": value for name, value in values.items()})
             trainer.control.should_log = own_log_is_due
 
-    def _save_state(self, step: int) -> None:
-        """Saves the training state if training anew would cost more than a moment."""
+    def _save_state(self, step: int, *, now: bool = False) -> None:
+        """Saves the training state `now`, or if training anew would cost more than a moment."""
         assert self.runner is not None
         trainer = self.runner.trainer
-        if trainer.resumable and agree(time.perf_counter() - self._saved >= SAVE_SECONDS):
+        if trainer.resumable and agree(now or time.perf_counter() - self._saved >= SAVE_SECONDS):
             started = time.perf_counter()
             self._clock.add("training", started - self._resumed)
             self._states.save(step, trainer.save_state)

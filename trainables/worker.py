@@ -1,69 +1,73 @@
 """A slot's worker group: processes that outlive trials, fed through a mailbox.
 
-Ray Train starts the group once and restarts it after a crash; the mailbox, an actor of its own, keeps the job that was
-being done, so that a restarted group takes it up again from its last checkpoint.
+Ray Train starts a group; the mailbox, an actor of its own, outlives it. A group that is lost takes nothing with it: its
+job is handed out again, and goes on from the trial's last saved state.
 """
 
 import asyncio
+import contextlib
+import functools
 import json
+import math
+import threading
 import time
 import traceback
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import ray
 
-from trainables.config import RungReport, TrialConfig
+from trainables.config import Progress, Report, RungReport, Train, TrialConfig, TrialInterrupted
 
 RUNG, ENDED, FAILED = "rung", "ended", "failed"
-_HEARTBEAT_SECONDS = 1.0
+FailureKind = Literal["out_of_memory", "non_finite", "disk_full", "error", "worker_lost", "no_resources"]
+_BEAT_SECONDS = 1.0
+_DISK_FULL = ("No space left on device", "StorageFull", "Disk quota exceeded", "[Errno 28]", "[Errno 122]")
+
+
+class NonFiniteScore(ArithmeticError):  # noqa: N818
+    """A score was NaN or infinite: the configuration diverged."""
+
+
+class StaleGroup(RuntimeError):  # noqa: N818
+    """The worker belongs to a group that was given up."""
 
 
 @ray.remote(num_cpus=0)
 class Mailbox:
-    """Jobs for one worker group, and what it says of them."""
+    """One job at a time for one worker group, and what the group says of it."""
 
     def __init__(self) -> None:
-        self._jobs: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        self._changed = asyncio.Condition()
         self._events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        self._answers: asyncio.Queue[bool] = asyncio.Queue()
-        self._current: dict[str, Any] | None = None
-        self._closed = False
+        self._answer: asyncio.Future[bool] | None = None
+        self._job: dict[str, Any] | None = None
+        self._closed = self._stopping = False
         self._position = (0, 0)
-        self._heard = time.monotonic()
-        self._starts = 0
+        self._group = -1
+        self._workers: dict[int, Any] = {}
+        self._heard: dict[int, float] = {}
 
-    async def submit(self, job: dict[str, Any] | None) -> None:
-        """Queues a job; None ends the group."""
-        await self._jobs.put(job)
+    # The slot's side
 
-    async def next_job(self) -> dict[str, Any] | None:
-        """The job to do: the unfinished one of a group that was restarted, else the next."""
-        self._heard = time.monotonic()
-        if self._current is None and not self._closed:
-            self._position = (0, 0)
-            self._current = await self._jobs.get()
-            self._closed = self._current is None
-        while not self._answers.empty():
-            self._answers.get_nowait()
-        return self._current
+    async def expect(self, group: int) -> None:
+        """Group number `group` is being started; what an earlier one still says is refused."""
+        async with self._changed:
+            self._group, self._job = group, None
+            self._workers, self._heard, self._events = {}, {}, asyncio.Queue()
+            self._changed.notify_all()
 
-    async def say(self, event: dict[str, Any]) -> bool:
-        """Passes on a rung and returns whether the trial goes on, or passes on how the job ended."""
-        self._heard = time.monotonic()
-        if event["event"] != RUNG:
-            self._current = None
-        await self._events.put(event)
-        return await self._answers.get() if event["event"] == RUNG else True
+    async def submit(self, job: dict[str, Any]) -> None:
+        """Hands a job to the group."""
+        async with self._changed:
+            self._job, self._position = job, (0, 0)
+            self._changed.notify_all()
 
-    async def beat(self, step: int, steps: int) -> None:
-        """A worker is alive, and this far."""
-        self._heard, self._position = time.monotonic(), (step, steps)
-
-    async def joined(self) -> int:
-        """A group has started; returns how many did before it."""
-        self._starts, self._heard = self._starts + 1, time.monotonic()
-        return self._starts - 1
+    async def close(self) -> None:
+        """Ends the group when its job is done."""
+        async with self._changed:
+            self._closed = True
+            self._changed.notify_all()
 
     async def event(self, wait: float) -> dict[str, Any] | None:
         """The next event, or None after `wait` seconds."""
@@ -74,67 +78,182 @@ class Mailbox:
 
     async def answer(self, goes_on: bool) -> None:
         """Answers the last rung."""
-        await self._answers.put(goes_on)
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(goes_on)
 
     async def status(self) -> dict[str, Any]:
-        """Position in the current job, seconds since the workers were heard of, and how often the group started."""
-        return {"position": self._position, "silent": time.monotonic() - self._heard, "starts": self._starts}
+        """Position in the job, workers that have started, and the one silent for longest with its seconds."""
+        now = time.monotonic()
+        silent = {rank: now - heard for rank, heard in self._heard.items()}
+        rank = max(silent, key=lambda rank: silent[rank], default=0)
+        return {
+            "position": self._position,
+            "joined": len(self._workers),
+            "rank": rank,
+            "silent": silent.get(rank, 0.0),
+            "busy": self._job is not None,
+        }
+
+    async def workers(self) -> list[Any]:
+        """Handles of the group's workers."""
+        return list(self._workers.values())
+
+    async def stop(self) -> None:
+        """Asks the running job to save its state and stop."""
+        self._stopping = True
+
+    async def idle(self) -> None:
+        """Waits until no job is running."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._job is None)
+
+    # The group's side
+
+    async def join(self, group: int, rank: int, worker: Any) -> None:
+        """Worker `rank` has started."""
+        self._check(group)
+        self._workers[rank], self._heard[rank] = worker, time.monotonic()
+
+    async def next_job(self, group: int) -> dict[str, Any] | None:
+        """The next job; None at the end."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._job or self._closed or group != self._group)
+        self._check(group)
+        return self._job
+
+    async def say(self, group: int, event: dict[str, Any]) -> bool:
+        """Passes on a rung and returns whether the trial goes on, or passes on how the job ended."""
+        self._check(group)
+        if self._job is None:  # another worker has said how it ended
+            return False
+        if event["event"] == RUNG:
+            self._answer = asyncio.get_running_loop().create_future()
+            await self._events.put(event)
+            return await self._answer
+        await self._events.put(event)
+        await self._forget_job()
+        return True
+
+    async def interrupted(self, group: int) -> None:
+        """The job has saved its state and stopped, as it was asked to."""
+        self._check(group)
+        await self._forget_job()
+
+    async def beat(self, group: int, rank: int, step: int, steps: int) -> bool:
+        """A worker is alive, and this far; returns whether its job goes on."""
+        self._check(group)
+        self._heard[rank] = time.monotonic()
+        if rank == 0:
+            self._position = (step, steps)
+        return not self._stopping
+
+    async def _forget_job(self) -> None:
+        async with self._changed:
+            self._job = None
+            self._changed.notify_all()
+
+    def _check(self, group: int) -> None:
+        if group != self._group:
+            raise StaleGroup(f"group {group} was given up: group {self._group} is in its place")
 
 
 def worker_loop(config: Mapping[str, Any]) -> None:
     """Runs on every worker of a group, for as long as its slot lives.
 
     Args:
-        config: ``mailbox`` (the actor's handle) and ``threads`` (of one worker on the CPU).
+        config: ``mailbox`` (the actor's handle), ``group`` (its number), ``threads`` (of one worker on the CPU) and
+            ``train`` (what does a job).
     """
     import torch
     from ray.train import get_context
     from ray.train.collective import broadcast_from_rank_zero
 
-    from trainables.m3 import BaseModels
+    torch.set_num_threads(int(config["threads"]))
+    rank, size = get_context().get_world_rank(), get_context().get_world_size()
+    talker = _Talker(config["mailbox"], config["group"], rank=rank, alone=size == 1)
+    with talker:
+        while (job := broadcast_from_rank_zero(talker.next_job())) is not None:
+            _work(job, talker, config["train"])
+
+
+def train_trial(config: TrialConfig, report: Report, progress: Progress) -> None:
+    """Runs a trial with the base models that this process has kept from the trials before."""
     from trainables.trial import run_trial
 
-    torch.set_num_threads(int(config["threads"]))
-    box, context, base = config["mailbox"], get_context(), BaseModels()
-    first = context.get_world_rank() == 0
-    if first:
-        ray.get(box.joined.remote())
-    talker = _Talker(box, first=first, alone=context.get_world_size() == 1)
-    while (job := broadcast_from_rank_zero(ray.get(box.next_job.remote()) if first else None)) is not None:
-        _work(job, talker, run_trial, base)
+    run_trial(config, report, base=_base_models(), progress=progress)
+
+
+@functools.cache
+def _base_models() -> Any:
+    from trainables.base import BaseModels
+
+    return BaseModels()
 
 
 class _Talker:
-    """What a worker says: rank 0 talks to the mailbox, the others hear its answers."""
+    """What a worker says: every one that it is alive; rank 0 what becomes of the job, and the others hear the answers.
 
-    def __init__(self, box: Any, *, first: bool, alone: bool) -> None:
-        self._box, self._first, self.alone = box, first, alone
-        self._beaten = 0.0
+    The heart beats in a thread of its own: a long step is no silence, a frozen process is.
+    """
+
+    def __init__(self, box: Any, group: int, *, rank: int, alone: bool) -> None:
+        self._box, self._group, self._rank, self.alone = box, group, rank, alone
+        self._position, self._goes_on = (0, 0), True
+        self._end = threading.Event()
+        self._heart = threading.Thread(target=self._beat, daemon=True)
+
+    def __enter__(self) -> "_Talker":
+        worker = ray.get_runtime_context().current_actor
+        ray.get(self._box.join.remote(self._group, self._rank, worker))
+        self._heart.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+
+    def _beat(self) -> None:
+        with contextlib.suppress(ray.exceptions.RayError):  # the group was given up, or its slot is gone
+            while not self._end.wait(_BEAT_SECONDS):
+                self._goes_on = ray.get(self._box.beat.remote(self._group, self._rank, *self._position))
+
+    def next_job(self) -> dict[str, Any] | None:
+        self._position = (0, 0)
+        job: dict[str, Any] | None = ray.get(self._box.next_job.remote(self._group)) if self._rank == 0 else None
+        return job
 
     def rung(self, report: RungReport) -> bool:
+        if not math.isfinite(report.value):
+            raise NonFiniteScore(f"the score must be finite, but it is {report.value} at rung {report.rung}")
         from ray.train.collective import broadcast_from_rank_zero
 
         event = {"event": RUNG, "report": json.dumps(report.to_dict())}  # Tune would flatten a dictionary
-        return bool(broadcast_from_rank_zero(ray.get(self._box.say.remote(event)) if self._first else None))
+        return bool(broadcast_from_rank_zero(self._say(event) if self._rank == 0 else None))
 
-    def progress(self, step: int, steps: int) -> None:
-        if self._first and time.monotonic() - self._beaten >= _HEARTBEAT_SECONDS:
-            self._beaten = time.monotonic()
-            self._box.beat.remote(step, steps)
+    def progress(self, step: int, steps: int) -> bool:
+        self._position = (step, steps)
+        return self._goes_on
 
     def ended(self) -> None:
-        if self._first:
-            ray.get(self._box.say.remote({"event": ENDED}))
+        if self._rank == 0:
+            self._say({"event": ENDED})
+
+    def interrupted(self) -> None:
+        if self._rank == 0:
+            ray.get(self._box.interrupted.remote(self._group))
 
     def failed(self, error: BaseException) -> None:
         text = "".join(traceback.format_exception(error))
-        event = {"event": FAILED, "kind": failure_kind(error), "message": _one_line(error), "traceback": text}
-        ray.get(self._box.say.remote(event))
+        self._say({"event": FAILED, "kind": failure_kind(error), "message": one_line(error), "traceback": text})
+
+    def _say(self, event: dict[str, Any]) -> bool:
+        return bool(ray.get(self._box.say.remote(self._group, event)))
 
 
-def _work(job: Mapping[str, Any], talker: _Talker, run_trial: Any, base: Any) -> None:
+def _work(job: Mapping[str, Any], talker: _Talker, train: Train) -> None:
     try:
-        run_trial(TrialConfig.from_dict(job), talker.rung, base=base, progress=talker.progress)
+        train(TrialConfig.from_dict(job), talker.rung, talker.progress)
+    except TrialInterrupted:
+        talker.interrupted()
     except Exception as error:
         talker.failed(error)
         if not talker.alone:
@@ -143,13 +262,21 @@ def _work(job: Mapping[str, Any], talker: _Talker, run_trial: Any, base: Any) ->
         talker.ended()
 
 
-def failure_kind(error: BaseException) -> str:
-    """Returns ``out_of_memory``, ``non_finite`` or ``error``."""
+def failure_kind(error: BaseException) -> FailureKind:
+    """Returns ``out_of_memory``, ``non_finite``, ``disk_full`` or ``error``."""
     names = {kind.__name__ for kind in type(error).__mro__}
     if "OutOfMemoryError" in names or "can't allocate memory" in str(error) or "CUDA out of memory" in str(error):
         return "out_of_memory"
-    return "non_finite" if names & {"NonFiniteLoss", "NonFiniteScore"} else "error"
+    if names & {"NonFiniteLoss", "NonFiniteScore"}:
+        return "non_finite"
+    return "disk_full" if any(sign in text for text in _chain(error) for sign in _DISK_FULL) else "error"
 
 
-def _one_line(error: BaseException) -> str:
+def _chain(error: BaseException | None) -> list[str]:
+    """The messages of an exception and of those it came from."""
+    return [] if error is None else [str(error), *_chain(error.__cause__ or error.__context__)]
+
+
+def one_line(error: BaseException) -> str:
+    """Returns an exception's name and message in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())

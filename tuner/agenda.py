@@ -4,34 +4,26 @@ The agenda is the driver's side of a search without any Ray in it. An executor a
 of them; whatever must outlive the process is in the study.
 """
 
+import contextlib
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from trainables.config import RungReport, TrialConfig
 from tuner import selection
 from tuner.arguments import translated
+from tuner.budget import TimeBudget
 from tuner.config import SECRETS, SearchConfig
+from tuner.disk import TrialFolders
 from tuner.finals import Finals
+from tuner.interrupts import SearchStopped
+from tuner.retries import Failure, Retries, Tries
 from tuner.study import BASE, SAMPLED, USER, SearchStudy
-
-FailureKind = Literal["out_of_memory", "non_finite", "error", "worker_lost"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """Why a job did not end."""
-
-    kind: FailureKind
-    message: str
-    """The exception in one line."""
-    traceback: str = ""
 
 
 @dataclass(kw_only=True)
@@ -46,6 +38,8 @@ class Row:
     step: int = 0
     steps: int = 0
     value: float | None = None
+    note: str = ""
+    """Why nothing moves."""
     started: float
     ended: float | None = None
 
@@ -59,6 +53,7 @@ class _Running:
     finalist: bool = False
     stopped: bool = False
     best: float | None = None
+    tries: Tries = field(default_factory=Tries)
 
 
 class Agenda:
@@ -70,6 +65,7 @@ class Agenda:
         run_dir: Where trials' folders are.
         arguments: FlagEmbedding's arguments that hold for every trial, as this machine can honour them.
         eval_data: BEIR folder with dev and test.
+        trial_bytes: What a trial may write while it runs.
         clock: Seconds, monotonic.
     """
 
@@ -81,34 +77,58 @@ class Agenda:
         run_dir: Path,
         arguments: Mapping[str, Any],
         eval_data: str,
+        trial_bytes: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config, self._study, self._run_dir = config, study, run_dir
         self._arguments, self._eval_data, self._clock = arguments, eval_data, clock
-        self._started = clock()
+        self._budget = TimeBudget(config, spent=study.spent, clock=clock)
+        self._folders = TrialFolders(
+            run_dir / "trials", trial_bytes=trial_bytes, budget=config.disk_budget_bytes, clock=clock
+        )
         self._running: dict[str, _Running] = {}
-        self._retries: list[_Running] = []
+        self._retries, self._waiting = Retries(), list[_Running]()
+        self._stop_reason = ""
         self._finals = Finals(config, study, run_dir=run_dir, job=self._job)
         self._scorings: list[TrialConfig] = []
         self._base_failed = False
-        self._holding = {folder.name for folder in (run_dir / "trials").glob("*")}
-        """Folders of trials that may have weights or states on disk."""
+        self.note = ""
+        """Why no job is handed out."""
         self.rows: list[Row] = []
         self.failures: list[Failure] = []
         self.finished = False
 
     def next(self) -> TrialConfig | None:
-        """Returns the next job, or None when there is none now: wait for a running one, or `finished`."""
+        """Returns the next job, or None when there is none now: wait for a running one, or `finished`.
+
+        Raises:
+            SearchStopped: No machine has a place for a worker group, or the disk has been full for long.
+        """
+        if self._stop_reason:
+            raise SearchStopped(self._stop_reason)
+        if self._is_paused():
+            return None
         job = None if self._base_failed else self._retry() or self._search_job() or self._after_search()
         if job is None:
-            self.finished = not self._running
+            self.finished = not self._running and not self._waiting
             return None
         self._running[job.config.name] = job
-        self._holding.add(job.config.name)
+        self._folders.opened(job.config.name)
         self.rows.append(job.row)
-        if job.config.rungs:
+        try:
             _record(job.config)
+        except OSError as error:
+            self.failed(job.config.name, Failure(kind="disk_full", message=f"{type(error).__name__}: {error}"))
+            return None
         return job.config
+
+    def _is_paused(self) -> bool:
+        shortage = self._folders.shortage(len(self._running))
+        if shortage is not None:
+            self._drop_weights(fewest=True)
+            shortage = self._folders.shortage(len(self._running))
+        self.note = shortage or ""
+        return shortage is not None
 
     @property
     def has_winner(self) -> bool:
@@ -124,8 +144,14 @@ class Agenda:
         if job := self._running.get(name):
             job.row.step, job.row.steps = step, steps
 
+    def waits(self, name: str, note: str) -> None:
+        """A slot says why job `name` does not move; nothing where it does."""
+        if job := self._running.get(name):
+            job.row.note = note
+
     def rung(self, name: str, report: RungReport) -> bool:
         """Takes in a rung of job `name`; returns whether it goes on."""
+        self._folders.wrote()
         job = self._running[name]
         job.row.rung, job.row.step = report.rung, report.step
         job.best = report.value if job.best is None else max(job.best, report.value)
@@ -136,6 +162,9 @@ class Agenda:
             job.trial.set_user_attr("seconds", dict(report.seconds))
             return True
         goes_on = self._study.report(job.trial, report)
+        if goes_on and not report.last and job.row.role == SAMPLED:
+            goes_on = self._budget.allows_next_rung(report.rung, self.rows)
+            job.row.note = "" if goes_on else "no time for its next rung"
         job.stopped = not goes_on
         return goes_on
 
@@ -154,17 +183,30 @@ class Agenda:
         self._drop_weights()
 
     def failed(self, name: str, failure: Failure) -> None:
-        """Job `name` raised. Too little memory is answered with half the `sub_batch_size`: the same gradients."""
+        """Job `name` did not end; it is tried again where that may help."""
         job = self._close(name, "failed")
-        smaller = _smaller_sub_batch(job.config) if failure.kind == "out_of_memory" else None
-        if smaller is not None:
-            job.row.state = "retried"
-            row = self._row(job.row.name, job.row.role, job.row.params)
-            self._retries.append(_Running(config=smaller, row=row, trial=job.trial, finalist=job.finalist))
-            return
+        job.row.note = failure.message[:200]
+        self._log(name, failure)
+        again = self._retries.next_attempt(job.config, job.tries, failure)
+        if again is None:
+            self._gave_up(job, failure)
+        else:
+            self._take_up_again(job, again, failure)
+
+    def _take_up_again(self, job: _Running, config: TrialConfig, failure: Failure) -> None:
+        job.row.state = "retried"
+        if job.trial is not None:
+            self._study.retried(job.trial, failure.kind, failure.message)
+        if failure.kind == "no_resources" and not self._running:
+            self._stop_reason = failure.message
+        if failure.kind == "disk_full":
+            self._folders.refused()
+        row = self._row(job.row.name, job.row.role, job.row.params)
+        self._waiting.append(replace(job, config=config, row=row, stopped=False, best=None))
+
+    def _gave_up(self, job: _Running, failure: Failure) -> None:
         self.failures.append(failure)
         self._base_failed |= job.row.role == BASE  # nothing can be compared with
-        self._log(name, failure)
         if job.trial is None:
             return
         if job.finalist:
@@ -176,27 +218,29 @@ class Agenda:
 
     def _log(self, name: str, failure: Failure) -> None:
         folder = self._run_dir / "trials" / name
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "log.txt").open("a", encoding="utf-8") as log:
-            log.write(f"{failure.message}\n{failure.traceback}\n")
+        with contextlib.suppress(OSError):  # the disk may be what failed
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / "log.txt").open("a", encoding="utf-8") as log:
+                log.write(f"{failure.message}\n{failure.traceback}\n")
 
     def _close(self, name: str, state: str) -> _Running:
         job = self._running.pop(name)
         job.row.state, job.row.ended = state, self._clock()
+        self._study.spent = self._budget.spent
         return job
 
     def _row(self, name: str, role: str, params: Mapping[str, Any]) -> Row:
         return Row(name=name, role=role, params=params, started=self._clock())
 
     def _retry(self) -> _Running | None:
-        return self._retries.pop(0) if self._retries else None
+        return self._waiting.pop(0) if self._waiting else None
 
     # The search
 
     def _search_job(self) -> _Running | None:
         if self._config.guard_constraint and any(job.row.role == BASE for job in self._running.values()):
             return None  # what is lost on the guards is measured against it
-        while self._study.has_unfinished or (self._study.issued < self._config.num_trials and self._time_for_a_trial()):
+        while self._study.has_unfinished or self._may_issue():
             trial, params = self._study.ask()
             earlier = self._study.duplicate_of(trial, params)
             if earlier is None:
@@ -206,6 +250,9 @@ class Agenda:
             row.value, row.state = earlier.user_attrs.get("best_value"), f"as {earlier.number}"
             self.rows.append(row)
         return None
+
+    def _may_issue(self) -> bool:
+        return self._study.issued < self._config.num_trials and self._budget.allows_trial(self.rows)
 
     def _trial_job(self, trial: Trial, params: Mapping[str, Any]) -> _Running:
         role = self._study.role(trial)
@@ -226,22 +273,6 @@ class Agenda:
             **kind,
         )
 
-    def _time_for_a_trial(self) -> bool:
-        """Whether a trial started now reaches its first rung and leaves the finalists their time."""
-        budget, durations = self._config.time_budget_seconds, self._durations()
-        if budget is None:
-            return True
-        left = budget - (self._clock() - self._started)
-        if not durations:
-            return left > 0
-        longest = max(durations)
-        retrainings = self._config.finalist_count * self._config.finalist_seeds
-        return left > longest * (self._config.rungs[0] + retrainings / self._config.concurrent_trials)
-
-    def _durations(self) -> list[float]:
-        rows = (row for row in self.rows if row.state == "complete" and row.role in (USER, SAMPLED))
-        return [row.ended - row.started for row in rows if row.ended is not None]
-
     # Finalists and test
 
     def _after_search(self) -> _Running | None:
@@ -256,7 +287,7 @@ class Agenda:
         return [trials[number] for number in numbers]
 
     def _finalist_job(self) -> _Running | None:
-        if self._config.finalist_count == 0:
+        if self._config.finalist_count == 0 or not self._budget.allows_retraining(self.rows):
             return None
         for source in self._candidates():
             for offset in range(1, self._config.finalist_seeds + 1):
@@ -279,42 +310,23 @@ class Agenda:
         role = "test" if config.split == "test" else "mixtures" if config.alphas else "guards"
         return _Running(config=config, row=self._row(config.name, role, {}))
 
-    def _drop_weights(self) -> None:
+    def _drop_weights(self, *, fewest: bool = False) -> None:
         """Weights stay for the user's own settings and for the best trials only; resume state for running ones."""
-        keep = max(1, self._config.keep_checkpoints, self._config.finalist_count)
-        kept = {f"{n:04d}" for n in selection.finalists(self._study.search, keep)}
-        kept |= {f"{number:04d}" for number in [selection.winner(self._study.search, self._study.finalists)] if number}
-        kept |= {
-            f"{t.number:04d}" for t in self._study.search.get_trials(deepcopy=False) if t.user_attrs.get("role") == USER
-        }
-        alive = set(self._running) | {f"{number:04d}" for number in self._study.unfinished}
-        for name in self._holding - alive:
-            folder = self._run_dir / "trials" / name
-            shutil.rmtree(folder / "resume", ignore_errors=True)
-            if name not in kept:
-                shutil.rmtree(folder / "checkpoint", ignore_errors=True)
-        self._holding &= kept | alive
+        least = max(1, self._config.finalist_count)
+        best = selection.finalists(self._study.search, least if fewest else max(least, self._config.keep_checkpoints))
+        winner = selection.winner(self._study.search, self._study.finalists)
+        users = [t.number for t in self._study.search.get_trials(deepcopy=False) if t.user_attrs.get("role") == USER]
+        kept = {f"{number:04d}" for number in [*best, *users, *([] if winner is None else [winner])]}
+        alive = {*self._running, *(job.config.name for job in self._waiting), *self._study.unfinished_names}
+        self._folders.keep(kept, alive)
 
 
 def _record(config: TrialConfig) -> None:
     """Leaves in the trial's folder what it was trained with: what the machine could honour, in the installed names."""
+    if not config.rungs:
+        return
     folder = Path(config.directory)
     folder.mkdir(parents=True, exist_ok=True)
     values = config.to_dict()
     values["arguments"] = {name: value for name, value in values["arguments"].items() if name not in SECRETS}
     (folder / "config.json").write_text(json.dumps(values, indent=2, default=str), encoding="utf-8")
-
-
-def _smaller_sub_batch(config: TrialConfig) -> TrialConfig | None:
-    """Returns `config` with half its `sub_batch_size`; None where it is 1 already.
-
-    The first answer to a whole batch that does not fit is half of its passages.
-    """
-    arguments = dict(config.arguments)
-    size = int(arguments.get("sub_batch_size") or 0)
-    if size <= 0:
-        size = int(arguments["per_device_train_batch_size"]) * int(arguments["train_group_size"])
-    if size <= 1:
-        return None
-    arguments["sub_batch_size"] = size // 2
-    return TrialConfig.from_dict({**config.to_dict(), "arguments": arguments})

@@ -49,8 +49,8 @@ class Result:
         """The study's trials, one a row, as Optuna's ``study.trials_dataframe`` gives them."""
         from tuner.study import read_studies
 
-        storage = _config(self.run_dir).storage
-        return read_studies(self.run_dir, storage)[0].trials_dataframe()
+        config = _config(self.run_dir)
+        return read_studies(self.run_dir, config.storage, config.study_name)[0].trials_dataframe()
 
 
 def run(config: SearchConfig, *, console: Console | None = None) -> Result:

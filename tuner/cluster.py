@@ -11,7 +11,7 @@ import ray
 
 from tuner.config import SearchConfig
 from tuner.errors import RequestError
-from tuner.executor import Slots
+from tuner.slot import Slots
 
 _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -30,7 +30,7 @@ _QUIET = {
 def connected(config: SearchConfig) -> Iterator[None]:
     """Connects to Ray for a block: `--address`, RAY_ADDRESS, or a local cluster that ends with the block."""
     os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
-    address = config.address or os.environ.get("RAY_ADDRESS")
+    address = _address(config)
     try:
         ray.init(
             address=address or "local",  # without it, Ray would join a cluster that happens to run here
@@ -45,6 +45,17 @@ def connected(config: SearchConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def rays_folder(config: SearchConfig, run_dir: Path) -> Path:
+    """Returns where Ray keeps its own files: on a cluster where every node sees them, else with its session."""
+    if _address(config):
+        return run_dir / ".ray"
+    return Path(ray.get_runtime_context().get_temp_dir()) / "m3-tuner"
+
+
+def _address(config: SearchConfig) -> str | None:
+    return config.address or os.environ.get("RAY_ADDRESS")
 
 
 def slots_for(config: SearchConfig, folder: Path) -> Slots:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -86,7 +87,9 @@ class SearchConfig:
     eval_data: str | None = None
     """BEIR folder with qrels/dev.tsv and qrels/test.tsv. None: dev and test are split off the training data."""
     storage: str | None = None
-    """Optuna storage URL. None: study.db in the run directory."""
+    """Optuna storage URL, or a .journal file. None: study.db in the run directory."""
+    study_name: str | None = None
+    """Name of the study in --storage, which may hold others. None: the run directory's, and some digits of its own."""
     address: str | None = None
     """Ray cluster to use (`auto`, ray://...). None: a local one is started and stopped."""
     gpus_per_trial: float | None = None
@@ -103,6 +106,10 @@ class SearchConfig:
     """How many other seeds each finalist is retrained with."""
     keep_checkpoints: int = 3
     """Best trials whose weights stay on disk (the user's own settings and the winner always do)."""
+    disk_budget: str | None = None
+    """Most that all trials may have on disk, as 200GB: it lowers --keep_checkpoints. None: the free space."""
+    price_per_hour: float | None = None
+    """What an hour of all that the search runs on costs; --dry_run multiplies it by the hours that it expects."""
     resume: str | None = None
     """Run directory of a stopped or finished search to take up again."""
     submit: str | None = None
@@ -141,6 +148,8 @@ class SearchConfig:
             ),
             (_increasing_to_one(self.rungs), f"rungs must increase and end in 1.0, but got {self.rungs}"),
             (self.time_budget is None or _duration(self.time_budget) > 0, "time_budget must be positive, as 90m or 8h"),
+            ((self.price_per_hour or 0) >= 0, f"price_per_hour >= 0 must hold, but got {self.price_per_hour}"),
+            (self.disk_budget is None or _size(self.disk_budget) > 0, "disk_budget must be positive, as 50GB or 1.5TB"),
         )
         return [message for holds, message in rules if not holds] + self._argument_problems()
 
@@ -160,6 +169,11 @@ class SearchConfig:
     def time_budget_seconds(self) -> float | None:
         """`time_budget` in seconds."""
         return None if self.time_budget is None else _duration(self.time_budget)
+
+    @property
+    def disk_budget_bytes(self) -> float | None:
+        """`disk_budget` in bytes."""
+        return None if self.disk_budget is None else _size(self.disk_budget)
 
     @property
     def finalist_count(self) -> int:
@@ -207,6 +221,15 @@ def new_run_dir(config: SearchConfig, stamp: str) -> Path:
 
 def _increasing_to_one(rungs: tuple[float, ...]) -> bool:
     return bool(rungs) and rungs[-1] == 1.0 and rungs[0] > 0 and all(a < b for a, b in itertools.pairwise(rungs))
+
+
+def _size(text: str) -> float:
+    """Bytes of ``200GB``, ``1.5TB`` or ``64GiB``; 0 where `text` is none of these."""
+    match = re.fullmatch(r"([0-9.]+)\s*([kmgt]?)(i?)b?", str(text).strip(), re.IGNORECASE)
+    if match is None:
+        return 0.0
+    thousand = 1024.0 if match[3] else 1000.0
+    return float(match[1]) * math.pow(thousand, " kmgt".index(match[2].lower() or " "))
 
 
 def _duration(text: str) -> float:

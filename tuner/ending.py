@@ -26,7 +26,7 @@ def conclude(config: SearchConfig, run_dir: Path, console: Console, *, seconds: 
         console: Where the verdict is said.
         seconds: Wall clock of the search.
     """
-    search, finalists = read_studies(run_dir, config.storage)
+    search, finalists = read_studies(run_dir, config.storage, config.study_name)
     result = verdict.judge(
         run_dir,
         search,

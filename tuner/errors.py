@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 EXIT_DONE = 0
+EXIT_STOPPED = 1
 EXIT_REQUEST = 2
 EXIT_ALL_FAILED = 3
 EXIT_INTERRUPTED = 130

@@ -1,25 +1,39 @@
-"""Ctrl-C and SIGTERM: the search ends in order, and says how to go on."""
+"""What ends a search before its time: Ctrl-C, SIGTERM, or a machine that cannot go on. It ends in order."""
 
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from tuner.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
+from tuner.errors import EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_TERMINATED
 
 _EXIT_CODES = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_TERMINATED}
+_GRACE_SECONDS = {EXIT_INTERRUPTED: 30.0, EXIT_TERMINATED: 1.0, EXIT_STOPPED: 5.0}
 
 
 class Interrupted(BaseException):
-    """The search was told to end; nothing that catches errors catches it.
+    """The search is to end now; nothing that catches errors catches it.
 
     Args:
-        exit_code: 130 after Ctrl-C, 143 after SIGTERM.
+        exit_code: 130 after Ctrl-C, 143 after SIGTERM, 1 where the machine cannot go on.
+        reason: Why, where nobody asked for it.
     """
 
-    def __init__(self, exit_code: int) -> None:
-        super().__init__(f"exit code {exit_code}")
-        self.exit_code = exit_code
+    def __init__(self, exit_code: int, reason: str = "") -> None:
+        super().__init__(reason or f"exit code {exit_code}")
+        self.exit_code, self.reason = exit_code, reason
+
+    @property
+    def grace_seconds(self) -> float:
+        """What running trials get to save their state; `ray job stop` kills 3 seconds after its SIGTERM."""
+        return _GRACE_SECONDS[self.exit_code]
+
+
+class SearchStopped(Interrupted):
+    """The machine cannot go on: storage lost, disk full, no place for a worker group. What was done is kept."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(EXIT_STOPPED, reason)
 
 
 @contextmanager

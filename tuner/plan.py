@@ -15,8 +15,10 @@ from trainables.measures import objectives
 from tuner import data, guard_data
 from tuner.arguments import upstream_arguments
 from tuner.config import SECRETS, SearchConfig
+from tuner.disk import fit_to_disk, weights_bytes
 from tuner.errors import RequestError
 from tuner.models import find_model
+from tuner.storage import redacted
 from tuner.study import pruner_names, sampler_names
 
 CONFIG_FILE = "config.yaml"
@@ -50,6 +52,8 @@ class Plan:
     """`--guard` as workers name it: copies of BEIR folders, and names of mteb tasks."""
     arguments: Mapping[str, Any]
     """What holds for every trial: the user's arguments, upstream's numbers where the user gave none."""
+    weights_bytes: int
+    """Size of the base model's weights, and of each checkpoint."""
     warnings: list[str] = field(default_factory=list)
     """What is done otherwise than asked, one line each."""
 
@@ -79,6 +83,9 @@ def make_plan(config: SearchConfig, run_dir: Path, say: Callable[[str], None]) -
             f"--metric {config.metric}: Optuna's pruners compare one value, so no trial is pruned; trials are ranked "
             "by the mean of the two, and the report shows the front"
         )
+    weights = weights_bytes(Path(model))
+    config, lowered = fit_to_disk(config, weights, run_dir)
+    warnings += lowered
     arguments |= {"model_name_or_path": model, "train_data": list(dataset.train_data)}
     start = _numbers(arguments, dataset.rows)
     arguments = {
@@ -93,6 +100,7 @@ def make_plan(config: SearchConfig, run_dir: Path, say: Callable[[str], None]) -
         context=context,
         guards=guards,
         arguments={**arguments, **start},
+        weights_bytes=weights,
         warnings=warnings,
     )
 
@@ -238,13 +246,6 @@ def write_config(plan: Plan, argv: list[str]) -> None:
     values["command"] = shlex.join(["python", "-m", "tuner.search", *_without_secrets(argv)])
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     (plan.run_dir / CONFIG_FILE).write_text(text, encoding="utf-8")
-
-
-def redacted(url: str) -> str:
-    """Returns a storage URL without its password."""
-    scheme, separator, rest = url.partition("://")
-    credentials, at, host = rest.rpartition("@")
-    return f"{scheme}{separator}{credentials.split(':')[0]}:***@{host}" if at and ":" in credentials else url
 
 
 def _without_secrets(argv: list[str]) -> list[str]:

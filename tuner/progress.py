@@ -72,15 +72,16 @@ class Progress:
 
     def _say_changes(self) -> None:
         for index, row in enumerate(list(self._agenda.rows)):
-            seen = (row.state, row.rung, row.value)
+            seen = (row.state, row.rung, row.value, bool(row.note))
             if self._told.get(index) != seen:
                 self._told[index] = seen
-                self._say(f"{_title(row)}  {row.state}{self._rung_of(row)}{_score(row)}  {shown(row.params)}".rstrip())
+                said = f"{_title(row)}  {row.state}{self._rung_of(row)}{_score(row)}  {shown(row.params)}".rstrip()
+                self._say(f"{said}  {row.note}".rstrip())
 
     def _heartbeat(self) -> str:
         running = [row for row in self._agenda.rows if row.state == "running"]
-        where = ", ".join(f"{_title(row)} step {row.step}/{row.steps or '?'}" for row in running)
-        return where or "starting the workers (imports, base model)"
+        where = ", ".join(f"{_title(row)} {row.note or _position(row)}" for row in running)
+        return ", ".join(filter(None, (self._agenda.note, where))) or "starting the workers (imports, base model)"
 
     def _say(self, line: str) -> None:
         self._spoke = time.monotonic()
@@ -102,13 +103,16 @@ class Progress:
                 _title(row), row.state, self._position(row), *values, _number(row.value), _clock(_age(row)),
                 style=_STYLES.get(row.state, "default"),
             )  # fmt: skip
-        return Group(table, Text(self._caption(rows), style="bold"))
+        notes = [Text(f"{_title(row)}  {row.note}", style="yellow") for row in rows[-_TABLE_ROWS:] if row.note]
+        return Group(table, *notes, Text(self._caption(rows), style="bold"))
 
     def _caption(self, rows: list[Row]) -> str:
         if not rows:
             return f"{_clock(time.monotonic() - self._started)}  starting the workers (imports, base model)"
         scored = [row for row in rows if row.value is not None and row.role in ("base", "user", "sampled")]
         best = max(scored, key=lambda row: row.value or 0.0, default=None)
+        if self._agenda.note:
+            return f"{_clock(time.monotonic() - self._started)}  {self._agenda.note}"
         words = f"best dev {_number(best.value)} (trial {best.name})" if best else "nothing scored yet"
         return f"{_clock(time.monotonic() - self._started)}  {words}{self._time_left(rows)}"
 
@@ -131,6 +135,10 @@ class Progress:
 def shown(params: Mapping[str, Any]) -> str:
     """Returns parameters in one short line: ``lr 2.1e-05  T 0.02  group 4  batch 8``."""
     return "  ".join(f"{_SHORT.get(name, name)} {_value(value)}" for name, value in params.items())
+
+
+def _position(row: Row) -> str:
+    return f"step {row.step}/{row.steps or '?'}"
 
 
 def _title(row: Row) -> str:

@@ -83,7 +83,7 @@ def _environment() -> jinja2.Environment:
 def _contents(run_dir: Path, storage: str | None) -> dict[str, Any]:
     """Everything that the template shows, by name."""
     config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
-    search, _ = read_studies(run_dir, storage or config["storage"])
+    search, _ = read_studies(run_dir, storage or config["storage"], config.get("study_name"))
     trials, result = search.get_trials(deepcopy=False), _json(run_dir / "result.json")
     best = result["best"] if result else None
     return {

@@ -1,11 +1,12 @@
 """``python -m tuner.search``: from the command line to result.json."""
 
 import fcntl
+import secrets
 import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -18,14 +19,17 @@ from tuner.errors import EXIT_ALL_FAILED, EXIT_DONE, EXIT_REQUEST, AllTrialsFail
 from tuner.interrupts import Interrupted, interruptible
 
 if TYPE_CHECKING:
-    from tuner.agenda import Failure
+    from trainables.config import Train
+    from tuner.patience import PatientStorage
     from tuner.plan import Plan
+    from tuner.retries import Failure
+    from tuner.study import SearchStudy
 
 _OURS = ("config.yaml", "data", "study.db", "trials", "best", "report.html", "result.json", ".ray")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
+def main(argv: Sequence[str] | None = None, *, train: "Train | None" = None) -> int:
+    """Runs the command, with `train` as for `run_search`; returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     console = Console(highlight=False)
     errors = Console(stderr=True, highlight=False)
@@ -33,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = parse(arguments)
         if config.submit:
             return _submit(config.submit, arguments)
-        run_search(config, arguments, console)
+        run_search(config, arguments, console, train=train)
     except RequestError as error:
         for finding in error.findings:
             errors.print(f"error: {finding}", markup=False, soft_wrap=True)
@@ -52,15 +56,17 @@ def _submit(address: str, argv: list[str]) -> int:
     return submit(address, argv)
 
 
-def run_search(config: SearchConfig, argv: list[str], console: Console) -> Path:
+def run_search(config: SearchConfig, argv: list[str], console: Console, *, train: "Train | None" = None) -> Path:
     """Runs the search `config`; returns its run directory.
 
     Args:
         config: What is asked.
         argv: The command line it came from, for the record.
         console: Where progress is shown.
+        train: What does a job; None: `trainables.worker.train_trial`.
 
     Raises:
+        Interrupted: It was told to end, or the machine cannot go on.
         RequestError: The request or the data is wrong.
         AllTrialsFailedError: No trial could be trained.
     """
@@ -76,34 +82,80 @@ def run_search(config: SearchConfig, argv: list[str], console: Console) -> Path:
             _make_room(run_dir, replace=bool(config.arguments.get("overwrite_output_dir")))
         if config.is_example:
             config = _example(config, run_dir)
-        _search(config, run_dir, argv, console, started)
+        _search(config, run_dir, argv, console, started, train)
     return run_dir
 
 
-def _search(config: SearchConfig, run_dir: Path, argv: list[str], console: Console, started: float) -> None:
+def _search(
+    config: SearchConfig, run_dir: Path, argv: list[str], console: Console, started: float, train: "Train | None"
+) -> None:
     from tuner.plan import make_plan, write_config
 
+    config = _with_study_name(config, run_dir)
     plan = make_plan(config, run_dir, lambda line: console.print(line, markup=False))
+    config = plan.config
     write_config(plan, argv)
     _say_plan(plan, console)
     if config.dry_run:
+        _say_estimate(plan, console)
         return
     config = config.replace(guard=plan.guards)
 
+    from trainables.worker import train_trial
     from tuner.agenda import Agenda
-    from tuner.cluster import connected, slots_for
+    from tuner.cluster import connected, rays_folder, slots_for
+    from tuner.disk import trial_bytes
     from tuner.executor import run_on_ray
     from tuner.plan import honoured
     from tuner.progress import Progress
-    from tuner.storage import open_storage
-    from tuner.study import SearchStudy
 
-    with connected(config):
-        slots = slots_for(config, run_dir / ".ray")
+    storage = _open_storage(config, run_dir, console)
+    study = _open_study(plan, storage)
+    with connected(config), _ending_in_order(run_dir, console) as check:
+        storage.check = check
+        slots = slots_for(config, rays_folder(config, run_dir))
         arguments, warnings = honoured(plan.arguments, gpu=slots.gpus > 0)
         _warn(warnings, console)
+        agenda = Agenda(
+            config,
+            study,
+            run_dir=run_dir,
+            arguments=arguments,
+            eval_data=plan.dataset.eval_data,
+            trial_bytes=trial_bytes(plan.weights_bytes),
+        )
+        with Progress(agenda, console, planned=config.num_trials, rungs=len(config.rungs)):
+            run_on_ray(agenda, slots, check, train=train or train_trial)
+    if not agenda.has_winner:
+        raise AllTrialsFailedError(grouped_causes(agenda.failures))
+
+    from tuner.ending import conclude
+
+    conclude(config, run_dir, console, seconds=time.monotonic() - started)
+
+
+def _with_study_name(config: SearchConfig, run_dir: Path) -> SearchConfig:
+    """A storage that others use as well gets a study of this search's own."""
+    if config.storage is None or config.study_name is not None or config.resume:
+        return config
+    return config.replace(study_name=f"{run_dir.name}-{secrets.token_hex(4)}")
+
+
+def _open_storage(config: SearchConfig, run_dir: Path, console: Console) -> "PatientStorage":
+    from tuner.patience import PatientStorage
+    from tuner.storage import open_storage
+
+    return PatientStorage(open_storage(config.storage, run_dir), say=lambda line: _warn([line], console))
+
+
+def _open_study(plan: "Plan", storage: "PatientStorage") -> "SearchStudy":
+    from tuner.storage import readable
+    from tuner.study import SearchStudy
+
+    config = plan.config
+    with readable(config.storage):
         study = SearchStudy(
-            open_storage(config.storage, run_dir),
+            storage,
             space=plan.space,
             context=plan.context,
             sampler=config.sampler,
@@ -112,34 +164,34 @@ def _search(config: SearchConfig, run_dir: Path, argv: list[str], console: Conso
             num_trials=config.num_trials,
             objectives=config.objectives,
             guard_tolerance=config.guard_tolerance,
+            name=config.study_name,
         )
-        study.claim(
-            {
-                "data_hash": plan.dataset.hash,
-                "search_space": str(config.search_space),
-                "metric": config.metric,
-                "model": config.model_name_or_path,
-            }
-        )
-        agenda = Agenda(config, study, run_dir=run_dir, arguments=arguments, eval_data=plan.dataset.eval_data)
-        try:
-            shown = Progress(agenda, console, planned=config.num_trials, rungs=len(config.rungs))
-            with interruptible() as check, shown:
-                run_on_ray(agenda, slots, check)
-        except Interrupted:
-            line = f"stopped; nothing that was finished is lost. Go on with: python -m tuner.search --resume {run_dir}"
-            console.print(line, style="bold", markup=False, soft_wrap=True)
-            raise
-    if not agenda.has_winner:
-        raise AllTrialsFailedError(_causes(agenda.failures))
-
-    from tuner.ending import conclude
-
-    conclude(config, run_dir, console, seconds=time.monotonic() - started)
+    study.claim(
+        {
+            "data_hash": plan.dataset.hash,
+            "search_space": str(config.search_space),
+            "metric": config.metric,
+            "model": config.model_name_or_path,
+        }
+    )
+    return study
 
 
-def _causes(failures: Sequence["Failure"]) -> str:
-    """The causes of all failures, the same ones once with their count and one traceback."""
+@contextmanager
+def _ending_in_order(run_dir: Path, console: Console) -> Iterator[Callable[[], None]]:
+    """Says how to go on when the block is interrupted; yields what `interruptible` does."""
+    try:
+        with interruptible() as check:
+            yield check
+    except Interrupted as interrupted:
+        why = f"stopped: {interrupted.reason}" if interrupted.reason else "stopped"
+        line = f"{why}; nothing that was finished is lost. Go on with: python -m tuner.search --resume {run_dir}"
+        console.print(line, style="bold", markup=False, soft_wrap=True)
+        raise
+
+
+def grouped_causes(failures: Sequence["Failure"]) -> str:
+    """Returns the causes of all failures, the same ones once with their count and one traceback."""
     counts = Counter(failure.message for failure in failures)
     traces = {failure.message: failure.traceback for failure in failures}
     lines = [f"every trial failed ({len(failures)}):"]
@@ -202,6 +254,13 @@ def _say_plan(plan: "Plan", console: Console) -> None:
         markup=False,
         soft_wrap=True,
     )
+
+
+def _say_estimate(plan: "Plan", console: Console) -> None:
+    from tuner.estimate import describe
+
+    for line in describe(plan):
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def _warn(lines: Sequence[str], console: Console) -> None:

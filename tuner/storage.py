@@ -1,24 +1,111 @@
 """Where a study is kept, and its one writer's memory of it."""
 
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, InMemoryStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from tuner.errors import RequestError
+
+PASSWORD_VARIABLE = "TUNER_STORAGE"
+"""Environment variable with the whole storage URL, for a resumed search: its config.yaml has no password."""
+
+HIDDEN = "***"
+_DRIVERS: Mapping[str, Sequence[tuple[str, str]]] = {
+    "postgresql": (("psycopg", "postgresql+psycopg"), ("psycopg2", "postgresql+psycopg2")),
+    "mysql": (("MySQLdb", "mysql+mysqldb"), ("pymysql", "mysql+pymysql")),
+}
+"""Scheme -> modules that can serve it, and how SQLAlchemy names them."""
 
 
 def open_storage(url: str | None, run_dir: Path) -> BaseStorage:
-    """Returns the storage at `url`: an Optuna URL, a ``.journal`` file (JournalStorage), or None for RUN/study.db."""
-    if url is None:
-        url = f"sqlite:///{(run_dir / 'study.db').resolve()}"
-    if url.endswith((".journal", ".log")) and "://" not in url:
-        return optuna.storages.JournalStorage(JournalFileBackend(url))
-    return optuna.storages.get_storage(url)
+    """Returns the storage at `url`: an Optuna URL, a ``.journal`` file (JournalStorage), or None for RUN/study.db.
+
+    Raises:
+        RequestError: It cannot be opened.
+    """
+    url = f"sqlite:///{(run_dir / 'study.db').resolve()}" if url is None else _with_password(url)
+    with readable(url):
+        if url.endswith((".journal", ".log")) and "://" not in url:
+            _cut_torn_line(Path(url))
+            return optuna.storages.JournalStorage(JournalFileBackend(url))
+        return optuna.storages.get_storage(_with_driver(url))
+
+
+@contextmanager
+def readable(url: str | None) -> Iterator[None]:
+    """A block in which a storage is read for the first time: one that is broken or away is the request's error."""
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError, AssertionError, ValueError, KeyError, OSError) as error:
+        if isinstance(error, RequestError):
+            raise
+        where, cause = redacted(url) if url else "study.db", error.__cause__ or error
+        said = " ".join(str(getattr(cause, "orig", None) or cause).split())
+        raise RequestError([f"--storage {where}: no study can be read there ({said}); {_remedy(where)}"]) from error
+
+
+def _cut_torn_line(journal: Path) -> None:
+    """Removes what a process that was killed had written of its last line: Optuna would append to it."""
+    if not journal.exists():
+        return
+    lock = JournalFileSymlinkLock(str(journal))
+    lock.acquire()
+    try:
+        with journal.open("rb+") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
+    finally:
+        lock.release()
+
+
+def _remedy(where: str) -> str:
+    if "://" in where and not where.startswith("sqlite"):
+        return "is the server up, and are user, password and database right?"
+    return "put back a copy of the file, or start a new --run_dir: the folders in trials/ keep their scores and weights"
+
+
+def redacted(url: str) -> str:
+    """Returns a storage URL without its password."""
+    scheme, separator, rest = url.partition("://")
+    credentials, at, host = rest.rpartition("@")
+    shown = f"{scheme}{separator}{credentials.split(':')[0]}:{HIDDEN}@{host}" if at and ":" in credentials else url
+    return re.sub(r"([?&]password=)[^&]*", rf"\1{HIDDEN}", shown)
+
+
+def _with_password(url: str) -> str:
+    if HIDDEN not in url:
+        return url
+    if PASSWORD_VARIABLE not in os.environ:
+        raise RequestError(
+            [
+                f"--storage {url}: the password is written nowhere; give the whole URL again with --storage, "
+                f"or in the environment variable {PASSWORD_VARIABLE}"
+            ]
+        )
+    return os.environ[PASSWORD_VARIABLE]
+
+
+def _with_driver(url: str) -> str:
+    """Names the driver that is installed, where the URL names none."""
+    scheme, separator, rest = url.partition("://")
+    if scheme not in _DRIVERS:
+        return url
+    for module, driver in _DRIVERS[scheme]:
+        if find_spec(module):
+            return f"{driver}{separator}{rest}"
+    raise RequestError([f"--storage {redacted(url)}: no driver is installed; pip install 'm3-tuner[{scheme}]'"])
 
 
 class RememberedStorage(InMemoryStorage):
@@ -29,15 +116,17 @@ class RememberedStorage(InMemoryStorage):
 
     Args:
         kept: What is written to. Studies and trials that it has are remembered; later ones of other writers are not.
+        names: The studies to remember; None: all.
     """
 
-    def __init__(self, kept: BaseStorage) -> None:
+    def __init__(self, kept: BaseStorage, names: Sequence[str] | None = None) -> None:
         super().__init__()
         self._kept = kept
         self._kept_studies: dict[int, int] = {}
         self._kept_trials: dict[int, int] = {}
         for study in kept.get_all_studies():
-            self._recall(study.study_name, study.directions, study._study_id)
+            if names is None or study.study_name in names:
+                self._recall(study.study_name, study.directions, study._study_id)
 
     def _recall(self, name: str, directions: Sequence[StudyDirection], kept_id: int) -> None:
         study = super().create_new_study(directions, name)

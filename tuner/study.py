@@ -19,11 +19,11 @@ from trainables.config import RungReport
 from trainables.measures import combined
 from tuner import guards
 from tuner.errors import RequestError
-from tuner.storage import RememberedStorage, open_storage
+from tuner.storage import RememberedStorage, open_storage, readable
 
 SEARCH, FINALISTS = "search", "finalists"
 BASE, USER, SAMPLED = "base", "user", "sampled"
-_INFEASIBLE = "infeasible"
+_INFEASIBLE, _PRUNED_AT = "infeasible", "pruned_at"
 GUARD_EXCESS = "guard_excess"
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -102,27 +102,30 @@ class SearchStudy:
         num_trials: int,
         objectives: Sequence[str],
         guard_tolerance: float,
+        name: str | None = None,
     ) -> None:
         self._space, self._context = space, context
         self._objectives, self._guard_tolerance = objectives, guard_tolerance
-        storage = RememberedStorage(storage)
+        search, finalists = study_names(name)
+        storage = RememberedStorage(storage, (search, finalists))
         self._make_sampler: Callable[[int], BaseSampler] = lambda number: _SAMPLERS[sampler](seed, number, num_trials)
         self.search = optuna.create_study(
             storage=storage,
-            study_name=SEARCH,
+            study_name=search,
             directions=["maximize"] * len(objectives),
             pruner=_PRUNERS[pruner](),
             load_if_exists=True,
         )
         self.search.set_metric_names(list(objectives))
         self.finalists = optuna.create_study(
-            storage=storage, study_name=FINALISTS, direction="maximize", load_if_exists=True
+            storage=storage, study_name=finalists, direction="maximize", load_if_exists=True
         )
         self.finalists.set_metric_names([", ".join(objectives)])
         self._unfinished = list(self.search.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
-        if not self.search.get_trials(deepcopy=False):
-            self.search.enqueue_trial({}, user_attrs={"role": BASE})
-            self.search.enqueue_trial(dict(context.start), user_attrs={"role": USER})
+        known = {trial.user_attrs.get("role") for trial in self.search.get_trials(deepcopy=False)}
+        for role, params in ((BASE, {}), (USER, dict(context.start))):
+            if role not in known:
+                self.search.enqueue_trial(params, user_attrs={"role": role})
 
     def claim(self, facts: Mapping[str, str]) -> None:
         """Writes down what the search is over, or refuses to go on over something else.
@@ -140,6 +143,15 @@ class SearchStudy:
             raise RequestError(differing)
         for name, value in facts.items():
             self.search.set_user_attr(name, value)
+
+    @property
+    def spent(self) -> float:
+        """Seconds that the search has taken, all of its processes together."""
+        return float(self.search.user_attrs.get("seconds", 0.0))
+
+    @spent.setter
+    def spent(self, seconds: float) -> None:
+        self.search.set_user_attr("seconds", seconds)
 
     @property
     def issued(self) -> int:
@@ -164,9 +176,12 @@ class SearchStudy:
         return Trial(self.search, frozen._trial_id)
 
     @property
-    def unfinished(self) -> list[int]:
-        """Numbers of the trials of a broken search that wait to be taken up again."""
-        return [trial.number for trial in self._unfinished]
+    def unfinished_names(self) -> set[str]:
+        """Folders of the trials and retrainings of a broken search that wait to be taken up again."""
+        retrainings = self.finalists.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        sources = [trial.user_attrs for trial in retrainings if "seed" in trial.user_attrs]
+        names = {f"{known['source']:04d}-seed{known['seed']}" for known in sources}
+        return names | {f"{trial.number:04d}" for trial in self._unfinished}
 
     @property
     def has_unfinished(self) -> bool:
@@ -213,7 +228,18 @@ class SearchStudy:
         trial.set_user_attr("examples", rung.examples)
         if rung.guards:
             trial.set_user_attr("guard", dict(rung.guards))
-        return rung.last or self.is_pareto or self.role(trial) != SAMPLED or not trial.should_prune()
+        return rung.last or self.is_pareto or self.role(trial) != SAMPLED or self._goes_on(trial, rung.rung)
+
+    def _goes_on(self, trial: Trial, rung: int) -> bool:
+        """Asks the pruner, which answers a rung once: told again by a trial taken up again, it is as it was."""
+        if trial.user_attrs.get(_PRUNED_AT) == rung:
+            return False
+        if max(self._frozen(trial).intermediate_values, default=rung) > rung:
+            return True
+        pruned = trial.should_prune()
+        if pruned:
+            trial.set_user_attr(_PRUNED_AT, rung)
+        return not pruned
 
     @property
     def is_pareto(self) -> bool:
@@ -238,6 +264,10 @@ class SearchStudy:
     def pruned(self, trial: Trial) -> None:
         """The pruner stopped the trial."""
         self.search.tell(trial, state=TrialState.PRUNED)
+
+    def retried(self, trial: Trial, kind: str, message: str) -> None:
+        """An attempt at the trial, or at a retraining, did not end, and it is taken up again."""
+        trial.set_user_attr("retries", [*trial.user_attrs.get("retries", []), f"{kind}: {message[:1000]}"])
 
     def failed(self, trial: Trial, kind: str, message: str) -> None:
         """The trial raised."""
@@ -268,12 +298,27 @@ class SearchStudy:
         return trial
 
 
-def read_studies(run_dir: Path, storage: str | None = None) -> tuple[optuna.Study, optuna.Study]:
+def study_names(name: str | None) -> tuple[str, str]:
+    """Returns the names of the search's study and of its finalists'; None: those of a file of the search's own."""
+    return (SEARCH, FINALISTS) if name is None else (name, f"{name}-{FINALISTS}")
+
+
+def read_studies(
+    run_dir: Path, storage: str | None = None, name: str | None = None
+) -> tuple[optuna.Study, optuna.Study]:
     """Returns the search and the finalists' retrainings of a run, to read.
 
     Args:
         run_dir: The run directory.
         storage: The storage URL where it is not RUN/study.db.
+        name: ``--study_name`` of the search.
+
+    Raises:
+        RequestError: The storage cannot be read.
     """
     opened = open_storage(storage, run_dir)
-    return optuna.load_study(study_name=SEARCH, storage=opened), optuna.load_study(study_name=FINALISTS, storage=opened)
+    search, finalists = study_names(name)
+    with readable(storage):
+        return optuna.load_study(study_name=search, storage=opened), optuna.load_study(
+            study_name=finalists, storage=opened
+        )

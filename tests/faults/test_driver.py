@@ -1,0 +1,172 @@
+"""The driver's own process: killed, told to end once or twice, refused. Nothing is orphaned, nothing is lost."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.m3_fixtures import make_model, make_rows
+from tuner.study import read_studies
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+DRIVER = Path(__file__).with_name("driver.py")
+
+
+class Driver:
+    """The command in a process of its own, with a train function of `fault_trains`.
+
+    Args:
+        folder: With `model` and `rows.jsonl`; its output goes to `out.txt` there.
+        train: The function's name.
+        flags: Beside those that name model and data.
+    """
+
+    def __init__(self, folder: Path, train: str, *flags: str) -> None:
+        self.out = folder / "out.txt"
+        command = [sys.executable, "-u", str(DRIVER), train, *flags]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, DRIVER.parents[:3]))}
+        with self.out.open("a") as out:
+            self.process = subprocess.Popen(command, stdout=out, stderr=out, cwd=folder, env=environment)
+        self.children: list[psutil.Process] = []
+
+    def wait_for(self, words: str, seconds: float = 120) -> None:
+        """Returns when the command has said `words`."""
+        deadline = time.monotonic() + seconds
+        while words not in self.out.read_text():
+            assert self.process.poll() is None, self.out.read_text()
+            assert time.monotonic() < deadline, self.out.read_text()
+            time.sleep(0.05)
+        self.children = psutil.Process(self.process.pid).children(recursive=True)
+
+    def end(self, seconds: float = 60) -> int:
+        """Waits for the end; returns the exit code."""
+        return self.process.wait(seconds)
+
+    def orphans(self) -> list[str]:
+        """What still runs of the processes that the command had started."""
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            left = [c for c in self.children if c.is_running() and c.status() != psutil.STATUS_ZOMBIE]
+            if not left:
+                return []
+            time.sleep(0.2)
+        return [" ".join(child.cmdline()) for child in left]
+
+
+@pytest.fixture
+def flags(tmp_path: Path) -> list[str]:
+    make_model(tmp_path / "model")
+    make_rows(tmp_path / "rows.jsonl", rows=120)
+    return ["--model_name_or_path", "model", "--train_data", "rows.jsonl", "--run_dir", "run", "--num_trials", "6"]
+
+
+def _states(tmp_path: Path) -> list[str]:
+    return [trial.state.name for trial in read_studies(tmp_path / "run")[0].trials]
+
+
+def _worked(tmp_path: Path) -> list[str]:
+    return (tmp_path / "run" / "trials" / "0001" / "worked.txt").read_text().split()
+
+
+@pytest.mark.slow
+def test_killed_and_resumed(flags: list[str], tmp_path: Path) -> None:
+    """SIGKILL in the middle of trial 1: no finished trial runs again, no finished rung either."""
+    driver = Driver(tmp_path, "slow", *flags)
+    driver.wait_for("0001 user  running  rung 1/3")
+    driver.process.kill()
+    assert driver.end() == -signal.SIGKILL
+    assert driver.orphans() == []
+    assert _states(tmp_path)[:2] == ["COMPLETE", "RUNNING"]
+
+    resumed = Driver(tmp_path, "slow", "--resume", "run")
+    resumed.wait_for("0002  running")
+    assert "COMPLETE" in _states(tmp_path)[1]
+    assert sorted(set(_worked(tmp_path))) == ["1", "2", "3"]
+    assert len(_worked(tmp_path)) <= 4  # one rung at most was being worked for
+    assert not (tmp_path / "run" / "trials" / "0000" / "worked.txt").read_text().count("0\n") > 1
+
+    resumed.process.send_signal(signal.SIGTERM)
+    assert resumed.end(10) == 143
+    assert resumed.orphans() == []
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_the_running_trial(flags: list[str], tmp_path: Path) -> None:
+    driver = Driver(tmp_path, "long_rung", *flags)
+    driver.wait_for("0001 user  running")
+    time.sleep(4)
+    driver.process.send_signal(signal.SIGINT)
+    assert driver.end() == 130
+    assert f"Go on with: python -m tuner.search --resume {tmp_path / 'run'}" in driver.out.read_text().replace("\n", "")
+    assert (tmp_path / "run" / "trials" / "0001" / "saved.txt").exists()
+    assert driver.orphans() == []
+    assert _states(tmp_path)[1] == "RUNNING"
+
+
+@pytest.mark.slow
+def test_ctrl_c_twice_ends_at_once_and_orphans_nothing(flags: list[str], tmp_path: Path) -> None:
+    driver = Driver(tmp_path, "deaf", *flags)
+    driver.wait_for("0001 user  running")
+    driver.process.send_signal(signal.SIGINT)
+    time.sleep(2)
+    assert driver.process.poll() is None  # the running trial has half a minute
+    driver.process.send_signal(signal.SIGINT)
+    assert driver.end(5) in (130, -signal.SIGINT)
+    assert driver.orphans() == []
+
+
+@pytest.mark.slow
+def test_every_trial_fails(flags: list[str], tmp_path: Path) -> None:
+    driver = Driver(tmp_path, "every_trial_fails", *flags)
+    assert driver.end(200) == 3
+    said = driver.out.read_text()
+    assert "every trial failed (5)" in said
+    assert said.count("Traceback") == 3  # trial 1, trial 2, and the others alike
+    assert _states(tmp_path) == ["COMPLETE", *["FAIL"] * 5]
+
+
+def test_a_second_search_in_the_same_directory_is_refused(flags: list[str], tmp_path: Path) -> None:
+    """By a lock that its process takes with it: once that is killed, the directory is free."""
+    import fcntl
+
+    (tmp_path / "run").mkdir()
+    holder = subprocess.Popen(
+        [sys.executable, "-c", f"import fcntl, time; f = open({str(tmp_path / 'run' / '.lock')!r}, 'w'); "
+         "fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); time.sleep(60)"],
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    second = Driver(tmp_path, "steady", *flags)
+    assert second.end() == 2
+    assert "another search is running there" in second.out.read_text()
+    holder.kill()
+    holder.wait()
+    with (tmp_path / "run" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_changed_data_is_refused_on_resume(flags: list[str], tmp_path: Path) -> None:
+    """What differs is said, and nothing is changed."""
+    dry = Driver(tmp_path, "steady", *flags, "--dry_run")
+    assert dry.end() == 0
+    from fake import fake_train, new_agenda, new_study
+
+    from tuner.config import SearchConfig
+    from tuner.executor import run_in_process
+    from tuner.storage import open_storage
+
+    config = SearchConfig(num_trials=3, finalists=0)
+    study = new_study(config, open_storage(None, tmp_path / "run"))
+    study.claim({"data_hash": "0" * 16})
+    run_in_process(new_agenda(config, study, tmp_path / "run"), fake_train)
+    before = _states(tmp_path)
+    resumed = Driver(tmp_path, "steady", "--resume", "run")
+    assert resumed.end() == 2
+    assert f"data_hash was {'0' * 16} when the search began and is" in resumed.out.read_text()
+    assert _states(tmp_path) == before

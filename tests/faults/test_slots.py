@@ -1,0 +1,77 @@
+"""Slots on a real cluster: one that cannot start, one whose worker is killed, and one where every trial fails."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import left_over
+from fake import open_agenda
+from fault_trains import every_trial_fails, faulty, steady
+
+from trainables.config import Train
+from tuner.agenda import Agenda
+from tuner.config import SearchConfig
+from tuner.executor import run_in_process, run_on_ray
+from tuner.interrupts import SearchStopped
+from tuner.search import grouped_causes
+from tuner.slot import Slots, shortage
+from tuner.study import read_studies
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+CONFIG = SearchConfig(num_trials=4, finalists=0, sampler="random", pruner="none")
+
+
+def _search(run_dir: Path, slots: Slots, train: Train, config: SearchConfig = CONFIG) -> Agenda:
+    agenda = open_agenda(config, run_dir)
+    run_on_ray(agenda, slots, train=train)
+    return agenda
+
+
+def _trials(run_dir: Path) -> list[tuple[object, ...]]:
+    return [(t.number, t.state.name, t.value, t.params) for t in read_studies(run_dir)[0].trials]
+
+
+def test_a_killed_worker_costs_nothing_but_time(slots: Slots, tmp_path: Path) -> None:
+    """Trial 2 is killed before its second rung."""
+    for name in ("straight", "killed"):
+        (tmp_path / name).mkdir()
+    run_in_process(open_agenda(CONFIG, tmp_path / "straight"), steady)
+    _search(tmp_path / "killed", slots, faulty, CONFIG.replace(num_trials=3))
+    assert _trials(tmp_path / "killed") == _trials(tmp_path / "straight")[:3]
+    assert (tmp_path / "killed" / "trials" / "0002" / "worked.txt").read_text().split() == ["1", "2", "2", "3"]
+    assert left_over() == {}
+
+
+def test_all_trials_fail(slots: Slots, tmp_path: Path) -> None:
+    agenda = _search(tmp_path, slots, every_trial_fails)
+    assert not agenda.has_winner
+    text = grouped_causes(agenda.failures)
+    assert "every trial failed (3)" in text
+    assert text.count("Traceback") == len({failure.message for failure in agenda.failures})
+    assert [state for _, state, *_ in _trials(tmp_path)] == ["COMPLETE", *["FAIL"] * 3]
+    assert left_over() == {}
+
+
+@pytest.mark.parametrize(
+    ("total", "free", "words"),
+    [
+        ({"CPU": 2.0}, {"CPU": 2.0}, "a group needs 2 CPU, 2 GPU, but the cluster has 0 GPU"),
+        ({"CPU": 8.0, "GPU": 4.0}, {"CPU": 8.0, "GPU": 1.0}, "a group needs 2 CPU, 2 GPU, but free is 1 GPU"),
+        ({"CPU": 8.0, "GPU": 4.0}, {"CPU": 8.0, "GPU": 4.0}, "but perhaps not as 2 workers on its nodes"),
+    ],
+)
+def test_what_is_lacking(total: dict[str, float], free: dict[str, float], words: str) -> None:
+    assert words in shortage(Slots(count=1, workers=2, cpus=1, gpus=1, folder=Path()), total, free)
+
+
+def test_a_group_that_cannot_start_says_why(slots: Slots, tmp_path: Path) -> None:
+    """The slot itself ends with the search's connection to Ray: this test is the file's last."""
+    started = time.monotonic()
+    with pytest.raises(SearchStopped, match=r"a group needs 64 CPU, but the cluster has \d+ CPU"):
+        _search(tmp_path, replace(slots, workers=64, start_seconds=6), steady)
+    assert time.monotonic() - started < 60
+    left = left_over(seconds=5)
+    assert "CPU" not in left.get("resources", {})
+    assert not {"TrainController", "RayTrainWorker"} & set(left.get("actors", []))
+    assert _trials(tmp_path)[0][1] == "RUNNING"  # it waits to be taken up again

@@ -1,0 +1,60 @@
+"""What is tried again, and what is not."""
+
+import pytest
+
+from trainables.config import TrialConfig
+from trainables.worker import FailureKind
+from tuner.retries import ATTEMPTS, Failure, Retries, Tries
+
+ARGUMENTS = {"per_device_train_batch_size": 2, "train_group_size": 4}
+CONFIG = TrialConfig(name="0002", directory="d", arguments=ARGUMENTS, eval_data="e", metric="dense.ndcg_at_10")
+
+
+def _attempts(*failures: tuple[FailureKind, str], retries: Retries | None = None) -> int:
+    """How many of the failures come about: each is the end of an attempt."""
+    retries, tries, config = retries or Retries(), Tries(), CONFIG
+    for number, (kind, message) in enumerate(failures, start=1):
+        again = retries.next_attempt(config, tries, Failure(kind=kind, message=message))
+        if again is None:
+            return number
+        config = again
+    return len(failures) + 1
+
+
+def test_the_same_error_twice_is_the_configurations_own() -> None:
+    assert _attempts(*[("error", "ValueError: row 3")] * 5) == 2
+
+
+def test_an_error_at_another_step_is_the_same_error() -> None:
+    assert _attempts(("error", "RuntimeError: step 31 at 0x7f00"), ("error", "RuntimeError: step 32 at 0x7f11")) == 2
+
+
+def test_what_failed_twice_in_one_trial_fails_at_once_in_the_next() -> None:
+    retries = Retries()
+    assert _attempts(*[("error", "KeyError: 'x'")] * 5, retries=retries) == 2
+    assert _attempts(*[("error", "KeyError: 'x'")] * 5, retries=retries) == 1
+
+
+def test_errors_that_differ_are_bounded() -> None:
+    letters = "abcdefgh"
+    assert _attempts(*[("error", f"OSError: {letter}") for letter in letters]) == ATTEMPTS + 1
+
+
+def test_lost_workers_are_bounded_and_never_deterministic() -> None:
+    retries = Retries()
+    for _ in range(2):
+        assert _attempts(*[("worker_lost", "killed")] * 9, retries=retries) == ATTEMPTS + 1
+
+
+@pytest.mark.parametrize("kind", ["disk_full", "no_resources"])
+def test_what_the_machine_lacks_is_waited_for(kind: FailureKind) -> None:
+    assert _attempts(*[(kind, "none")] * 20) == 21
+
+
+def test_nan_is_not_tried_again() -> None:
+    assert _attempts(("non_finite", "NaN")) == 1
+
+
+def test_out_of_memory_halves_the_sub_batch_down_to_one() -> None:
+    """2 queries x 4 passages are 8: halved three times."""
+    assert _attempts(*[("out_of_memory", "CUDA out of memory")] * 9) == 4
