@@ -7,6 +7,7 @@ job is handed out again, and goes on from the trial's last saved state.
 import asyncio
 import contextlib
 import functools
+import itertools
 import json
 import math
 import threading
@@ -20,8 +21,9 @@ import ray
 from trainables.config import Progress, Report, RungReport, Train, TrialConfig, TrialInterrupted
 
 RUNG, ENDED, FAILED = "rung", "ended", "failed"
-FailureKind = Literal["out_of_memory", "non_finite", "disk_full", "error", "worker_lost", "no_resources"]
+FailureKind = Literal["out_of_memory", "non_finite", "disk_full", "error", "worker_lost", "no_resources", "preempted"]
 _BEAT_SECONDS = 1.0
+_BEATS_A_LOOK = 3
 _DISK_FULL = ("No space left on device", "StorageFull", "Disk quota exceeded", "[Errno 28]", "[Errno 122]")
 
 
@@ -42,7 +44,7 @@ class Mailbox:
         self._events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._answer: asyncio.Future[bool] | None = None
         self._job: dict[str, Any] | None = None
-        self._closed = self._stopping = False
+        self._closed = self._stopping = self._leaving = False
         self._position = (0, 0)
         self._group = -1
         self._workers: dict[int, Any] = {}
@@ -53,7 +55,7 @@ class Mailbox:
     async def expect(self, group: int) -> None:
         """Group number `group` is being started; what an earlier one still says is refused."""
         async with self._changed:
-            self._group, self._job = group, None
+            self._group, self._job, self._leaving = group, None, False
             self._workers, self._heard, self._events = {}, {}, asyncio.Queue()
             self._changed.notify_all()
 
@@ -137,15 +139,19 @@ class Mailbox:
     async def interrupted(self, group: int) -> None:
         """The job has saved its state and stopped, as it was asked to."""
         self._check(group)
+        if self._leaving:
+            message = "a machine of the group is being taken away; the trial goes on elsewhere"
+            await self._events.put({"event": FAILED, "kind": "preempted", "message": message, "traceback": message})
         await self._forget_job()
 
-    async def beat(self, group: int, rank: int, step: int, steps: int) -> bool:
-        """A worker is alive, and this far; returns whether its job goes on."""
+    async def beat(self, group: int, rank: int, step: int, steps: int, leaving: bool = False) -> bool:
+        """A worker is alive, and this far, and its machine is `leaving` or not; returns whether its job goes on."""
         self._check(group)
         self._heard[rank] = time.monotonic()
+        self._leaving |= leaving
         if rank == 0:
             self._position = (step, steps)
-        return not self._stopping
+        return not (self._stopping or self._leaving)
 
     async def _forget_job(self) -> None:
         async with self._changed:
@@ -212,9 +218,13 @@ class _Talker:
         self._end.set()
 
     def _beat(self) -> None:
+        node, leaving = ray.get_runtime_context().get_node_id(), False
         with contextlib.suppress(ray.exceptions.RayError):  # the group was given up, or its slot is gone
-            while not self._end.wait(_BEAT_SECONDS):
-                self._goes_on = ray.get(self._box.beat.remote(self._group, self._rank, *self._position))
+            for beat in itertools.count():
+                if self._end.wait(_BEAT_SECONDS):
+                    return
+                leaving = leaving or (beat % _BEATS_A_LOOK == 0 and _is_draining(node))
+                self._goes_on = ray.get(self._box.beat.remote(self._group, self._rank, *self._position, leaving))
 
     def next_job(self) -> dict[str, Any] | None:
         self._position = (0, 0)
@@ -260,6 +270,13 @@ def _work(job: Mapping[str, Any], talker: _Talker, train: Train) -> None:
             raise  # the other workers wait in a collective: only a new group is sound
     else:
         talker.ended()
+
+
+def _is_draining(node: str) -> bool:
+    """Whether a machine is about to be taken away: AWS gives spot machines two minutes' notice, which Ray passes on."""
+    from ray._private.state import state  # where Ray Train's own watcher reads it
+
+    return node in state.get_draining_nodes()
 
 
 def failure_kind(error: BaseException) -> FailureKind:

@@ -4,11 +4,13 @@ import logging
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import ray
+from ray._private import ray_constants
 
+from tuner.autoscaling import Prospect, prospect
 from tuner.config import SearchConfig
 from tuner.errors import RequestError
 from tuner.slot import Slots
@@ -25,26 +27,45 @@ _QUIET = {
     "RAY_worker_niceness": "0",  # training is what the machine is for; Ray would give it the lowest priority
 }
 
+_DESKTOP = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Ray's switch for clusters that other machines can reach; it is off on desktops, and read on every system."""
+_MOST_CPUS = 8.0  # of a worker that trains on a GPU
+_BOOT_SECONDS = 1200.0  # a new machine starts and installs in this time
+
 
 @contextmanager
 def connected(config: SearchConfig) -> Iterator[None]:
     """Connects to Ray for a block: `--address`, RAY_ADDRESS, or a local cluster that ends with the block."""
     os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
     address = _address(config)
-    try:
-        ray.init(
-            address=address or "local",  # without it, Ray would join a cluster that happens to run here
-            num_cpus=None if address else cores(),
-            include_dashboard=None if address else False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise RequestError([f"--address {address}: Ray cannot be reached there: {_one_line(error)}"]) from error
+    with nullcontext() if address else _on_loopback():
+        try:
+            ray.init(
+                address=address or "local",  # without it, Ray would join a cluster that happens to run here
+                num_cpus=None if address else cores(),
+                include_dashboard=None if address else False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise RequestError([f"--address {address}: Ray cannot be reached there: {_one_line(error)}"]) from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Makes clusters that start in the block listen on this machine alone, as Ray's do on a desktop."""
+    before, constants = os.environ.get(_DESKTOP), ray_constants
+    had, constants.ENABLE_RAY_CLUSTER = constants.ENABLE_RAY_CLUSTER, False
+    os.environ[_DESKTOP] = "0"
     try:
         yield
     finally:
-        ray.shutdown()
+        constants.ENABLE_RAY_CLUSTER = had
+        os.environ.pop(_DESKTOP) if before is None else os.environ.update({_DESKTOP: before})
 
 
 def rays_folder(config: SearchConfig, run_dir: Path) -> Path:
@@ -59,31 +80,67 @@ def _address(config: SearchConfig) -> str | None:
 
 
 def slots_for(config: SearchConfig, folder: Path) -> Slots:
-    """Returns the slots of `config` on the connected cluster.
+    """Returns the slots of `config` on the connected cluster, or on what its autoscaler would make of it.
 
     Raises:
-        RequestError: The cluster has not what they need.
+        RequestError: The cluster has not, and will not have, what they need.
     """
-    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    gpus = config.gpus_per_trial if config.gpus_per_trial is not None else float(have.get("GPU", 0) > 0)
+    return fitting_slots(config, folder, prospect(is_own=not _address(config)))
+
+
+def fitting_slots(config: SearchConfig, folder: Path, cluster: Prospect) -> Slots:
+    """Returns the slots of `config` on `cluster`; errors as `slots_for`'s."""
+    gpus = config.gpus_per_trial if config.gpus_per_trial is not None else float(cluster.most("GPU") > 0)
     workers = config.workers_per_trial or max(1, math.ceil(gpus))
-    needed = gpus * config.concurrent_trials
-    if needed > have.get("GPU", 0):
-        raise RequestError(
-            [
-                f"--gpus_per_trial {gpus:g} x --concurrent_trials {config.concurrent_trials} needs {needed:g} GPUs, "
-                f"but the cluster has {have.get('GPU', 0):g}; lower one of them (--gpus_per_trial 0 trains on the CPU)"
-            ]
-        )
-    share = have.get("CPU", 1) / (config.concurrent_trials * workers)
-    cpus = float(math.floor(share)) if share >= 1 else share
+    problems = [*_too_few_gpus(config, gpus, cluster), *_no_such_accelerator(config, gpus, cluster)]
+    if problems:
+        raise RequestError(problems)
+    cpus = _cpus_beside_a_gpu(config, gpus / workers, cluster) if gpus else _share_of_cpus(config, workers, cluster)
+    waiting = {"start_seconds": _BOOT_SECONDS} if cluster.grows else {}
     return Slots(
         count=config.concurrent_trials,
         workers=workers,
-        cpus=min(cpus, 8.0) if gpus else cpus,
+        cpus=cpus,
         gpus=gpus / workers,
+        accelerator_type=config.accelerator_type if gpus else None,
         folder=folder,
+        **waiting,
     )
+
+
+def _too_few_gpus(config: SearchConfig, gpus: float, cluster: Prospect) -> list[str]:
+    most, needed = cluster.most("GPU"), gpus * config.concurrent_trials
+    if needed <= most:
+        return []
+    has = f"the cluster has {most:g}, its autoscaler's machines counted in" if cluster.grows else f"there are {most:g}"
+    return [
+        f"--gpus_per_trial {gpus:g} x --concurrent_trials {config.concurrent_trials} needs {needed:g} GPUs, but {has}; "
+        "lower one of them (--gpus_per_trial 0 trains on the CPU)"
+    ]
+
+
+def _no_such_accelerator(config: SearchConfig, gpus: float, cluster: Prospect) -> list[str]:
+    wanted, prefix = config.accelerator_type, "accelerator_type:"
+    if wanted is None or cluster.unknown or cluster.kinds(f"{prefix}{wanted}"):
+        return [] if gpus or wanted is None else [f"--accelerator_type {wanted} needs GPUs, but --gpus_per_trial is 0"]
+    kinds = (*cluster.machines, *cluster.to_come)
+    known = sorted({name.removeprefix(prefix) for kind in kinds for name in kind.resources if name.startswith(prefix)})
+    return [f"--accelerator_type {wanted}: no machine of the cluster has one; it has {', '.join(known) or 'none'}"]
+
+
+def _share_of_cpus(config: SearchConfig, workers: int, cluster: Prospect) -> float:
+    total = sum(machine.resources.get("CPU", 0.0) for machine in cluster.machines) or 1.0
+    share = total / (config.concurrent_trials * workers)
+    return float(math.floor(share)) if share >= 1 else share
+
+
+def _cpus_beside_a_gpu(config: SearchConfig, gpus: float, cluster: Prospect) -> float:
+    """A worker's part of the CPUs of the machines that have GPUs: the least of them, so that it fits on each."""
+    resource = f"accelerator_type:{config.accelerator_type}" if config.accelerator_type else "GPU"
+    kinds = [kind.resources for kind in cluster.kinds(resource) if kind.resources.get("GPU")]
+    shares = [kind.get("CPU", 1.0) / kind["GPU"] * gpus for kind in kinds]
+    share = min([_MOST_CPUS, *shares]) if shares else 1.0
+    return float(math.floor(share)) if share >= 1 else share
 
 
 def cores() -> int:

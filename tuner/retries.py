@@ -33,7 +33,7 @@ class Retries:
 
     Out of memory is answered with half the `sub_batch_size`: the same gradients in less memory. Lost workers and errors
     are tried again, from the trial's last saved state; the same error twice is the configuration's own, in this trial
-    and in every other. A full disk and a missing place are waited for: they say nothing of the job.
+    and in every other. A full disk, a missing place and a machine that is taken away are no fault of the job.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Retries:
         """Returns what to do in the place of the failed `config`; None where nothing would help."""
         if failure.kind == "out_of_memory":
             return _smaller_sub_batch(config)
-        if failure.kind in ("disk_full", "no_resources"):
+        if failure.kind in ("disk_full", "no_resources", "preempted"):
             return config
         if failure.kind == "non_finite" or self._is_deterministic(tries, failure):
             return None

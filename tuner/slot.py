@@ -41,6 +41,8 @@ class Slots:
     """CPUs of one worker."""
     gpus: float
     """GPUs of one worker; 0 for a CPU group."""
+    accelerator_type: str | None = None
+    """The kind of GPU, in Ray's names (A10G); None: any."""
     folder: Path
     """Ray's own files."""
     start_seconds: float = 45.0
@@ -101,12 +103,17 @@ class Slot(tune.Trainable):
                 "train": self._train,
             },
             scaling_config=ScalingConfig(
-                num_workers=slots.workers, use_gpu=slots.gpus > 0, resources_per_worker=slots.resources
+                num_workers=slots.workers,
+                use_gpu=slots.gpus > 0,
+                resources_per_worker=slots.resources,
+                accelerator_type=slots.accelerator_type,
             ),
             run_config=RunConfig(
                 name=f"group-{self.trial_id}-{self._groups}",
                 storage_path=str(slots.folder.resolve()),
-                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),  # type: ignore[call-arg]
+                failure_config=FailureConfig(  # type: ignore[call-arg]
+                    max_failures=0, controller_failure_limit=0, max_preemption_failures=0
+                ),
             ),
         )
 
@@ -121,7 +128,9 @@ class Slot(tune.Trainable):
     def _next_event(self) -> dict[str, Any]:
         event = ray.get(self._box.event.remote(_POLL_SECONDS))
         if event is not None:
-            if event["event"] == FAILED and self._slots.workers > 1:
+            if event["event"] == FAILED and event["kind"] == "preempted":
+                self._end_workers()
+            elif event["event"] == FAILED and self._slots.workers > 1:
                 self._group.join(_END_SECONDS)  # its workers wait in a collective: Train ends them
             return dict(event)
         status = ray.get(self._box.status.remote())
@@ -144,11 +153,14 @@ class Slot(tune.Trainable):
         return _failed("worker_lost", f"the worker group ended: {one_line(error) if error else 'without an error'}")
 
     def _frozen(self, rank: int, silent: float) -> dict[str, Any]:
+        self._end_workers()
+        return _failed("worker_lost", f"worker {rank} of the group was silent for {silent:.0f} s, and was ended")
+
+    def _end_workers(self) -> None:
         """Ends the workers, frozen ones too: Train then frees what the group holds."""
         for worker in ray.get(self._box.workers.remote()):
             ray.kill(worker)
         self._group.join(_END_SECONDS)
-        return _failed("worker_lost", f"worker {rank} of the group was silent for {silent:.0f} s, and was ended")
 
     def _shortage(self) -> str:
         return shortage(self._slots, ray.cluster_resources(), ray.available_resources())  # type: ignore[no-untyped-call]

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import ray
 import torch
 from fake import fake_rungs
 
@@ -45,6 +46,24 @@ def slow(config: TrialConfig, report: Report, progress: Progress) -> None:
         return report(rung)  # type: ignore[arg-type]
 
     steady(config, unhurried, progress)
+
+
+def until_told(config: TrialConfig, report: Report, progress: Progress) -> None:
+    """As `steady`, but trial 1 trains at the second rung, the first time it stands there, until it is told to stop.
+
+    Its mark is the machine's id.
+    """
+    mark = Path(config.directory) / "mark"
+
+    def training(step: int, steps: int) -> bool | None:
+        if config.name == "0001" and step == 50 and not mark.exists():
+            mark.write_text(ray.get_runtime_context().get_node_id())
+            while progress(step, steps) is not False:
+                time.sleep(0.1)
+            return False
+        return progress(step, steps)
+
+    steady(config, report, training)
 
 
 def faulty(config: TrialConfig, report: Report, progress: Progress) -> None:

@@ -1,0 +1,71 @@
+"""A machine that is taken away with notice: what ran there is saved, and goes on on another."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from fake import open_agenda
+from fault_trains import until_told
+from ray.cluster_utils import Cluster
+
+from tuner.config import SearchConfig
+from tuner.executor import run_on_ray
+from tuner.slot import Slots
+from tuner.study import read_studies
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
+
+CONFIG = SearchConfig(num_trials=3, finalists=0, pruner="none")
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A head without places for workers, and two machines with one place each."""
+    folders = Path(__file__).parents[:3]  # processes of a node import what this test does
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, folders)))
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 100_000_000})
+    for _ in range(2):
+        cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
+    ray.init(cluster.address, log_to_driver=False)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def _drain(cluster: Cluster, node: str) -> None:
+    """Gives notice to a machine, as AWS does."""
+    command = [
+        *(str(Path(sys.executable).with_name("ray")), "drain-node", "--address", cluster.address, "--node-id", node),
+        *("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"),
+        *("--deadline-remaining-seconds", "120"),
+    ]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+
+
+def test_a_trial_is_saved_on_notice_and_goes_on_elsewhere(nodes: Cluster, tmp_path: Path) -> None:
+    slots = Slots(count=1, workers=1, cpus=1, gpus=0, folder=tmp_path / ".ray", start_seconds=90)
+    trial_folder = tmp_path / "trials" / "0001"
+
+    def give_notice() -> None:
+        while not (trial_folder / "mark").exists() or not (trial_folder / "mark").read_text():
+            time.sleep(0.1)
+        _drain(nodes, (trial_folder / "mark").read_text())
+
+    notice = threading.Thread(target=give_notice, daemon=True)
+    notice.start()
+    started = time.monotonic()
+    run_on_ray(open_agenda(CONFIG, tmp_path), slots, train=until_told)
+    notice.join(60)
+    assert time.monotonic() - started < 110  # it did not wait for the machine to be gone
+
+    trial = read_studies(tmp_path)[0].trials[1]
+    (retry,) = trial.user_attrs["retries"]
+    assert retry.startswith("preempted: a machine of the group is being taken away")
+    assert trial.state.name == "COMPLETE"
+    assert (trial_folder / "worked.txt").read_text().split() == ["1", "2", "2", "3"]

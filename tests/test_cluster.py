@@ -1,0 +1,96 @@
+"""Where trials are placed: on what a cluster has, and on what its autoscaler would bring."""
+
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tuner.autoscaling import NodeType, Prospect, launched
+from tuner.cluster import connected, fitting_slots
+from tuner.config import SearchConfig
+from tuner.errors import RequestError
+from tuner.slot import Slots
+
+HEAD = NodeType(resources={"CPU": 4.0, "node:__internal_head__": 1.0})
+A10G = {"CPU": 4.0, "GPU": 1.0, "accelerator_type:A10G": 1.0}
+H100 = {"CPU": 96.0, "GPU": 8.0, "accelerator_type:H100": 1.0}
+LAUNCHED = {
+    "max_workers": 8,
+    "head_node_type": "head",
+    "available_node_types": {
+        "head": {"resources": {"CPU": 4}},
+        "gpu_on_demand": {"resources": A10G, "max_workers": 8},
+        "gpu_spot": {"resources": A10G, "max_workers": 8},
+    },
+}
+
+
+def _slots(cluster: Prospect, **options: object) -> Slots:
+    return fitting_slots(SearchConfig(**options), Path("/ray"), cluster)  # type: ignore[arg-type]
+
+
+def _refused(cluster: Prospect, **options: object) -> str:
+    with pytest.raises(RequestError) as refused:
+        _slots(cluster, **options)
+    return str(refused.value)
+
+
+def test_a_machine_without_gpus_is_shared_out() -> None:
+    machine = Prospect(machines=[NodeType(resources={"CPU": 8.0})])
+    assert (_slots(machine).cpus, _slots(machine).gpus) == (8, 0)
+    assert _slots(machine, concurrent_trials=2, workers_per_trial=2).cpus == 2
+    assert _slots(machine, concurrent_trials=16).cpus == 0.5
+
+
+def test_gpus_that_an_autoscaler_would_bring_are_counted() -> None:
+    cluster = launched(LAUNCHED, [HEAD])
+    assert cluster.most("GPU") == 8  # of spot and on-demand together
+    slots = _slots(cluster, concurrent_trials=8)
+    assert (slots.gpus, slots.cpus, slots.workers) == (1, 4, 1)
+    assert slots.start_seconds > 600  # a machine has to boot and install first
+    assert "needs 9 GPUs, but the cluster has 8, its autoscaler's machines counted in" in _refused(
+        cluster, concurrent_trials=9
+    )
+
+
+def test_machines_that_came_are_not_counted_twice() -> None:
+    assert launched(LAUNCHED, [HEAD, NodeType(resources=A10G)]).most("GPU") == 8
+
+
+def test_without_an_autoscaler_what_is_there_is_all() -> None:
+    cluster = Prospect(machines=[HEAD, NodeType(resources=A10G)])
+    assert _slots(cluster).start_seconds < 60
+    assert "needs 2 GPUs, but there are 1" in _refused(cluster, concurrent_trials=2)
+
+
+def test_an_autoscaler_that_does_not_say_what_it_brings_is_trusted() -> None:
+    assert _slots(Prospect(machines=[HEAD], unknown=True), gpus_per_trial=2, concurrent_trials=50).workers == 2
+
+
+def test_trials_are_placed_on_the_kind_of_gpu_that_is_asked_for() -> None:
+    cluster = Prospect(machines=[NodeType(resources=A10G), NodeType(resources=H100)])
+    assert _slots(cluster).cpus == 4  # fits on either
+    slots = _slots(cluster, accelerator_type="H100")
+    assert (slots.accelerator_type, slots.cpus) == ("H100", 8)
+    assert "no machine of the cluster has one; it has A10G, H100" in _refused(cluster, accelerator_type="T4")
+    assert "needs GPUs" in _refused(cluster, accelerator_type="H100", gpus_per_trial=0)
+    assert _slots(launched(LAUNCHED, [HEAD]), accelerator_type="A10G").accelerator_type == "A10G"
+
+
+@pytest.mark.ray
+def test_a_cluster_of_the_searchs_own_listens_on_loopback_only() -> None:
+    import ray
+
+    with connected(SearchConfig()):
+        ray.get(ray.remote(lambda: os.getpid()).remote())  # a worker listens as well
+        processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        listening = [
+            (process.name(), connection.laddr.ip)
+            for process in processes
+            for connection in process.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN
+        ]
+    assert {"gcs_server", "raylet"} <= {name for name, _ in listening}
+    assert {ip.removeprefix("::ffff:") for _, ip in listening} <= {"127.0.0.1", "::1"}
+    assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in os.environ
