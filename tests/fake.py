@@ -13,6 +13,7 @@ from search_spaces import Context, load_search_space
 from trainables.config import Progress, Report, RungReport, TrialConfig
 from tuner.agenda import Agenda
 from tuner.config import SearchConfig
+from tuner.mirror import Mirror
 from tuner.storage import open_storage
 from tuner.study import SearchStudy
 
@@ -116,11 +117,17 @@ def open_study(config: SearchConfig, run_dir: Path) -> SearchStudy:
 
 
 def new_agenda(
-    config: SearchConfig, study: SearchStudy, run_dir: Path, clock: Callable[[], float] = time.monotonic
+    config: SearchConfig,
+    study: SearchStudy,
+    run_dir: Path,
+    clock: Callable[[], float] = time.monotonic,
+    mirror: Mirror | None = None,
 ) -> Agenda:
     eval_data = str(run_dir / "eval")
-    return Agenda(config, study, run_dir=run_dir, arguments=START, eval_data=eval_data, clock=clock)
+    return Agenda(config, study, run_dir=run_dir, arguments=START, eval_data=eval_data, mirror=mirror, clock=clock)
 
 
-def open_agenda(config: SearchConfig, run_dir: Path, clock: Callable[[], float] = time.monotonic) -> Agenda:
-    return new_agenda(config, open_study(config, run_dir), run_dir, clock)
+def open_agenda(
+    config: SearchConfig, run_dir: Path, clock: Callable[[], float] = time.monotonic, mirror: Mirror | None = None
+) -> Agenda:
+    return new_agenda(config, open_study(config, run_dir), run_dir, clock, mirror)

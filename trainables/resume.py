@@ -4,8 +4,9 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 _KEPT = 2
 _MANIFEST = "manifest.json"
+_ELSEWHERE = ("sub_batch_size", "cache_dir", "cache_path")
 
 
 class States:
@@ -51,13 +53,21 @@ class States:
             self._finish(temporary, step)
 
     def newest(self) -> Path | None:
-        """Returns the newest state of this configuration that is whole, None if there is none."""
+        """Returns the newest state of this configuration that is whole on every worker's disk, else None."""
+        if world_size() == 1:
+            name = next(self._sound(), None)
+        else:
+            everywhere: list[set[str]] = [set()] * world_size()
+            dist.all_gather_object(everywhere, set(self._sound()))
+            name = max(set.intersection(*everywhere), default=None)
+        return None if name is None else self._folder / name
+
+    def _sound(self) -> Iterator[str]:
         for state in self._states():
             if problem := self._problem(state):
                 logger.warning("the training state %s is not used: %s", state, problem)
             else:
-                return state
-        return None
+                yield state.name
 
     def remove(self) -> None:
         """Removes all states, when nothing is left to resume."""
@@ -96,11 +106,24 @@ class States:
 
 
 def config_hash(config: TrialConfig) -> str:
-    """Identifies what a trial computes; `sub_batch_size` bounds its memory and changes nothing else."""
+    """Identifies what a trial computes, on whichever machine its files lie.
+
+    `sub_batch_size` bounds its memory and changes nothing else.
+    """
     values = config.to_dict()
-    values["arguments"].pop("sub_batch_size", None)
+    values["eval_data"] = Path(config.eval_data).name
+    values["arguments"] = {
+        name: _without_place(value) for name, value in config.arguments.items() if name not in _ELSEWHERE
+    }
     parts = {name: values[name] for name in ("arguments", "eval_data", "metric", "rungs", "split")}
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _without_place(value: Any) -> Any:
+    """`value` with nothing but the last name of absolute paths."""
+    if isinstance(value, list | tuple):
+        return [_without_place(item) for item in value]
+    return Path(value).name if isinstance(value, str) and value.startswith("/") else value
 
 
 def tensor_hash(tensors: Mapping[str, Tensor]) -> str:

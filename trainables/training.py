@@ -4,6 +4,8 @@ import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
+import torch.distributed as dist
+
 from trainables.base import BaseModels
 from trainables.config import Progress, Report, RungReport, TrialConfig
 from trainables.m3 import Runner, build_arguments
@@ -20,7 +22,7 @@ def train(config: TrialConfig, report: Report, base: BaseModels, progress: Progr
     folder = Path(config.directory)
     states = States(folder / "resume", config)
     state = states.newest()
-    done = read_records(folder) if state else _start_anew(folder)
+    done = _of_first_worker(read_records(folder)) if state else _start_anew(folder)
     if not _repeat(done, report, config):
         states.remove()
         return
@@ -57,6 +59,15 @@ def _start_anew(folder: Path) -> list[RungReport]:
         for name in ("metrics.jsonl", "dev.json"):
             (folder / name).unlink(missing_ok=True)
     return []
+
+
+def _of_first_worker(records: list[RungReport]) -> list[RungReport]:
+    """Returns the first worker's: it wrote them, and the others may stand on other machines' disks."""
+    if world_size() == 1:
+        return records
+    box = [records]
+    dist.broadcast_object_list(box)
+    return box[0]
 
 
 def _repeat(done: list[RungReport], report: Report, config: TrialConfig) -> bool:

@@ -22,6 +22,8 @@ from tuner.config import SECRETS, SearchConfig
 from tuner.disk import TrialFolders
 from tuner.finals import Finals
 from tuner.interrupts import SearchStopped
+from tuner.mirror import Mirror
+from tuner.remote import RunStore
 from tuner.retries import Failure, Retries, Tries
 from tuner.study import BASE, SAMPLED, USER, SearchStudy
 
@@ -66,6 +68,7 @@ class Agenda:
         arguments: FlagEmbedding's arguments that hold for every trial, as this machine can honour them.
         eval_data: BEIR folder with dev and test.
         trial_bytes: What a trial may write while it runs.
+        mirror: Keeps object storage up to date. None: the run directory is where it is to be.
         clock: Seconds, monotonic.
     """
 
@@ -78,9 +81,11 @@ class Agenda:
         arguments: Mapping[str, Any],
         eval_data: str,
         trial_bytes: int = 0,
+        mirror: Mirror | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config, self._study, self._run_dir = config, study, run_dir
+        self._mirror = mirror or Mirror(RunStore(str(run_dir), run_dir))
         self._arguments, self._eval_data, self._clock = arguments, eval_data, clock
         self._budget = TimeBudget(config, spent=study.spent, clock=clock)
         self._folders = TrialFolders(
@@ -162,6 +167,7 @@ class Agenda:
             job.trial.set_user_attr("seconds", dict(report.seconds))
             return True
         goes_on = self._study.report(job.trial, report)
+        self._mirror.study_changed()
         if goes_on and not report.last and job.row.role == SAMPLED:
             goes_on = self._budget.allows_next_rung(report.rung, self.rows)
             job.row.note = "" if goes_on else "no time for its next rung"
@@ -171,6 +177,11 @@ class Agenda:
     def ended(self, name: str) -> None:
         """Job `name` did all it was asked, or stopped where it was told to."""
         job = self._close(name, "complete")
+        self._mirror.ended(name, stopped=job.stopped)
+        self._take_in(job)
+        self._mirror.study_changed()
+
+    def _take_in(self, job: _Running) -> None:
         if job.trial is None:
             return
         if job.finalist:
@@ -207,6 +218,7 @@ class Agenda:
     def _gave_up(self, job: _Running, failure: Failure) -> None:
         self.failures.append(failure)
         self._base_failed |= job.row.role == BASE  # nothing can be compared with
+        self._mirror.study_changed()
         if job.trial is None:
             return
         if job.finalist:
@@ -279,6 +291,7 @@ class Agenda:
         searching = any(job.trial is not None and not job.finalist for job in self._running.values())
         if searching or not self._candidates():
             return None
+        self._mirror.settle()
         return self._finalist_job() or self._final_job()
 
     def _candidates(self) -> list[FrozenTrial]:
@@ -318,7 +331,7 @@ class Agenda:
         users = [t.number for t in self._study.search.get_trials(deepcopy=False) if t.user_attrs.get("role") == USER]
         kept = {f"{number:04d}" for number in [*best, *users, *([] if winner is None else [winner])]}
         alive = {*self._running, *(job.config.name for job in self._waiting), *self._study.unfinished_names}
-        self._folders.keep(kept, alive)
+        self._mirror.drop([f"trials/{folder}" for folder in self._folders.keep(kept, alive)])
 
 
 def _record(config: TrialConfig) -> None:

@@ -14,6 +14,7 @@ import yaml
 from tuner.arguments import DROPPED, RENAMED, Argument, upstream_arguments
 from tuner.config import EXAMPLE_DEFAULTS, SearchConfig
 from tuner.errors import RequestError
+from tuner.object_storage import is_url
 
 _DESCRIPTION = (
     "Search the hyperparameters of a BGE-M3 fine-tune. Takes every flag of "
@@ -165,7 +166,13 @@ def _without_their_values(unknown: Sequence[str]) -> list[str]:
 
 
 def _resumed_config(run_dir: str | None) -> str | None:
-    return None if run_dir is None else str(Path(run_dir) / "config.yaml")
+    if run_dir is None or not is_url(run_dir):
+        return None if run_dir is None else str(Path(run_dir) / "config.yaml")
+    from tuner.remote import open_run_dir
+
+    store = open_run_dir(run_dir)
+    store.pull(["config.yaml"])
+    return str(store.local / "config.yaml")
 
 
 def _unknown_flag(token: str) -> str:

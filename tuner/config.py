@@ -61,7 +61,7 @@ class SearchConfig:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """FlagEmbedding's and transformers' arguments as the user gave them; the search space varies some of them."""
     run_dir: str | None = None
-    """Where everything of this search is kept. None: ``--output_dir`` if given, else runs/DATE-TIME."""
+    """Where everything is kept: a folder, or s3://BUCKET/PREFIX. None: ``--output_dir`` or else runs/DATE-TIME."""
     num_trials: int = 16
     """Trials in the study; the base model (trial 0) and your own settings (trial 1) are among them."""
     time_budget: str | None = None
@@ -94,6 +94,8 @@ class SearchConfig:
     """Ray cluster to use (`auto`, ray://...). None: a local one is started and stopped."""
     gpus_per_trial: float | None = None
     """GPUs a trial holds; below 1, several share a card; 0 trains on the CPU. None: 1 where there is a GPU, else 0."""
+    accelerator_type: str | None = None
+    """Kind of GPU that trials run on, as Ray names it (A10G, A100, H100). None: whichever is there."""
     workers_per_trial: int | None = None
     """Worker processes of a trial (data parallel). None: one a GPU, and one on the CPU."""
     concurrent_trials: int = 1
@@ -214,9 +216,9 @@ class SearchConfig:
         return cls(**{**values, **tuples})
 
 
-def new_run_dir(config: SearchConfig, stamp: str) -> Path:
-    """Returns the run directory of `config`; `stamp` names it where the user did not."""
-    return Path(config.run_dir or config.arguments.get("output_dir") or Path("runs") / stamp)
+def new_run_dir(config: SearchConfig, stamp: str) -> str:
+    """Returns the run directory of `config`, a path or a URL; `stamp` names it where the user did not."""
+    return str(config.run_dir or config.arguments.get("output_dir") or Path("runs") / stamp)
 
 
 def _increasing_to_one(rungs: tuple[float, ...]) -> bool:

@@ -119,13 +119,14 @@ class TrialFolders:
         """Trial `name` starts."""
         self._holding.add(name)
 
-    def keep(self, weights: set[str], alive: set[str]) -> None:
-        """Removes the states of all but `alive`, and the weights of all but those and `weights`."""
-        for name in self._holding - alive:
-            shutil.rmtree(self._trials / name / "resume", ignore_errors=True)
-            if name not in weights:
-                shutil.rmtree(self._trials / name / "checkpoint", ignore_errors=True)
+    def keep(self, weights: set[str], alive: set[str]) -> list[str]:
+        """Removes states of all but `alive`, and weights of all but those and `weights`; returns the folders."""
+        ended = self._holding - alive
+        removed = [*(f"{name}/resume" for name in ended), *(f"{name}/checkpoint" for name in ended - weights)]
+        for folder in removed:
+            shutil.rmtree(self._trials / folder, ignore_errors=True)
         self._holding &= weights | alive
+        return removed
 
     def refused(self) -> None:
         """A file could not be written."""

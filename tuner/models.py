@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from tuner.errors import RequestError
+from tuner.inputs import local_copy
 
 _NOT_NEEDED = ["flax_model.msgpack", "rust_model.ot", "tf_model.h5", "onnx/*", "openvino/*", "imgs/*"]
 
@@ -29,6 +30,11 @@ def find_model(name: str, *, cache_dir: str | None = None, token: str | None = N
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise RequestError([f"--model_name_or_path {name}: there is no such folder"])
     return _download(name, cache_dir or os.getenv("HF_HUB_CACHE"), token)
+
+
+def model_here(name: str, *, cache_dir: str | None = None, token: str | None = None) -> str:
+    """Returns `find_model`'s folder on this machine of a model that may also be named by a URL (``s3://...``)."""
+    return find_model(local_copy(name), cache_dir=cache_dir, token=token)
 
 
 def _download(name: str, cache_dir: str | None, token: str | None) -> str:

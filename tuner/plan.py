@@ -2,7 +2,7 @@
 
 import importlib.util
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from tuner.arguments import upstream_arguments
 from tuner.config import SECRETS, SearchConfig
 from tuner.disk import fit_to_disk, weights_bytes
 from tuner.errors import RequestError
-from tuner.models import find_model
+from tuner.inputs import local_copy
+from tuner.models import model_here
+from tuner.object_storage import is_url
 from tuner.storage import redacted
 from tuner.study import pruner_names, sampler_names
 
@@ -155,9 +157,7 @@ def _data_and_model(config: SearchConfig, arguments: Mapping[str, Any], run_dir:
     problems: list[str] = []
     dataset, model = None, config.model_name_or_path
     try:
-        dataset = data.prepare(
-            arguments["train_data"], folder=run_dir / "data", eval_data=config.eval_data, seed=config.seed
-        )
+        dataset = _dataset(config, arguments["train_data"], run_dir / "data")
     except RequestError as error:
         problems.extend(error.findings)
     if dataset is not None and arguments.get("knowledge_distillation") and not dataset.has_scores:
@@ -166,12 +166,23 @@ def _data_and_model(config: SearchConfig, arguments: Mapping[str, Any], run_dir:
         )
     if not problems or Path(model).is_dir():
         try:
-            model = find_model(model, cache_dir=arguments.get("cache_dir"), token=arguments.get("token"))
+            model = model_here(model, cache_dir=arguments.get("cache_dir"), token=arguments.get("token"))
         except RequestError as error:
             problems.extend(error.findings)
     if problems or dataset is None:
         raise RequestError(problems)
     return dataset, model
+
+
+def _dataset(config: SearchConfig, train_data: Sequence[str], folder: Path) -> data.Dataset:
+    """The data as it is now; a search that goes on where its files are not goes on with what it wrote down of them."""
+    named = [*train_data, *([config.eval_data] if config.eval_data else [])]
+    gone = not all(is_url(str(path)) or Path(path).exists() for path in named)
+    if config.resume and gone and (folder / data.MANIFEST).exists():
+        return data.load(folder)
+    here = [local_copy(str(path)) for path in named]
+    held_out = here[-1] if config.eval_data else None
+    return data.prepare(here[: len(train_data)], folder=folder, eval_data=held_out, seed=config.seed)
 
 
 def _with_deepspeed_config(arguments: dict[str, Any], warnings: list[str]) -> dict[str, Any]:

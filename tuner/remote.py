@@ -61,6 +61,9 @@ class RunStore:
         local: The directory to work in.
     """
 
+    is_remote = False
+    """Whether what is made here has to be brought somewhere else."""
+
     def __init__(self, url: str, local: Path) -> None:
         self.url = url
         self.local = local
@@ -97,9 +100,14 @@ class RunStore:
         for path in paths:
             shutil.rmtree(self.local / path, ignore_errors=True)
 
+    def forget(self, parts: Iterable[str]) -> None:
+        """Frees this machine's disk of parts that storage holds."""
+
 
 class MirroredRunStore(RunStore):
     """A run directory on object storage, with a working directory on this machine's disk."""
+
+    is_remote = True
 
     def __init__(self, url: str) -> None:
         super().__init__(url, working_directory("runs", url))
@@ -107,7 +115,7 @@ class MirroredRunStore(RunStore):
         self.local.mkdir(parents=True, exist_ok=True)
 
     def push(self, paths: Iterable[str] | None = None) -> None:
-        for part in _parts(self.local) if paths is None else sorted({part_of(path) for path in paths}):
+        for part in parts_of(self.local) if paths is None else sorted({part_of(path) for path in paths}):
             self._push_part(part)
 
     def pull(self, paths: Iterable[str] | None = None) -> bool:
@@ -128,7 +136,13 @@ class MirroredRunStore(RunStore):
             if part in stored:
                 listing, seen = self._listing(part), self._last_seen(part)
                 kept = {path: file for path, file in listing.items() if not _lies_in(path, unwanted)}
-                self._commit(part, kept, before=listing, held=seen.held & kept.keys())
+                if kept != listing:
+                    self._commit(part, kept, before=listing, held=seen.held & kept.keys())
+
+    def forget(self, parts: Iterable[str]) -> None:
+        for part in parts:
+            self._record_of(part).unlink(missing_ok=True)  # first: what is not held is not missed by a push
+            shutil.rmtree(self.local / part, ignore_errors=True)
 
     def _push_part(self, part: str) -> None:
         seen = self._last_seen(part)
@@ -210,15 +224,18 @@ class MirroredRunStore(RunStore):
         with self._files.open_input_stream(f"{self._root}/listings/{part}.json") as stream:
             return _from_json(json.loads(stream.read()))
 
+    def _record_of(self, part: str) -> Path:
+        return self.local / _LAST_SEEN / f"{part}.json"
+
     def _last_seen(self, part: str) -> _Seen:
-        path = self.local / _LAST_SEEN / f"{part}.json"
+        path = self._record_of(part)
         if not path.exists():
             return _Seen({}, set())
         record = json.loads(path.read_bytes())
         return _Seen(_from_json(record["listing"]), set(record["held"]))
 
     def _remember(self, part: str, seen: _Seen) -> None:
-        path = self.local / _LAST_SEEN / f"{part}.json"
+        path = self._record_of(part)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps({"listing": _to_json(seen.listing), "held": sorted(seen.held)}))
@@ -240,7 +257,8 @@ def part_of(path: str) -> str:
     return "/".join(names[:2]) if names[0] == "trials" else names[0]
 
 
-def _parts(local: Path) -> list[str]:
+def parts_of(local: Path) -> list[str]:
+    """Returns the parts that a working directory has anything of."""
     trials = local / "trials"
     names = [f"trials/{trial.name}" for trial in trials.iterdir()] if trials.is_dir() else []
     names += [entry.name for entry in local.iterdir() if entry.name != "trials"]
@@ -259,7 +277,7 @@ def _file_names(local: Path, part: str) -> Iterator[str]:
 
 
 def _passed_over(name: str) -> bool:
-    return name.startswith(".") or name.endswith((".tmp", ".db-journal", ".db-wal", ".db-shm"))
+    return name.startswith(".") or name.endswith((".tmp", ".lock", ".db-journal", ".db-wal", ".db-shm"))
 
 
 @contextlib.contextmanager

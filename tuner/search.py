@@ -17,9 +17,12 @@ from tuner.command import parse
 from tuner.config import SearchConfig, new_run_dir
 from tuner.errors import EXIT_ALL_FAILED, EXIT_DONE, EXIT_REQUEST, AllTrialsFailedError, RequestError
 from tuner.interrupts import Interrupted, interruptible
+from tuner.object_storage import is_url
+from tuner.remote import RunStore, open_run_dir
 
 if TYPE_CHECKING:
     from trainables.config import Train
+    from tuner.mirror import Mirror
     from tuner.patience import PatientStorage
     from tuner.plan import Plan
     from tuner.retries import Failure
@@ -71,26 +74,26 @@ def run_search(config: SearchConfig, argv: list[str], console: Console, *, train
         AllTrialsFailedError: No trial could be trained.
     """
     started = time.monotonic()
-    named = Path(config.resume) if config.resume else new_run_dir(config, time.strftime("%Y%m%d-%H%M%S"))
-    if named.parts and named.parts[0].endswith(":"):
-        raise RequestError(
-            [f"--run_dir {named}: must be a path that every node sees; object storage is not supported yet"]
-        )
-    run_dir = named.resolve()  # the workers stand in another directory
+    named = config.resume or new_run_dir(config, time.strftime("%Y%m%d-%H%M%S"))
+    store = open_run_dir(named if is_url(named) else str(Path(named).resolve()))  # workers stand in another directory
+    run_dir = store.local
     with _held(run_dir):
-        if not config.resume:
-            _make_room(run_dir, replace=bool(config.arguments.get("overwrite_output_dir")))
+        if config.resume:
+            store.pull()
+        else:
+            _make_room(store, replace=bool(config.arguments.get("overwrite_output_dir")))
         if config.is_example:
             config = _example(config, run_dir)
-        _search(config, run_dir, argv, console, started, train)
+        _search(config, store, argv, console, started, train)
     return run_dir
 
 
 def _search(
-    config: SearchConfig, run_dir: Path, argv: list[str], console: Console, started: float, train: "Train | None"
+    config: SearchConfig, store: RunStore, argv: list[str], console: Console, started: float, train: "Train | None"
 ) -> None:
     from tuner.plan import make_plan, write_config
 
+    run_dir = store.local
     config = _with_study_name(config, run_dir)
     plan = make_plan(config, run_dir, lambda line: console.print(line, markup=False))
     config = plan.config
@@ -106,12 +109,15 @@ def _search(
     from tuner.cluster import connected, rays_folder, slots_for
     from tuner.disk import trial_bytes
     from tuner.executor import run_on_ray
+    from tuner.mirror import Mirror
+    from tuner.placement import on_any_machine
     from tuner.plan import honoured
     from tuner.progress import Progress
 
     storage = _open_storage(config, run_dir, console)
     study = _open_study(plan, storage)
-    with connected(config), _ending_in_order(run_dir, console) as check:
+    mirror = Mirror(store)
+    with connected(config), _ending_in_order(store.url, mirror, console) as check:
         storage.check = check
         slots = slots_for(config, rays_folder(config, run_dir))
         arguments, warnings = honoured(plan.arguments, gpu=slots.gpus > 0)
@@ -123,15 +129,21 @@ def _search(
             arguments=arguments,
             eval_data=plan.dataset.eval_data,
             trial_bytes=trial_bytes(plan.weights_bytes),
+            mirror=mirror,
         )
+        mirror.begin()
         with Progress(agenda, console, planned=config.num_trials, rungs=len(config.rungs)):
-            run_on_ray(agenda, slots, check, train=train or train_trial)
+            run_on_ray(agenda, slots, check, train=on_any_machine(plan, store, train or train_trial))
+        mirror.finish()
     if not agenda.has_winner:
         raise AllTrialsFailedError(grouped_causes(agenda.failures))
 
     from tuner.ending import conclude
 
     conclude(config, run_dir, console, seconds=time.monotonic() - started)
+    mirror.finish()
+    if store.is_remote:
+        console.print(f"kept in     {store.url}", markup=False, soft_wrap=True)
 
 
 def _with_study_name(config: SearchConfig, run_dir: Path) -> SearchConfig:
@@ -178,12 +190,13 @@ def _open_study(plan: "Plan", storage: "PatientStorage") -> "SearchStudy":
 
 
 @contextmanager
-def _ending_in_order(run_dir: Path, console: Console) -> Iterator[Callable[[], None]]:
-    """Says how to go on when the block is interrupted; yields what `interruptible` does."""
+def _ending_in_order(run_dir: str, mirror: "Mirror", console: Console) -> Iterator[Callable[[], None]]:
+    """Keeps what there is and says how to go on when the block is interrupted; yields what `interruptible` does."""
     try:
         with interruptible() as check:
             yield check
     except Interrupted as interrupted:
+        mirror.leave()
         why = f"stopped: {interrupted.reason}" if interrupted.reason else "stopped"
         line = f"{why}; nothing that was finished is lost. Go on with: python -m tuner.search --resume {run_dir}"
         console.print(line, style="bold", markup=False, soft_wrap=True)
@@ -218,8 +231,16 @@ def _held(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def _make_room(run_dir: Path, *, replace: bool) -> None:
-    """Refuses a directory that holds a search, or with `replace` removes what that search wrote, and nothing else."""
+def _make_room(store: RunStore, *, replace: bool) -> None:
+    """Refuses a directory that holds a search, or with `replace` removes what that search wrote, and nothing else.
+
+    On object storage nothing is ever replaced.
+    """
+    run_dir = store.local
+    if store.is_remote:
+        if store.pull(["config.yaml"]):
+            raise RequestError([f"{store.url} holds a search already; --resume it, or name another prefix"])
+        replace = True  # what an earlier search left on this disk alone
     if not (run_dir / "study.db").exists() and not (run_dir / "result.json").exists():
         return
     if not replace:
