@@ -1,5 +1,6 @@
 """The driver's own process: killed, told to end once or twice, refused. Nothing is orphaned, nothing is lost."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -9,8 +10,15 @@ from pathlib import Path
 
 import psutil
 import pytest
+from fake import fake_train, new_agenda, new_study
 
 from tests.m3_fixtures import make_model, make_rows
+from tuner.command import parse
+from tuner.config import SearchConfig
+from tuner.executor import run_in_process
+from tuner.plan import make_plan, write_config
+from tuner.search import main
+from tuner.storage import open_storage
 from tuner.study import read_studies
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
@@ -130,10 +138,8 @@ def test_every_trial_fails(flags: list[str], tmp_path: Path) -> None:
     assert _states(tmp_path) == ["COMPLETE", *["FAIL"] * 5]
 
 
-def test_a_second_search_in_the_same_directory_is_refused(flags: list[str], tmp_path: Path) -> None:
+def test_a_second_search_in_the_same_directory_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By a lock that its process takes with it: once that is killed, the directory is free."""
-    import fcntl
-
     (tmp_path / "run").mkdir()
     holder = subprocess.Popen(
         [sys.executable, "-c", f"import fcntl, time; f = open({str(tmp_path / 'run' / '.lock')!r}, 'w'); "
@@ -142,31 +148,26 @@ def test_a_second_search_in_the_same_directory_is_refused(flags: list[str], tmp_
     )  # fmt: skip
     assert holder.stdout is not None
     holder.stdout.readline()
-    second = Driver(tmp_path, "steady", *flags)
-    assert second.end() == 2
-    assert "another search is running there" in second.out.read_text()
+    assert main(["--run_dir", str(tmp_path / "run")]) == 2
+    assert "another search is running there" in capsys.readouterr().err
     holder.kill()
     holder.wait()
     with (tmp_path / "run" / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def test_changed_data_is_refused_on_resume(flags: list[str], tmp_path: Path) -> None:
+def test_changed_data_is_refused_on_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What differs is said, and nothing is changed."""
-    dry = Driver(tmp_path, "steady", *flags, "--dry_run")
-    assert dry.end() == 0
-    from fake import fake_train, new_agenda, new_study
-
-    from tuner.config import SearchConfig
-    from tuner.executor import run_in_process
-    from tuner.storage import open_storage
-
+    make_model(tmp_path / "model")
+    make_rows(tmp_path / "rows.jsonl", rows=120)
+    (tmp_path / "run").mkdir()
+    request = ["--model_name_or_path", str(tmp_path / "model"), "--train_data", str(tmp_path / "rows.jsonl")]
+    write_config(make_plan(parse(request), tmp_path / "run", lambda _: None), request)
     config = SearchConfig(num_trials=3, finalists=0)
     study = new_study(config, open_storage(None, tmp_path / "run"))
     study.claim({"data_hash": "0" * 16})
     run_in_process(new_agenda(config, study, tmp_path / "run"), fake_train)
     before = _states(tmp_path)
-    resumed = Driver(tmp_path, "steady", "--resume", "run")
-    assert resumed.end() == 2
-    assert f"data_hash was {'0' * 16} when the search began and is" in resumed.out.read_text()
+    assert main(["--resume", str(tmp_path / "run")]) == 2
+    assert f"data_hash was {'0' * 16} when the search began and is" in capsys.readouterr().err
     assert _states(tmp_path) == before

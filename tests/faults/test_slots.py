@@ -43,6 +43,7 @@ def test_a_killed_worker_costs_nothing_but_time(slots: Slots, tmp_path: Path) ->
     assert left_over() == {}
 
 
+@pytest.mark.slow
 def test_all_trials_fail(slots: Slots, tmp_path: Path) -> None:
     agenda = _search(tmp_path, slots, every_trial_fails)
     assert not agenda.has_winner
@@ -65,6 +66,7 @@ def test_what_is_lacking(total: dict[str, float], free: dict[str, float], words:
     assert words in shortage(Slots(count=1, workers=2, cpus=1, gpus=1, folder=Path()), total, free)
 
 
+@pytest.mark.slow
 def test_a_group_that_cannot_start_says_why(slots: Slots, tmp_path: Path) -> None:
     """The slot itself ends with the search's connection to Ray: this test is the file's last."""
     started = time.monotonic()

@@ -12,10 +12,12 @@ from postgres import PASSWORD, Server, running_server
 
 from tests.m3_fixtures import make_model, make_rows
 from trainables.config import Progress, Report, Train, TrialConfig
+from tuner.command import parse
 from tuner.config import SearchConfig
 from tuner.executor import run_in_process
 from tuner.interrupts import SearchStopped
 from tuner.patience import PatientStorage
+from tuner.plan import make_plan, write_config
 from tuner.search import main
 from tuner.storage import PASSWORD_VARIABLE, open_storage
 from tuner.study import read_studies
@@ -125,7 +127,8 @@ def test_a_study_that_cannot_be_read_is_told_and_left_alone(
     damage: str, request_flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_dir, flags = tmp_path / "run", list[str]()
-    assert main([*request_flags, "--dry_run"]) == 0
+    run_dir.mkdir()
+    write_config(make_plan(parse(request_flags), run_dir, lambda _: None), request_flags)
     _search(CONFIG, run_dir, fake_train)
     study = run_dir / "study.db"
     if damage == "no database":
