@@ -93,6 +93,8 @@ class Agenda:
         )
         self._running: dict[str, _Running] = {}
         self._retries, self._waiting = Retries(), list[_Running]()
+        self._twins: list[tuple[Trial, Mapping[str, Any]]] = []
+        """Trials that wait for the end of one with the same parameters."""
         self._stop_reason = ""
         self._finals = Finals(config, study, run_dir=run_dir, job=self._job)
         self._scorings: list[TrialConfig] = []
@@ -115,7 +117,7 @@ class Agenda:
             return None
         job = None if self._base_failed else self._retry() or self._search_job() or self._after_search()
         if job is None:
-            self.finished = not self._running and not self._waiting
+            self.finished = not self._running and not self._waiting and not self._twins
             return None
         self._running[job.config.name] = job
         self._folders.opened(job.config.name)
@@ -252,16 +254,34 @@ class Agenda:
     def _search_job(self) -> _Running | None:
         if self._config.guard_constraint and any(job.row.role == BASE for job in self._running.values()):
             return None  # what is lost on the guards is measured against it
-        while self._study.has_unfinished or self._may_issue():
-            trial, params = self._study.ask()
+        while (asked := self._asked()) is not None:
+            trial, params = asked
             earlier = self._study.duplicate_of(trial, params)
-            if earlier is None:
+            if earlier is not None:
+                self._reuse(trial, params, earlier)
+            elif self._runs_already(params):
+                self._twins.append(asked)
+            else:
                 return self._trial_job(trial, params)
-            self._study.reuse(trial, earlier)
-            row = self._row(f"{trial.number:04d}", SAMPLED, params)
-            row.value, row.state = earlier.user_attrs.get("best_value"), f"as {earlier.number}"
-            self.rows.append(row)
         return None
+
+    def _asked(self) -> tuple[Trial, Mapping[str, Any]] | None:
+        """A trial whose twin has ended, or the study's next; None where there is none now."""
+        for index, (_, params) in enumerate(self._twins):
+            if not self._runs_already(params):
+                return self._twins.pop(index)
+        return self._study.ask() if self._study.has_unfinished or self._may_issue() else None
+
+    def _runs_already(self, params: Mapping[str, Any]) -> bool:
+        """Whether another slot, or one that is to take it up again, has a trial of the same parameters."""
+        jobs = [job for job in [*self._running.values(), *self._waiting] if job.trial is not None and not job.finalist]
+        return bool(params) and any(job.row.params == params for job in jobs)
+
+    def _reuse(self, trial: Trial, params: Mapping[str, Any], earlier: FrozenTrial) -> None:
+        self._study.reuse(trial, earlier)
+        row = self._row(f"{trial.number:04d}", SAMPLED, params)
+        row.value, row.state = earlier.user_attrs.get("best_value"), f"as {earlier.number}"
+        self.rows.append(row)
 
     def _may_issue(self) -> bool:
         return self._study.issued < self._config.num_trials and self._budget.allows_trial(self.rows)

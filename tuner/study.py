@@ -203,7 +203,7 @@ class SearchStudy:
     def reuse(self, trial: Trial, earlier: FrozenTrial) -> None:
         """Tells `trial` the end of `earlier`, which had the same parameters."""
         trial.set_user_attr("duplicate_of", earlier.number)
-        for name in ("scores", "best_rung", "best_value", "guard", GUARD_EXCESS):
+        for name in ("scores", "best_rung", "best_value", "guard", GUARD_EXCESS, _INFEASIBLE):
             if name in earlier.user_attrs:
                 trial.set_user_attr(name, earlier.user_attrs[name])
         if earlier.state == TrialState.COMPLETE:
