@@ -1,11 +1,13 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.m3_fixtures import make_model, make_rows
 from tuner.config import SearchConfig
 from tuner.errors import RequestError
-from tuner.plan import Plan, honoured, make_plan
+from tuner.plan import CONFIG_FILE, Plan, honoured, make_plan, write_config
 from tuner.storage import redacted
 
 
@@ -79,3 +81,29 @@ def test_passwords_of_storages_are_not_written() -> None:
         "postgresql://host/db?user=me&password=***&x=1"
     )
     assert redacted("sqlite:///study.db") == "sqlite:///study.db"
+
+
+def test_a_resumed_search_keeps_the_command_that_began_it(tmp_path: Path) -> None:
+    plan = _plan(tmp_path)
+    write_config(plan, ["--train_data", "rows.jsonl"])
+    resumed = replace(plan, config=plan.config.replace(resume=str(plan.run_dir), num_trials=20))
+    write_config(resumed, ["--resume", "run", "--num_trials", "20"])
+    written = yaml.safe_load((plan.run_dir / CONFIG_FILE).read_text())
+    assert written["command"] == "python -m tuner.search --train_data rows.jsonl"
+    assert written["num_trials"] == 20
+
+
+def test_a_sum_needs_every_head_that_it_weighs(tmp_path: Path) -> None:
+    data = {"train_data": [str(make_rows(tmp_path / "rows.jsonl", rows=120))]}
+    config = SearchConfig(arguments=data, metric="0.5*dense.ndcg_at_10+0.5*sparse.ndcg_at_10")
+    with pytest.raises(RequestError, match="only the dense head is trained; add --unified_finetuning True"):
+        make_plan(config, tmp_path / "run", lambda _line: None)
+
+
+def test_two_objectives_are_said_to_prune_nothing(tmp_path: Path) -> None:
+    model, rows = make_model(tmp_path / "model"), make_rows(tmp_path / "rows.jsonl", rows=120)
+    arguments = {"train_data": [str(rows)], "model_name_or_path": str(model), "unified_finetuning": True}
+    config = SearchConfig(arguments=arguments, metric="dense.ndcg_at_10,sparse.ndcg_at_10")
+    assert any("no trial is pruned" in line for line in make_plan(config, tmp_path / "run", print).warnings)
+    with pytest.raises(RequestError, match="cmaes takes one objective; use --sampler tpe"):
+        make_plan(config.replace(sampler="cmaes"), tmp_path / "run", print)

@@ -24,7 +24,7 @@ def conclude(config: SearchConfig, run_dir: Path, console: Console, *, seconds: 
         config: The search.
         run_dir: Its directory, the test scores of the base model and the winner in it.
         console: Where the verdict is said.
-        seconds: Wall clock of the search.
+        seconds: Wall clock of the search, over all its sessions.
     """
     search, finalists = read_studies(run_dir, config.storage, config.study_name)
     result = verdict.judge(
@@ -72,6 +72,10 @@ def _say(result: Mapping[str, Any], bundle: Path, run_dir: Path, console: Consol
         if (model := result[name]) is not None:
             say(f"{title:<12}{_score(model['dev'])}{_score(model['test'])}   {_which(model)}")
     say(f"{'gain':<12}{'':>8}{best['gain']:>+8.4f}   95% interval {low:+.4f} to {high:+.4f}, p = {best['p_value']:.4f}")
+    if result["ties"]:
+        tied = ", ".join(map(str, result["ties"]))
+        level = result["noise"] or 0.0
+        say(f"tie         on dev with trial {tied}: their means are closer than the noise between seeds, {level:.4f}")
     for task, scores in (result["guard"] or {"tasks": {}})["tasks"].items():
         say(f"{'guard':<12}{_score(scores['base'])}{_score(scores['best'])}   {task}, base model and best")
     if best["alpha"] is not None:

@@ -254,9 +254,12 @@ def write_config(plan: Plan, argv: list[str]) -> None:
         "dry_run": False,
         "storage": None if plan.config.storage is None else redacted(plan.config.storage),
     }
-    values["command"] = shlex.join(["python", "-m", "tuner.search", *_without_secrets(argv)])
+    path = plan.run_dir / CONFIG_FILE
+    earlier = yaml.safe_load(path.read_text("utf-8")) if plan.config.resume and path.exists() else {}
+    given = shlex.join(["python", "-m", "tuner.search", *_without_secrets(argv)])
+    values["command"] = earlier.get("command", given)  # what a resumed search began with reproduces it
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    (plan.run_dir / CONFIG_FILE).write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
 
 
 def _without_secrets(argv: list[str]) -> list[str]:

@@ -140,7 +140,7 @@ def _search(
 
     from tuner.ending import conclude
 
-    conclude(config, run_dir, console, seconds=time.monotonic() - started)
+    conclude(config, run_dir, console, seconds=max(study.spent, time.monotonic() - started))
     mirror.finish()
     if store.is_remote:
         console.print(f"kept in     {store.url}", markup=False, soft_wrap=True)
