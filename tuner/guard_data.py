@@ -8,6 +8,7 @@ from tuner import beir
 from tuner.errors import RequestError
 from tuner.findings import Findings
 from tuner.guards import task_name
+from tuner.inputs import local_copy
 
 SPLITS = ("test",)
 
@@ -16,7 +17,7 @@ def prepare(guard: Sequence[str], folder: Path) -> tuple[str, ...]:
     """Checks what ``--guard`` names, and copies BEIR folders to where every worker sees them.
 
     Args:
-        guard: BEIR folders (of which the test split is scored) and names of mteb tasks.
+        guard: BEIR folders or their URLs (of which the test split is scored), and names of mteb tasks.
         folder: RUN/data/guards; what is there from before is what a resumed search goes on with.
 
     Returns:
@@ -41,8 +42,9 @@ def prepare(guard: Sequence[str], folder: Path) -> tuple[str, ...]:
 def _prepared(item: str, copy: Path) -> str:
     if copy.is_dir():
         return str(copy)
-    if Path(item).is_dir():
-        return _copied(Path(item), copy)
+    source = local_copy(item)
+    if Path(source).is_dir():
+        return _copied(Path(source), copy)
     _load_task(item)
     return item
 
