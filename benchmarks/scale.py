@@ -2,9 +2,12 @@
 
     python benchmarks/scale.py                                       1,000 trials over 64 slots, SQLite
     python benchmarks/scale.py --trials 200 --slots 16 --storage postgresql://...
+    python benchmarks/scale.py --ray 2 --slots 4 --trials 40         on real Ray, over 2 simulated nodes
 
 The driver's own work is measured: suggesting, recording rungs, pruning, telling, keeping weights. The slots are
-simulated in this process, in turn, so Ray's own messages are not in the figures. The peer in the same run is Optuna
+simulated in this process, in turn, so Ray's own messages are not in the figures; with ``--ray`` they are: each slot is
+then a real worker group (four processes of 100 to 300 MB) whose train function only reports, and the driver's CPU
+seconds tell what Ray adds to a trial. The peer in the same run is Optuna
 alone, asked and told as often, with the same sampler, pruner and storage. The last line is JSON::
 
     {"trials", "slots", "driver_ms_per_trial", "driver_rss_mb", "growth",
@@ -17,19 +20,24 @@ disk and for other programs.
 import argparse
 import json
 import math
+import os
 import resource
 import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
 
 from search_spaces import Context, load_search_space
-from trainables.config import RungReport, TrialConfig
+from trainables.config import Progress, Report, RungReport, TrialConfig
 from tuner.agenda import Agenda
+from tuner.cluster import connected
 from tuner.config import SearchConfig
+from tuner.executor import run_on_ray
+from tuner.slot import Slots
 from tuner.storage import open_storage
 from tuner.study import SearchStudy
 
@@ -80,6 +88,45 @@ def drive(agenda: Agenda, slots: int, ended: Callable[[], None]) -> None:
             ended()
 
 
+def fake_train(config: TrialConfig, report: Report, progress: Progress) -> None:  # noqa: ARG001
+    """Reports the rungs of a job and does nothing else."""
+    for rung in rungs(config):
+        if not report(rung):
+            return
+
+
+@contextmanager
+def simulated_nodes(count: int, slots: int) -> Iterator[None]:
+    """Connects to a head and `count` nodes on this machine, with a CPU for every slot."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (Path(__file__).parent, Path(__file__).parents[1])))
+    store = 100_000_000
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": store})
+    for number in range(count):
+        share = slots // count + (number < slots % count)
+        cluster.add_node(num_cpus=share, object_store_memory=store)
+    with connected(SearchConfig(address=cluster.address)):
+        assert len(ray.nodes()) == count + 1  # type: ignore[no-untyped-call]
+        yield
+    cluster.shutdown()  # type: ignore[no-untyped-call]
+
+
+def drive_on_ray(agenda: Agenda, slots: int, nodes: int, folder: Path, ended: Callable[[], None]) -> None:
+    """Runs `agenda` in worker groups on simulated nodes."""
+    taken_in = agenda.ended
+
+    def told(name: str) -> None:
+        taken_in(name)
+        ended()
+
+    agenda.ended = told  # type: ignore[method-assign]
+    with simulated_nodes(nodes, slots):
+        places = Slots(count=slots, workers=1, cpus=1, gpus=0, folder=folder, start_seconds=300, silence_seconds=300)
+        run_on_ray(agenda, places, train=fake_train)
+
+
 def optuna_alone(storage: optuna.storages.BaseStorage, config: SearchConfig) -> float:
     """Returns milliseconds a trial of the same number of asks, reports and tells with nothing around them."""
     study = optuna.create_study(
@@ -112,6 +159,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--slots", type=int, default=64)
     parser.add_argument("--storage", help="Optuna storage URL; SQLite in a temporary folder if left out")
+    parser.add_argument("--ray", type=int, metavar="NODES", help="run on this many simulated Ray nodes")
     given = parser.parse_args()
     config = SearchConfig(num_trials=given.trials, concurrent_trials=given.slots, finalists=0, storage=given.storage)
 
@@ -130,7 +178,10 @@ def main() -> None:
         )
         agenda = Agenda(config, study, run_dir=run_dir, arguments=START, eval_data="eval")
         ends, cpu = [time.perf_counter()], time.process_time()
-        drive(agenda, given.slots, lambda: ends.append(time.perf_counter()))
+        if given.ray:
+            drive_on_ray(agenda, given.slots, given.ray, run_dir, lambda: ends.append(time.perf_counter()))
+        else:
+            drive(agenda, given.slots, lambda: ends.append(time.perf_counter()))
         cpu = time.process_time() - cpu
         size = (run_dir / "study.db").stat().st_size if config.storage is None else math.nan
         peer = optuna_alone(open_storage(config.storage or f"sqlite:///{run_dir}/peer.db", run_dir), config)

@@ -56,6 +56,11 @@ def test_every_node_starts_with_token_authentication(key: str) -> None:
     assert start.index("RAY_AUTH_MODE=token") < start.index("ray start")
 
 
+def test_workers_pass_on_that_a_spot_machine_is_taken_away() -> None:
+    start = cluster()["worker_start_ray_commands"][-1]
+    assert start.index("ray start") < start.index("python -m tuner.spot --address $RAY_HEAD_IP:6379")
+
+
 def test_workers_install_the_versions_of_the_head() -> None:
     config = cluster()
     assert config["cluster_synced_files"] == ["~/constraints.txt"]

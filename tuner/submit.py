@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuner.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, RequestError
 from tuner.object_storage import is_url
+from tuner.storage import HIDDEN, PASSWORD_VARIABLE, redacted
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -113,6 +114,12 @@ def _check(arguments: Sequence[str]) -> None:
         )
     if _value(arguments, "--token"):
         problems.append("--token would be shown by the cluster's dashboard; set HF_TOKEN where Ray is started instead")
+    storage = _value(arguments, "--storage") or ""
+    if redacted(storage) != storage:
+        problems.append(
+            f"--storage {redacted(storage)} has a password, which the cluster's dashboard would show; "
+            f"write {HIDDEN} in its place, and set {PASSWORD_VARIABLE} to the whole URL where Ray is started"
+        )
     if problems:
         raise RequestError(problems)
 
