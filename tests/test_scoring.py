@@ -1,6 +1,7 @@
 """Score-only jobs on a trained tiny model: test scores of all heads, guards, and mixtures with the base model."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -109,3 +110,22 @@ def test_a_chosen_mixture_is_saved_with_weights_halfway(trained: TrialConfig, tm
         assert torch.equal(own["weight"], trained_one["weight"])
     assert report.scores == json.loads((tmp_path / "test.json").read_text())["means"]
     assert (tmp_path / "guard.json").exists()
+
+
+def test_heads_of_the_base_score_a_model_whose_dense_vectors_alone_were_trained(
+    trained: TrialConfig, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(trained.arguments["model_name_or_path"], base)
+    for head in ("colbert_linear.pt", "sparse_linear.pt"):
+        shutil.copyfile(Path(trained.directory) / "checkpoint" / head, base / head)
+    arguments = {**trained.arguments, "unified_finetuning": False, "model_name_or_path": str(base)}
+    dense = replace(trained, arguments=arguments, metric="dense.ndcg_at_10")
+    alone = shutil.copytree(Path(trained.directory) / "checkpoint", tmp_path / "checkpoint")
+    for head in ("colbert_linear.pt", "sparse_linear.pt"):
+        (alone / head).unlink()
+    report = _score(dense, tmp_path / "scored", split="test", checkpoint=str(alone))
+    expected = _score(trained, tmp_path / "whole", split="test")
+    assert {metric: report.scores[metric] for metric in report.scores} == pytest.approx(
+        {metric: value for metric, value in expected.scores.items() if metric != METRIC}
+    )

@@ -40,7 +40,7 @@ class Sample:
 
 
 @dataclass
-class _Parts:
+class Parts:
     """A checkpoint as our encoder takes it."""
 
     model: torch.nn.Module
@@ -162,13 +162,14 @@ def sentence_vectors(bundle: Path, settings: EncodingSettings, sample: Sample, *
     return {"dense": vectors}
 
 
-def _load_parts(checkpoint: Path, trust_remote_code: bool) -> _Parts:
+def _load_parts(checkpoint: Path, trust_remote_code: bool) -> Parts:
     model = AutoModel.from_pretrained(str(checkpoint), trust_remote_code=trust_remote_code, dtype=torch.float32)
-    heads = [_load_head(checkpoint / f"{name}_linear.pt") for name in ("colbert", "sparse")]
-    return _Parts(model, *heads)
+    heads = [load_head(checkpoint / f"{name}_linear.pt") for name in ("colbert", "sparse")]
+    return Parts(model, *heads)
 
 
-def _load_head(path: Path) -> torch.nn.Linear | None:
+def load_head(path: Path) -> torch.nn.Linear | None:
+    """Returns a head of FlagEmbedding's layout; None where the folder has none."""
     if not path.exists():
         return None
     state = torch.load(path, map_location="cpu", weights_only=True)

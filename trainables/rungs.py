@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from trainables.base import BaseModels
 from trainables.config import Progress, Report, RungReport, TrialConfig, TrialInterrupted
+from trainables.encoding import EmbeddingModel
 from trainables.evaluation import HEADS, HYBRID_CANDIDATES, HYBRID_WEIGHTS, MEASURES, EncodingSettings, Scorer
 from trainables.files import new_folder, write_text
 from trainables.m3 import Arguments, Model, Runner
@@ -62,20 +63,20 @@ class Judge:
         scores = self._scorer.score(model, split, heads=self._heads, frozen_encoder=frozen)
         return scores.with_metric(self._config.metric)
 
-    def final_scores(self, model: Model, folder: Path) -> Scores:
-        """Returns scores as mteb judges them, and writes its own result JSON to ``mteb.json`` in `folder`.
+    def final_scores(self, model: EmbeddingModel, folder: Path) -> Scores:
+        """Returns scores of all heads that the model has, as mteb judges them.
 
-        mteb knows one vector a text: it judges the dense head, our scorer the others. The weights of a second hybrid
-        score are tuned on dev and written to ``hybrid.json``.
+        mteb knows one vector a text: it judges the dense head, our scorer the others. Its own result JSON is written to
+        ``mteb.json`` in `folder`, and weights of a second hybrid score, tuned on dev, to ``hybrid.json``.
         """
         from trainables.judge import judge  # mteb takes seconds to import, and only final scores need it
 
         where, split = Path(self._config.eval_data), self._config.split
         assert split is not None
         scores = judge(model, self._tokenizer, self._settings, where, split, result=folder / "mteb.json")
-        if self._heads[1:]:
+        if model.sparse_linear is not None:
             weights = self._scorer.tune_hybrid_weights(model, "dev", MEASURES[0], HYBRID_CANDIDATES)
-            others = self._scorer.score(model, split, heads=self._heads[1:], tuned_weights=weights)
+            others = self._scorer.score(model, split, heads=HEADS[1:], tuned_weights=weights)
             scores = replace(scores, per_query=scores.per_query | others.per_query)
             if rank() == 0:
                 write_text(

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from trainables.base import BaseModels
 from trainables.config import Report, RungReport, TrialConfig
+from trainables.encoding import EmbeddingModel
 from trainables.files import new_folder, write_text
+from trainables.loading import Parts, load_head
 from trainables.m3 import Arguments, Model, build_arguments, load_model
 from trainables.process import rank
 from trainables.records import Clock, write_record
@@ -57,7 +59,8 @@ def _score(config: TrialConfig, base: BaseModels) -> tuple[dict[str, float], dic
     judge = Judge(config, arguments, tokenizer, base)
     means: dict[str, float] = {}
     if config.split is not None:
-        scores = judge.final_scores(model, folder) if config.split == "test" else judge.scores(model)
+        is_final = config.split == "test"
+        scores = judge.final_scores(_with_heads(model, config), folder) if is_final else judge.scores(model)
         _write(folder / f"{config.split}.json", scores.to_json())
         means = scores.means
     guards = judge.guard_scores(model)
@@ -93,6 +96,17 @@ def _has_heads(config: TrialConfig) -> bool:
     """Whether the base model has heads that were trained: random ones are not mixed with."""
     folder = Path(config.arguments["model_name_or_path"])
     return all((folder / f"{name}.pt").is_file() for name in _HEADS)
+
+
+def _with_heads(model: Model, config: TrialConfig) -> EmbeddingModel:
+    """Where only the dense vectors were trained, the base model's heads score the rest, as they do in the bundle."""
+    if model.sparse_linear is not None or not _has_heads(config):
+        return model
+    folder, device = Path(config.arguments["model_name_or_path"]), next(model.model.parameters()).device
+    colbert, sparse = (load_head(folder / f"{name}.pt") for name in _HEADS)
+    assert colbert is not None
+    assert sparse is not None
+    return Parts(model.model, colbert.to(device), sparse.to(device))
 
 
 def _mix(model: Model, start: Model, alphas: tuple[float, ...], *, heads: bool) -> Iterator[float]:
