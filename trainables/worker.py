@@ -23,6 +23,7 @@ from trainables.config import Progress, Report, RungReport, Train, TrialConfig, 
 RUNG, ENDED, FAILED = "rung", "ended", "failed"
 FailureKind = Literal["out_of_memory", "non_finite", "disk_full", "error", "worker_lost", "no_resources", "preempted"]
 _BEAT_SECONDS = 1.0
+_BUSY_CPU_SECONDS = 10.0  # a process at work takes that in much less than Slots.idle_seconds; its heart alone in hours
 _BEATS_A_LOOK = 3
 _DISK_FULL = ("No space left on device", "StorageFull", "Disk quota exceeded", "[Errno 28]", "[Errno 122]")
 
@@ -49,6 +50,8 @@ class Mailbox:
         self._group = -1
         self._workers: dict[int, Any] = {}
         self._heard: dict[int, float] = {}
+        self._busy: dict[int, tuple[float, int, float]] = {}
+        """Rank -> when it was last seen at work, its step then, and the CPU seconds it had used."""
 
     # The slot's side
 
@@ -56,13 +59,13 @@ class Mailbox:
         """Group number `group` is being started; what an earlier one still says is refused."""
         async with self._changed:
             self._group, self._job, self._leaving = group, None, False
-            self._workers, self._heard, self._events = {}, {}, asyncio.Queue()
+            self._workers, self._heard, self._busy, self._events = {}, {}, {}, asyncio.Queue()
             self._changed.notify_all()
 
     async def submit(self, job: dict[str, Any]) -> None:
         """Hands a job to the group."""
         async with self._changed:
-            self._job, self._position = job, (0, 0)
+            self._job, self._position, self._busy = job, (0, 0), {}
             self._changed.notify_all()
 
     async def close(self) -> None:
@@ -84,16 +87,17 @@ class Mailbox:
             self._answer.set_result(goes_on)
 
     async def status(self) -> dict[str, Any]:
-        """Position in the job, workers that have started, and the one silent for longest with its seconds."""
-        now = time.monotonic()
-        silent = {rank: now - heard for rank, heard in self._heard.items()}
-        rank = max(silent, key=lambda rank: silent[rank], default=0)
+        """Position in the job, workers that have started, and the ranks silent and idle for longest with the seconds.
+
+        Waiting for a job, or for an answer from the search, is not idleness.
+        """
+        waits = self._job is None or (self._answer is not None and not self._answer.done())
+        busy = {} if waits else {rank: when for rank, (when, _, _) in self._busy.items()}
         return {
             "position": self._position,
             "joined": len(self._workers),
-            "rank": rank,
-            "silent": silent.get(rank, 0.0),
-            "busy": self._job is not None,
+            "silent": _longest_ago(self._heard),
+            "idle": _longest_ago(busy),
         }
 
     async def workers(self) -> list[Any]:
@@ -161,6 +165,14 @@ class Mailbox:
     def _check(self, group: int) -> None:
         if group != self._group:
             raise StaleGroup(f"group {group} was given up: group {self._group} is in its place")
+
+
+def _longest_ago(times: Mapping[int, float]) -> tuple[int, float]:
+    """Returns the rank with the earliest time, and the seconds since; (0, 0.0) without any."""
+    if not times:
+        return 0, 0.0
+    rank = min(times, key=lambda rank: times[rank])
+    return rank, time.monotonic() - times[rank]
 
 
 def worker_loop(config: Mapping[str, Any]) -> None:

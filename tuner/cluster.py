@@ -22,6 +22,7 @@ _QUIET = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the agenda says them, and the trial's log has them
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "RAY_worker_niceness": "0",  # training is what the machine is for; Ray would give it the lowest priority

@@ -9,6 +9,7 @@ import json
 import logging
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -129,9 +130,7 @@ class _AgendaSearcher(Searcher):
         """The scheduler takes results in."""
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:  # noqa: ARG002
-        name = self.names.pop(trial_id, None)
-        if name is not None and self.agenda.is_running(name):
-            self.agenda.failed(name, Failure(kind="worker_lost", message="the slot's own process ended"))
+        self.names.pop(trial_id, None)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the study holds the search."""
@@ -164,3 +163,12 @@ class _AgendaScheduler(FIFOScheduler):
         else:
             agenda.failed(name, Failure(kind=result["kind"], message=result["message"], traceback=result["traceback"]))
         return TrialScheduler.STOP
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:  # noqa: ARG002
+        """The slot's own process is gone, and its worker group with it."""
+        name, error_file = self._searcher.names.get(trial.trial_id), trial.error_file
+        if name is not None and self._searcher.agenda.is_running(name):
+            text = Path(error_file).read_text("utf-8").strip() if error_file else ""
+            message = " ".join(f"the slot's own process ended: {text.rpartition('Error: ')[2]}".split())
+            failure = Failure(kind="worker_lost", message=message[:500], traceback=text)
+            self._searcher.agenda.failed(name, failure)

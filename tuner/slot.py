@@ -26,6 +26,7 @@ MAILBOX = "mailbox-"
 _POLL_SECONDS = 1.0
 _END_SECONDS = 30.0
 _SAY_SECONDS = 20.0
+_NODE_MEMORY = "running low on memory"  # Ray's memory monitor, as it kills a worker
 _START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 
 
@@ -49,6 +50,8 @@ class Slots:
     """How long a group waits for the resources it needs; an autoscaler takes minutes to bring them."""
     silence_seconds: float = 45.0
     """A worker that was not heard of for so long is given up: its heart beats every second."""
+    idle_seconds: float = 1800.0
+    """A worker that lives, but has not come to its next step nor computed anything for so long, is given up as well."""
 
     @property
     def resources(self) -> dict[str, float]:
@@ -136,8 +139,10 @@ class Slot(tune.Trainable):
         status = ray.get(self._box.status.remote())
         if not self._group.is_alive():
             return self._not_started() if status["joined"] < self._slots.workers else self._ended()
-        if status["silent"] > self._slots.silence_seconds:
-            return self._frozen(status["rank"], status["silent"])
+        for sign, limit in (("silent", self._slots.silence_seconds), ("idle", self._slots.idle_seconds)):
+            rank, seconds = status[sign]
+            if seconds > limit:
+                return self._frozen(f"worker {rank} of the group was {sign} for {seconds:.0f} s, and was ended")
         self._waited = 0.0 if status["joined"] else self._waited + _POLL_SECONDS
         note = f"waiting for a worker group: {self._shortage()}" if self._waited > _SAY_SECONDS else ""
         return {"event": WAITING, "position": status["position"], "note": note}
@@ -150,11 +155,12 @@ class Slot(tune.Trainable):
 
     def _ended(self) -> dict[str, Any]:
         error = self._group_error
-        return _failed("worker_lost", f"the worker group ended: {one_line(error) if error else 'without an error'}")
+        kind: FailureKind = "out_of_memory" if _NODE_MEMORY in str(error) else "worker_lost"
+        return _failed(kind, f"the worker group ended: {one_line(error) if error else 'without an error'}")
 
-    def _frozen(self, rank: int, silent: float) -> dict[str, Any]:
+    def _frozen(self, message: str) -> dict[str, Any]:
         self._end_workers()
-        return _failed("worker_lost", f"worker {rank} of the group was silent for {silent:.0f} s, and was ended")
+        return _failed("worker_lost", message)
 
     def _end_workers(self) -> None:
         """Ends the workers, frozen ones too: Train then frees what the group holds."""

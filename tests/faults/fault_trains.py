@@ -4,6 +4,7 @@
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -116,6 +117,17 @@ def _slot_killed_once(config: TrialConfig, report: Report, progress: Progress) -
     steady(config, report, progress)
 
 
+def _deadlocked_once(config: TrialConfig, report: Report, progress: Progress) -> None:
+    """Waits for itself, alive and for ever, the first time."""
+    mark = Path(config.directory) / "mark"
+    if not mark.exists():
+        mark.touch()
+        lock = threading.Lock()
+        lock.acquire()
+        lock.acquire()
+    steady(config, report, progress)
+
+
 def _is_slot_of(process: object, config: TrialConfig) -> bool:
     """A slot's process is named after its class and stands in a session of this worker's own Ray."""
     cmdline = process.info["cmdline"] or [""]  # type: ignore[attr-defined]
@@ -191,6 +203,7 @@ FAULTS: dict[str, Callable[[TrialConfig, Report, Progress], None]] = {
     "0010": _needs_memory(128 * 2**20),
     "0011": _needs_memory(2**40),
     "0012": _slot_killed_once,
+    "0013": _deadlocked_once,
 }
 """What goes wrong in which trial."""
 

@@ -20,7 +20,7 @@ from tuner.slot import Slots
 from tuner.study import read_studies
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(580)]
-CONFIG = SearchConfig(num_trials=14, finalists=0, sampler="random", pruner="none")
+CONFIG = SearchConfig(num_trials=15, finalists=0, sampler="random", pruner="none")
 
 
 def _search(run_dir: Path, slots: Slots, train: Train, config: SearchConfig = CONFIG) -> Agenda:
@@ -34,7 +34,9 @@ def run_dir(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of the search with a fault in each trial."""
     assert cluster is None
     folder = tmp_path_factory.mktemp("faulty")
-    slots = Slots(count=1, workers=1, cpus=1, gpus=0, folder=folder / ".ray", start_seconds=20, silence_seconds=6)
+    slots = Slots(
+        count=1, workers=1, cpus=1, gpus=0, folder=folder / ".ray", start_seconds=40, silence_seconds=6, idle_seconds=15
+    )
     assert _search(folder, slots, faulty).has_winner
     return folder
 
@@ -129,7 +131,14 @@ def test_too_little_memory_for_one_passage_is_infeasible(run_dir: Path) -> None:
 
 def test_a_slot_whose_process_dies_is_replaced(run_dir: Path, straight: optuna.Study) -> None:
     _check_unharmed(run_dir, straight, 12)
-    assert _trial(run_dir, 12).user_attrs["retries"] == ["worker_lost: the slot's own process ended"]
+    (retry,) = _trial(run_dir, 12).user_attrs["retries"]
+    assert retry.startswith("worker_lost: the slot's own process ended: ")
+
+
+def test_a_worker_that_waits_for_ever_is_ended(run_dir: Path, straight: optuna.Study) -> None:
+    _check_unharmed(run_dir, straight, 13)
+    (retry,) = _trial(run_dir, 13).user_attrs["retries"]
+    assert "was idle for" in retry
 
 
 @pytest.mark.usefixtures("run_dir")
