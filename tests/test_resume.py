@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.m3_fixtures import make_eval, make_model, make_rows
-from trainables.config import RungReport, TrialConfig
+from trainables.config import RungReport, TrialConfig, TrialInterrupted
 from trainables.resume import States, config_hash, tensor_hash
 
 CHILD = """
@@ -101,6 +101,22 @@ def check_killed_equals_straight(config: TrialConfig, stop_at: int) -> None:
 def test_killed_and_resumed_equals_straight(config: TrialConfig) -> None:
     """13 batches an epoch, so the state of step 10 is in the first epoch and the end in the second."""
     check_killed_equals_straight(config, stop_at=10)
+
+
+def test_asked_to_stop_and_resumed_equals_straight(config: TrialConfig) -> None:
+    """As Ctrl-C asks: the state of the step at hand is saved, whatever its age."""
+    from trainables.trial import run_trial
+
+    straight = replace(config, directory=config.directory + "-straight")
+    run_trial(straight, lambda _: True)
+    with pytest.raises(TrialInterrupted, match="stopped at step 7"):
+        run_trial(config, lambda _: True, progress=lambda step, _: step != 7)
+    assert [path.name for path in (Path(config.directory) / "resume").iterdir()] == ["000000007"]
+    steps = list[int]()
+    run_trial(config, lambda _: True, progress=lambda step, _: steps.append(step))
+    assert steps[0] == 8
+    assert reports(config) == reports(straight)
+    assert tensor_hash(weights(config)) == tensor_hash(weights(straight))
 
 
 @pytest.mark.slow

@@ -105,13 +105,14 @@ class Mailbox:
         return list(self._workers.values())
 
     async def stop(self) -> None:
-        """Asks the running job to save its state and stop."""
+        """Asks the running job to save its state and stop; at a rung, it is told again when the trial is taken up."""
         self._stopping = True
+        await self.answer(True)
 
     async def idle(self) -> None:
-        """Waits until no job is running."""
+        """Waits until no worker has a job."""
         async with self._changed:
-            await self._changed.wait_for(lambda: self._job is None)
+            await self._changed.wait_for(lambda: self._job is None or not self._workers)
 
     # The group's side
 
@@ -132,6 +133,8 @@ class Mailbox:
         self._check(group)
         if self._job is None:  # another worker has said how it ended
             return False
+        if event["event"] == RUNG and self._stopping:
+            return True
         if event["event"] == RUNG:
             self._answer = asyncio.get_running_loop().create_future()
             await self._events.put(event)
