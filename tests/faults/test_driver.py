@@ -56,8 +56,11 @@ class Driver:
         return self.process.wait(seconds)
 
     def orphans(self) -> list[str]:
-        """What still runs of the processes that the command had started."""
-        deadline = time.monotonic() + 30
+        """What still runs of the processes that the command had started.
+
+        Ray's own agents end last: where the driver was killed, they first wait to tell a server that died with it.
+        """
+        deadline = time.monotonic() + 100
         while time.monotonic() < deadline:
             left = [c for c in self.children if c.is_running() and c.status() != psutil.STATUS_ZOMBIE]
             if not left:
