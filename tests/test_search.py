@@ -9,7 +9,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from tests.m3_fixtures import make_eval, make_model, make_rows
+from tests.m3_fixtures import make_model, make_rows
 
 USERS_FLAGS = """
     --train_group_size 8 --query_max_len 32 --passage_max_len 32 --pad_to_multiple_of 8 --knowledge_distillation False
@@ -99,38 +99,3 @@ def test_a_model_that_cannot_be_had_is_one_line(tmp_path: Path) -> None:
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert "BAAI/bge-m3" in line
     assert "pass --model_name_or_path a local folder" in line
-
-
-@pytest.mark.slow
-@pytest.mark.ray
-@pytest.mark.timeout(420)
-def test_two_objectives_with_a_guard_as_constraint(tmp_path: Path) -> None:
-    model, rows = make_model(tmp_path / "model"), make_rows(tmp_path / "rows.jsonl", rows=120)
-    make_eval(tmp_path / "news")
-    done = _search(
-        *shlex.split(
-            f"--model_name_or_path {model} --train_data {rows} --run_dir run --unified_finetuning True "
-            "--use_self_distill True --query_max_len 32 --passage_max_len 32 --per_device_train_batch_size 4 "
-            "--train_group_size 2 "
-            "--metric dense.ndcg_at_10,0.5*sparse.ndcg_at_10+0.5*colbert.ndcg_at_10 --guard news --guard_tolerance 0.5 "
-            "--guard_constraint --num_trials 5 --finalists 1 --finalist_seeds 1 --gpus_per_trial 0 "
-            "--report_to tensorboard"
-        ),
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "no trial is pruned" in done.stdout
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert all(set(row["values"]) == set(result["metric"].split(",")) for row in result["front"])
-    assert set(result["guard"]["tasks"]) == {"news"}
-    assert [row["alpha"] for row in result["mixtures"]["rows"]] == [0.0, 0.25, 0.5, 0.75, 1.0]
-    assert set(result["hybrid_weights"]) >= {"default", "base", "best"}
-    assert result["metric"] in result["gains"]
-    page = (tmp_path / "run" / "report.html").read_text()
-    assert 'id="front"' in page
-    assert '<section id="guard">' in page
-    assert "objective `" in (tmp_path / "run" / "best" / "README.md").read_text()
-    assert {path.name for path in (tmp_path / "run" / "tensorboard").iterdir()} >= {"0001", "0002", "0003", "0004"}
-    study = optuna.load_study(study_name="search", storage=f"sqlite:///{tmp_path}/run/study.db")
-    assert all("guard_excess" in trial.user_attrs for trial in study.trials[1:] if "guard" in trial.user_attrs)
-    assert "guard" in study.trials[1].user_attrs

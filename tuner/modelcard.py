@@ -127,11 +127,9 @@ def _scores(run: FinishedRun) -> str:
 
 def _score_row(result: Mapping[str, Any], metric: str, gain: Mapping[str, Any]) -> str:
     head, _, measure = metric.partition(".")
-    name = (
-        f"{head.replace('_tuned', ', tuned weights')} {_MEASURE_NAMES[measure]}"
-        if measure in _MEASURE_NAMES
-        else metric
-    )
+    name = f"objective `{metric}`"
+    if measure in _MEASURE_NAMES and "*" not in metric:
+        name = f"{head.replace('_tuned', ', tuned weights')} {_MEASURE_NAMES[measure]}"
     models = (result["base"], result["user"], result["best"])
     values = [(model or {}).get("test_all", {}).get(metric) for model in models]
     cells = [_score(value) for value in values]
@@ -141,17 +139,9 @@ def _score_row(result: Mapping[str, Any], metric: str, gain: Mapping[str, Any]) 
 
 def _guards(run: FinishedRun) -> str:
     guard, mixtures = run.result["guard"], run.result["mixtures"]
-    rows = [
-        "| guard task | base model | best trial |",
-        "|---|---|---|",
-        *(
-            f"| {task} | {_score(scores['base'])} | {_score(scores['best'])} |"
-            for task, scores in guard["tasks"].items()
-        ),
-    ]
-    about = (
-        f"The main score of the dense head, as mteb gives it; a loss of more than {guard['tolerance']:g} is too much."
-    )
+    cells = ((task, _score(scores["base"]), _score(scores["best"])) for task, scores in guard["tasks"].items())
+    rows = ["| guard task | base model | best trial |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in cells)]
+    about = f"Main scores of the dense head, by mteb; a loss of more than {guard['tolerance']:g} turns the verdict."
     return "\n".join(rows) + f"\n\n{about}" + (f" {mixtures['reason']}" if mixtures else "")
 
 
