@@ -43,6 +43,12 @@ def test_a_machine_without_gpus_is_shared_out() -> None:
     assert _slots(machine, concurrent_trials=16).cpus == 0.5
 
 
+def test_many_slots_say_less_often_where_they_are() -> None:
+    """Tune's loop takes in what all slots say, one after the other."""
+    machine = Prospect(machines=[NodeType(resources={"CPU": 2000.0})])
+    assert [_slots(machine, concurrent_trials=count).poll_seconds for count in (1, 50, 1000)] == [1, 1, 20]
+
+
 def test_gpus_that_an_autoscaler_would_bring_are_counted() -> None:
     cluster = launched(LAUNCHED, [HEAD])
     assert cluster.most("GPU") == 8  # of spot and on-demand together

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+import tuner
 from tests.fake import METRIC, fake_train, open_agenda
 from trainables.config import Progress, Report, RungReport, TrialConfig
 from tuner.config import SearchConfig
+from tuner.errors import RequestError
 from tuner.executor import run_in_process
 from tuner.mirror import Mirror
 from tuner.placement import MARK, OnAnyMachine
@@ -181,6 +183,16 @@ def test_a_search_without_a_common_disk_goes_on_on_an_empty_one(machine: Machine
     machine("yet another").pull()
     kept = {path.parent.name for path in (machine("yet another").local / "trials").glob("*/checkpoint")}
     assert kept <= {path.name for path in (new.local / "trials").iterdir()}
+
+
+def test_a_finished_run_is_read_from_storage(machine: Machine) -> None:
+    driver = _driver(machine)
+    (driver.local / "result.json").write_text('{"verdict": "fine-tune"}')
+    driver.push(["result.json"])
+    machine("laptop")
+    assert tuner.load(driver.url).verdict == "fine-tune"
+    with pytest.raises(RequestError, match="holds no search"):
+        tuner.load(f"{driver.url}/other")
 
 
 def _search(config: SearchConfig, store: RunStore, train: object) -> list[tuple[object, ...]]:

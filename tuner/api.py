@@ -11,6 +11,7 @@ from rich.console import Console
 
 from tuner.config import SearchConfig
 from tuner.export import best_arguments, write_bundle
+from tuner.remote import run_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,14 +75,15 @@ def run(config: SearchConfig, *, console: Console | None = None) -> Result:
 
 
 def load(run_dir: str | Path) -> Result:
-    """Returns the finished search in `run_dir`.
+    """Returns the finished search in `run_dir`, a path or a URL.
 
     Raises:
         ValueError: There is no result in it.
     """
-    if not (Path(run_dir) / "result.json").is_file():
+    folder = run_folder(run_dir)
+    if not (folder / "result.json").is_file():
         raise ValueError(f"{run_dir} holds no finished search (no result.json); --resume {run_dir} takes it up again")
-    return Result(Path(run_dir))
+    return Result(folder)
 
 
 def best_config(run_dir: str | Path) -> dict[str, Any]:

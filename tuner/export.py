@@ -23,6 +23,7 @@ from tuner.layout import write_model
 from tuner.modelcard import model_card
 from tuner.negatives import Negatives
 from tuner.recipe import arguments_of, portable, train_script
+from tuner.remote import run_folder
 
 CHECKSUMS = "sha256sums.txt"
 SAMPLED_TEXTS = 4
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0, or 2 when there is nothing to export or no room for it.
     """
     parser = argparse.ArgumentParser(prog="python -m tuner.export", description="Write the best model of a search.")
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the run directory of a finished search")
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="the run directory of a finished search: a path or a URL")
     parser.add_argument(
         "--gpus", type=int, metavar="N", help="workers that train.sh is for (default: as many as a trial had)"
     )
@@ -84,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         _check_room(arguments.to)
-        print(write_bundle(arguments.run_dir, arguments.to, gpus=arguments.gpus))
+        print(write_bundle(run_folder(arguments.run_dir), arguments.to, gpus=arguments.gpus))
     except RequestError as error:
         for finding in error.findings:
             print(f"error: {finding}", file=sys.stderr)

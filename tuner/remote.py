@@ -251,6 +251,18 @@ def open_run_dir(url: str) -> RunStore:
     return MirroredRunStore(url) if is_url(url) else RunStore(url, Path(url))
 
 
+def run_folder(location: str | Path) -> Path:
+    """Returns the folder of a run directory named by a path or by a URL, whose content is brought here first.
+
+    Raises:
+        RequestError: Nothing of a run is there, or it may not be read.
+    """
+    store = open_run_dir(str(location))
+    if store.is_remote and not store.pull():
+        raise RequestError([f"{location} holds no search"])
+    return store.local
+
+
 def part_of(path: str) -> str:
     """Returns the part of a run directory that `path` (relative to it) lies in: ``trials/0007`` or the first folder."""
     names = Path(path).parts

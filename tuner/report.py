@@ -15,6 +15,7 @@ from plotly.offline import get_plotlyjs
 
 from tuner.errors import EXIT_DONE, EXIT_REQUEST, RequestError
 from tuner.figures import search_pictures, seeds_picture
+from tuner.remote import open_run_dir, run_folder
 from tuner.report_queries import moved_queries
 from tuner.study import read_studies, value_of
 from tuner.verdict import FINE_TUNE
@@ -57,11 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         0, or 2 when the directory is no run directory.
     """
     parser = argparse.ArgumentParser(prog="python -m tuner.report", description="(Re)write RUN_DIR/report.html.")
-    parser.add_argument("run_dir", type=Path, help="directory of a search")
+    parser.add_argument("run_dir", help="directory of a search: a path or a URL")
     parser.add_argument("--storage", help="Optuna storage URL, where the study is not in RUN_DIR/study.db")
     arguments = parser.parse_args(argv)
     try:
-        print(write_report(arguments.run_dir, arguments.storage))
+        print(write_report(run_folder(arguments.run_dir), arguments.storage))
+        open_run_dir(arguments.run_dir).push([REPORT_FILE])
     except RequestError as error:
         print(error, file=sys.stderr)
         return EXIT_REQUEST

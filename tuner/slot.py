@@ -23,7 +23,8 @@ WAITING = "waiting"
 MAILBOX = "mailbox-"
 """How the names of the slots' mailboxes begin."""
 
-_POLL_SECONDS = 1.0
+_RESULTS_A_SECOND = 50
+"""Of all slots together, so that Tune's loop keeps up; what a worker says comes through at once."""
 _END_SECONDS = 30.0
 _SAY_SECONDS = 20.0
 _NODE_MEMORY = "running low on memory"  # Ray's memory monitor, as it kills a worker
@@ -52,6 +53,11 @@ class Slots:
     """A worker that was not heard of for so long is given up: its heart beats every second."""
     idle_seconds: float = 1800.0
     """A worker that lives, but has not come to its next step nor computed anything for so long, is given up as well."""
+
+    @property
+    def poll_seconds(self) -> float:
+        """How often a slot says where its trial is."""
+        return max(1.0, self.count / _RESULTS_A_SECOND)
 
     @property
     def resources(self) -> dict[str, float]:
@@ -129,7 +135,7 @@ class Slot(tune.Trainable):
     # What the group says, and what it does not say
 
     def _next_event(self) -> dict[str, Any]:
-        event = ray.get(self._box.event.remote(_POLL_SECONDS))
+        event = ray.get(self._box.event.remote(self._slots.poll_seconds))
         if event is not None:
             if event["event"] == FAILED and event["kind"] == "preempted":
                 self._end_workers()
@@ -143,7 +149,7 @@ class Slot(tune.Trainable):
             rank, seconds = status[sign]
             if seconds > limit:
                 return self._frozen(f"worker {rank} of the group was {sign} for {seconds:.0f} s, and was ended")
-        self._waited = 0.0 if status["joined"] else self._waited + _POLL_SECONDS
+        self._waited = 0.0 if status["joined"] else self._waited + self._slots.poll_seconds
         note = f"waiting for a worker group: {self._shortage()}" if self._waited > _SAY_SECONDS else ""
         return {"event": WAITING, "position": status["position"], "note": note}
 
