@@ -177,15 +177,20 @@ def main() -> None:
             guard_tolerance=config.guard_tolerance,
         )
         agenda = Agenda(config, study, run_dir=run_dir, arguments=START, eval_data="eval")
-        ends, cpu = [time.perf_counter()], time.process_time()
+        ends, cpu = [time.perf_counter()], [time.process_time()]
+
+        def ended() -> None:
+            ends.append(time.perf_counter())
+            cpu.append(time.process_time())
+
         if given.ray:
-            drive_on_ray(agenda, given.slots, given.ray, run_dir, lambda: ends.append(time.perf_counter()))
+            drive_on_ray(agenda, given.slots, given.ray, run_dir, ended)
+            del ends[: given.slots], cpu[: given.slots]  # the groups start with their first jobs
         else:
-            drive(agenda, given.slots, lambda: ends.append(time.perf_counter()))
-        cpu = time.process_time() - cpu
+            drive(agenda, given.slots, ended)
         size = (run_dir / "study.db").stat().st_size if config.storage is None else math.nan
         peer = optuna_alone(open_storage(config.storage or f"sqlite:///{run_dir}/peer.db", run_dir), config)
-    report(config, ends, cpu=cpu, peer=peer, size=size)
+    report(config, ends, cpu=cpu[-1] - cpu[0], peer=peer, size=size)
 
 
 def report(config: SearchConfig, ends: list[float], *, cpu: float, peer: float, size: float) -> None:
