@@ -43,7 +43,10 @@ def trial_values(run_dir: Path) -> list[tuple[int, float]]:
             "select number, value from trials join trial_values using (trial_id) join studies using (study_id) "
             "where study_name = 'search' order by number"
         )
-        return list(study.execute(query))
+        try:
+            return list(study.execute(query))
+        except sqlite3.OperationalError:  # the search is making it
+            return []
 
 
 def result(run_dir: Path) -> dict[str, object]:

@@ -14,6 +14,7 @@ from ray.cluster_utils import Cluster
 
 from tests.m3_fixtures import make_model, make_rows
 from tests.namespace_fixtures import HEAD, can_make_namespaces, namespaces
+from tuner.errors import RequestError
 from tuner.study import read_studies
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(570)]
@@ -101,13 +102,15 @@ def test_a_trial_outlives_one_of_its_two_nodes(machines: object, tmp_path: Path)
 
 def _wait_for_rung(run_dir: Path, search: "subprocess.Popen[bytes]", log: Path) -> None:
     started = time.monotonic()
-    while not _rungs(run_dir):
+    while not (run_dir / "study.db").exists() or not _rungs(run_dir):
         assert search.poll() is None, log.read_text()
         assert time.monotonic() - started < 240, log.read_text()
         time.sleep(0.2)
 
 
 def _rungs(run_dir: Path) -> int:
-    if not (run_dir / "study.db").exists():
+    try:
+        trials = read_studies(run_dir)[0].get_trials(deepcopy=False)
+    except RequestError:  # the search is making it
         return 0
-    return sum(len(trial.intermediate_values) for trial in read_studies(run_dir)[0].get_trials(deepcopy=False))
+    return sum(len(trial.intermediate_values) for trial in trials)
