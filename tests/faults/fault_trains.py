@@ -129,9 +129,10 @@ def _deadlocked_once(config: TrialConfig, report: Report, progress: Progress) ->
 
 
 def _is_slot_of(process: object, config: TrialConfig) -> bool:
-    """A slot's process is named after its class and stands in a session of this worker's own Ray."""
+    """A slot's process is named after its class, or Tune's wrapping of it; its parent is this worker's own raylet."""
     cmdline = process.info["cmdline"] or [""]  # type: ignore[attr-defined]
-    return cmdline[0].startswith("ray::Slot") and process.ppid() == os.getppid()  # type: ignore[attr-defined]
+    named = any(cmdline[0].startswith(f"ray::{name}") for name in ("Slot", "ResourceTrainable"))
+    return named and process.ppid() == os.getppid()  # type: ignore[attr-defined]
 
 
 def _data_loader_raises(config: TrialConfig, report: Report, progress: Progress) -> None:
