@@ -105,7 +105,7 @@ def _with_driver(url: str) -> str:
     for module, driver in _DRIVERS[scheme]:
         if find_spec(module):
             return f"{driver}{separator}{rest}"
-    raise RequestError([f"--storage {redacted(url)}: no driver is installed; pip install 'm3-tuner[{scheme}]'"])
+    raise RequestError([f"--storage {redacted(url)}: no driver is installed; pip install -e '.[{scheme}]'"])
 
 
 class RememberedStorage(InMemoryStorage):
