@@ -29,6 +29,7 @@ def test_environment_handlers_and_determinism_are_restored(tmp_path: Path) -> No
 
 
 def test_a_lone_process_gets_a_group_for_the_block() -> None:
+    before = dict(os.environ)
     assert (rank(), world_size()) == (0, 1)
     with process_group():
         assert dist.get_world_size() == 1
@@ -36,6 +37,7 @@ def test_a_lone_process_gets_a_group_for_the_block() -> None:
             assert dist.is_initialized()
         assert dist.is_initialized()
     assert not dist.is_initialized()
+    assert dict(os.environ) == before
 
 
 def test_only_locks_of_killed_builds_are_removed(tmp_path: Path) -> None:

@@ -52,12 +52,15 @@ def process_group() -> Iterator[None]:
     if dist.is_initialized():
         yield
         return
+    environment = dict(os.environ)
     os.environ.update(_single_worker())
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         yield
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        _restore_environment(environment)
 
 
 def remove_stale_build_locks(folder: Path) -> None:
