@@ -10,6 +10,7 @@ from tests.m3_fixtures import make_model, make_rows
 NOTEBOOK = Path(__file__).parent.parent / "examples" / "search.ipynb"
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(420)
 def test_the_example_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
