@@ -2,7 +2,7 @@ from pathlib import Path
 
 from fake import fake_train, open_agenda
 
-from trainables.config import Progress, Report, TrialConfig
+from trainables.config import Progress, Report, RungReport, TrialConfig
 from tuner.agenda import Agenda
 from tuner.config import SearchConfig
 from tuner.executor import run_in_process
@@ -74,9 +74,14 @@ def test_no_trial_is_started_that_the_time_budget_cannot_hold(tmp_path: Path) ->
     now = 0.0
 
     def minute(config: TrialConfig, report: Report, progress: Progress) -> None:
-        nonlocal now
-        fake_train(config, report, progress)
-        now += 60 if config.rungs else 0
+        started = now
+
+        def report_in_time(rung: RungReport) -> bool:
+            nonlocal now
+            now = started + 60 * rung.fraction
+            return report(rung)
+
+        fake_train(config, report_in_time, progress)
 
     config = SearchConfig(num_trials=50, time_budget="10m", finalists=1, finalist_seeds=1, pruner="none")
     agenda = open_agenda(config, tmp_path, clock=lambda: now)

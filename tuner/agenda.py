@@ -39,6 +39,8 @@ class Row:
     rung: int = 0
     step: int = 0
     steps: int = 0
+    scoring: float = 0.0
+    """Seconds of scoring so far."""
     value: float | None = None
     note: str = ""
     """Why nothing moves."""
@@ -161,6 +163,7 @@ class Agenda:
         self._folders.wrote()
         job = self._running[name]
         job.row.rung, job.row.step = report.rung, report.step
+        job.row.scoring = report.seconds.get("scoring", 0.0)
         job.best = report.value if job.best is None else max(job.best, report.value)
         job.row.value = job.best
         if job.trial is None:

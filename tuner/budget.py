@@ -19,6 +19,7 @@ class Timed(Protocol):
     state: str
     step: int
     steps: int
+    scoring: float
     started: float
     ended: float | None
 
@@ -75,9 +76,12 @@ class TimeBudget:
         return _MARGIN * rounds * whole + _TESTS * scoring
 
     def _longest(self, rows: Iterable[Timed]) -> tuple[float, float]:
-        """Seconds of the longest whole training, and of scoring the base model; 0 where nothing is known yet."""
+        """Seconds of the longest whole training, and of scoring the base model; 0 where nothing is known yet.
+
+        Of the base model only the scoring counts: it is the first job, and its time holds the start of the workers.
+        """
         rows = list(rows)
-        scoring = [row.ended - row.started for row in rows if row.role == BASE and row.ended is not None]
+        scoring = (row.scoring for row in rows if row.role == BASE)
         return max(self._trainings(rows), default=0.0), max(scoring, default=0.0)
 
     def _trainings(self, rows: Iterable[Timed]) -> Iterator[float]:
