@@ -17,7 +17,7 @@ MEASURES = ("ndcg_at_10", "mrr_at_10", "recall_at_10", "recall_at_100")
 EXAMPLE_DEFAULTS: Mapping[str, Any] = {
     "search_space": "example",
     "num_trials": 7,
-    "time_budget": "4m",
+    "time_budget": "265",
     "finalists": 1,
     "finalist_seeds": 1,
     "keep_checkpoints": 2,
