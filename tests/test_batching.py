@@ -16,6 +16,7 @@ LAYOUT = Layout(
     padding_side="right",
     sub_batch_size=None,
     group_cost=2,
+    packed=False,
     like_upstream=False,
 )
 
@@ -35,13 +36,21 @@ def texts_of(batch: dict[str, Any], name: str = "input_ids") -> list[list[int]]:
         for group in batch["texts"]["groups"]
         for row, mask in zip(group[name], group["attention_mask"], strict=True)
     ]
-    return [rows[place] for place in batch["texts"]["order"]]
+    order = batch["texts"]["order"]
+    return rows if order is None else [rows[place] for place in order]
 
 
 @pytest.mark.parametrize(
     "layout",
-    [LAYOUT, replace(LAYOUT, like_upstream=True), replace(LAYOUT, sub_batch_size=2), replace(LAYOUT, group_cost=100)],
-    ids=["grouped", "like upstream", "sub-batches", "one group"],
+    [
+        LAYOUT,
+        replace(LAYOUT, like_upstream=True),
+        replace(LAYOUT, sub_batch_size=2),
+        replace(LAYOUT, group_cost=100),
+        replace(LAYOUT, packed=True),
+        replace(LAYOUT, packed=True, sub_batch_size=4),
+    ],
+    ids=["grouped", "like upstream", "sub-batches", "one group", "packed", "packed sub-batches"],
 )
 def test_every_text_is_there_once(layout: Layout) -> None:
     batch = layout.batch(QUERIES, PASSAGES)
@@ -70,6 +79,12 @@ def test_like_upstream_is_one_padded_group_a_side() -> None:
     assert [tuple(group["input_ids"].shape) for group in groups] == [(2, 4), (4, 8)]
     assert groups[0]["input_ids"].tolist() == [[0, 10, 11, 2], [1, 0, 12, 2]]
     assert groups[0]["attention_mask"].tolist() == [[1, 1, 1, 1], [0, 1, 1, 1]]
+
+
+def test_packed_texts_stay_in_their_order_in_as_few_groups_as_can_be() -> None:
+    texts = replace(LAYOUT, packed=True, sub_batch_size=4).batch(QUERIES, PASSAGES)["texts"]
+    assert [tuple(group["input_ids"].shape) for group in texts["groups"]] == [(4, 8), (2, 7)]
+    assert texts["order"] is None
 
 
 def test_queries_of_special_tokens_only() -> None:

@@ -14,6 +14,7 @@ from trainables import m3
 from trainables.base import BaseModels
 from trainables.batching import Layout
 from trainables.m3 import Model, Runner, attends_without_padding, build_arguments
+from trainables.packing import attend_text_by_text
 from trainables.process import trial_process
 from trainables.tokens import Tokeniser
 
@@ -71,11 +72,16 @@ def gradients(model: torch.nn.Module, loss: torch.Tensor) -> dict[str, torch.Ten
     ids=["all heads", "dense", "mean pooling"],
 )
 @pytest.mark.parametrize("sub_batch_size", [None, 1, 3], ids=["whole", "sub-batches of 1", "of 3"])
-def test_gradients_equal_upstreams(root: Path, changes: dict[str, Any], sub_batch_size: int | None) -> None:
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
+def test_gradients_equal_upstreams(
+    root: Path, changes: dict[str, Any], sub_batch_size: int | None, packed: bool
+) -> None:
     rng = random.Random(3)
     sides = [text(rng, 8) for _ in range(3)], [text(rng, 30) for _ in range(9)]
     upstream, ours = models(root, normalize_embeddings=True, **changes)
     ours.sub_batch_size = sub_batch_size
+    if packed:
+        attend_text_by_text(ours.model)
     tokenizer = upstream.tokenizer
     padded = [tokenizer(side, padding=True, return_tensors="pt") for side in sides]
     expected = upstream(*({k: v for k, v in side.items() if k != "token_type_ids"} for side in padded)).loss
@@ -86,6 +92,7 @@ def test_gradients_equal_upstreams(root: Path, changes: dict[str, Any], sub_batc
         padding_side="right",
         sub_batch_size=sub_batch_size,
         group_cost=20,
+        packed=packed,
         like_upstream=False,
     )
     tokenise = Tokeniser(tokenizer, 64)

@@ -1,4 +1,4 @@
-"""Lays the texts of a training batch out for the encoder: in groups of similar length, so that little is padding.
+"""Lays the texts of a training batch out for the encoder: end to end, or in groups of similar length.
 
 Everything that depends on the batch's contents is computed here, on the host and from token ids, so that the training
 step itself asks the device for nothing.
@@ -32,6 +32,8 @@ class Layout:
     """Most texts in a group; None or <= 0 for no limit."""
     group_cost: int
     """What one more group costs, in tokens that the encoder could go through instead."""
+    packed: bool
+    """The encoder takes a group's texts end to end (see `packing`), so that they need not be of similar length."""
     like_upstream: bool
     """One group of queries and one of passages, each in its order and padded to its longest: dropout draws the same."""
 
@@ -41,8 +43,8 @@ class Layout:
         `texts` holds the groups, each with tensors of shape (texts, length of the group): `input_ids`,
         `attention_mask`, `places` (index into `texts["tokens"]`, the batch's distinct tokens) and `columns` (index
         into the batch's sparse vocabulary: the tokens of its queries that are not special; `texts["width"]` for
-        tokens that are not in it). The rows of all groups, taken in the order `texts["order"]`, are the queries and
-        then the passages.
+        tokens that are not in it). The rows of all groups, taken in the order `texts["order"]` (None: as they are),
+        are the queries and then the passages.
         """
         texts = [*queries, *passages]
         lengths = np.array([len(text) for text in texts])
@@ -66,7 +68,8 @@ class Layout:
                 "tokens": torch.from_numpy(tokens),
                 "width": len(vocabulary),
                 "padded_length": max(sides),
-                "order": torch.from_numpy(np.argsort(np.concatenate([rows for rows, _ in groups]))),
+                "packed": self.packed and not self.like_upstream,
+                "order": _order(np.concatenate([rows for rows, _ in groups])),
                 "groups": [
                     {
                         name: self._padded(values, starts[rows], lengths[rows], length, empty)
@@ -91,9 +94,13 @@ class Layout:
                 for part, start, side in zip(parts, (0, queries), sides, strict=True)
                 for rows in part
             ]
+        most = self._most(len(lengths))
+        groups = _chunks(len(lengths), most) if self.packed else self._of_similar_length(lengths, most)
+        return [(rows, int(lengths[rows].max())) for rows in groups]
+
+    def _of_similar_length(self, lengths: _Ints, most: int) -> list[_Ints]:
         order = np.argsort(lengths, kind="stable")
-        ends = partition(lengths[order], self.group_cost, self._most(len(order)))
-        return [(rows, int(lengths[rows].max())) for rows in np.split(order, ends[:-1])]
+        return np.split(order, partition(lengths[order], self.group_cost, most)[:-1])
 
     def _most(self, texts: int) -> int:
         return self.sub_batch_size if self.sub_batch_size and self.sub_batch_size > 0 else texts
@@ -135,6 +142,11 @@ def partition(lengths: _Ints, group_cost: int, most: int) -> list[int]:
     while before[ends[0]] > 0:
         ends.insert(0, int(before[ends[0]]))
     return ends
+
+
+def _order(rows: _Ints) -> torch.Tensor | None:
+    """Returns the places of the texts among `rows`, or None where each is in its own place."""
+    return None if np.array_equal(rows, np.arange(len(rows))) else torch.from_numpy(np.argsort(rows))
 
 
 def _positions(vocabulary: Ids, tokens: _Ints) -> _Ints:

@@ -36,6 +36,7 @@ from trainables.collator import Collator
 from trainables.gradcache import embedded_from, encode_groups, token_table
 from trainables.heads import colbert_scores, pad_vectors, sparse_vectors
 from trainables.onednn import fast_linear
+from trainables.packing import Packed, Padded, attend_text_by_text, attends_text_by_text, can_pack
 from trainables.tokens import Tokeniser
 from trainables.trainer import ResumableTrainer
 from trainables.vocabulary import Vocabulary, plain_embedding
@@ -143,23 +144,30 @@ class Model(EncoderOnlyEmbedderM3Model):  # type: ignore[misc]
         table = token_table(self.model, texts["tokens"])
         cached = bool(self.sub_batch_size and self.sub_batch_size > 0)
         groups = encode_groups(encode, texts["groups"], table, cached)
-        return [torch.cat(parts)[texts["order"]] for parts in zip(*groups, strict=True)]
+        joined = [torch.cat(parts) for parts in zip(*groups, strict=True)]
+        return joined if texts["order"] is None else [rows[texts["order"]] for rows in joined]
 
     def _encode_group(
         self, group: dict[str, Tensor], table: Tensor | None, texts: dict[str, Any]
     ) -> tuple[Tensor, ...]:
-        mask = group["attention_mask"]
-        with embedded_from(self.model, table, group["places"]):
-            hidden = self.model(input_ids=group["input_ids"], attention_mask=mask, return_dict=True).last_hidden_state
-        dense = self._dense_embedding(hidden, mask)
-        dense = normalize(dense, dim=-1) if self.normalize_embeddings else dense
+        rows = (Packed if texts["packed"] else Padded)(group)
+        with embedded_from(self.model, table, rows.places):
+            hidden = rows.encode(self.model)
+        dense = self._pooled(hidden, rows)
         if not self.unified_finetuning:
             return dense, dense.new_empty(len(dense), 0), dense.new_empty(len(dense), 0)
-        weights = torch.relu(self.sparse_linear(hidden)).squeeze(-1)
-        vectors = self._colbert_embedding(hidden, mask)
-        vectors = normalize(vectors, dim=-1) if self.normalize_embeddings else vectors
-        sparse = sparse_vectors(weights, group["columns"], texts["width"])
-        return dense, sparse, pad_vectors(vectors, texts["padded_length"] - 1)
+        weights = rows.pad(torch.relu(self.sparse_linear(hidden)))
+        vectors = self.colbert_linear(hidden)
+        vectors = rows.pad(normalize(vectors, dim=-1) if self.normalize_embeddings else vectors)
+        sparse = sparse_vectors(weights.squeeze(-1), group["columns"], texts["width"])
+        return dense, sparse, pad_vectors(vectors[:, 1:], texts["padded_length"] - 1)
+
+    def _pooled(self, hidden: Tensor, rows: Padded | Packed) -> Tensor:
+        if self.sentence_pooling_method == "cls":
+            dense = rows.first(hidden)
+        else:
+            dense = self._dense_embedding(rows.pad(hidden), rows.mask)
+        return normalize(dense, dim=-1) if self.normalize_embeddings else dense
 
     @property
     def special_tokens(self) -> list[int]:
@@ -280,6 +288,7 @@ class Runner(EncoderOnlyEmbedderM3Runner):  # type: ignore[misc]
             padding_side=self.tokenizer.padding_side,
             sub_batch_size=training.sub_batch_size,
             group_cost=_GROUP_COST[training.device.type],
+            packed=attends_text_by_text(self.model.model),
             # padding on the left moves the positions of some encoders, so it has to stay as upstream's
             like_upstream=training.full_determinism or self.tokenizer.padding_side == "left",
         )
@@ -317,6 +326,8 @@ def load_model(arguments: Arguments, base: BaseModels) -> tuple[PreTrainedTokeni
     _freeze(model, training)
     if attends_without_padding(model.model, training):
         model.model.set_attn_implementation("flash_attention_2")
+    elif training.device.type == "cpu" and can_pack(model.model):
+        attend_text_by_text(model.model)
     return tokenizer, model
 
 
