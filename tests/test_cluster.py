@@ -100,3 +100,14 @@ def test_a_cluster_of_the_searchs_own_listens_on_loopback_only() -> None:
     assert {"gcs_server", "raylet"} <= {name for name, _ in listening}
     assert {ip.removeprefix("::ffff:") for _, ip in listening} <= {"127.0.0.1", "::1"}
     assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in os.environ
+
+
+@pytest.mark.ray
+def test_processes_of_a_cluster_of_the_searchs_own_know_which_it_is() -> None:
+    import ray
+
+    before = os.environ.get("RAY_ADDRESS")
+    with connected(SearchConfig()):
+        known = ray.get(ray.remote(lambda: os.environ.get("RAY_ADDRESS")).remote())
+        assert known == ray.get_runtime_context().gcs_address
+        assert os.environ.get("RAY_ADDRESS") == before

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -30,6 +31,7 @@ _QUIET = {
 
 _DESKTOP = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Ray's switch for clusters that other machines can reach; it is off on desktops, and read on every system."""
+_ADDRESS = ray_constants.RAY_ADDRESS_ENVIRONMENT_VARIABLE
 _MOST_CPUS = 8.0  # of a worker that trains on a GPU
 _BOOT_SECONDS = 1200.0  # a new machine starts and installs in this time
 
@@ -41,19 +43,44 @@ def connected(config: SearchConfig) -> Iterator[None]:
     address = _address(config)
     with nullcontext() if address else _on_loopback():
         try:
-            ray.init(
-                address=address or "local",  # without it, Ray would join a cluster that happens to run here
-                num_cpus=None if address else cores(),
-                include_dashboard=None if address else False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            with nullcontext() if address else _known_to_its_processes():
+                ray.init(
+                    address=address or "local",  # without it, Ray would join a cluster that happens to run here
+                    num_cpus=None if address else cores(),
+                    include_dashboard=None if address else False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise RequestError([f"--address {address}: Ray cannot be reached there: {_one_line(error)}"]) from error
         try:
             yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _known_to_its_processes() -> Iterator[None]:
+    """Gives the processes of a cluster that starts in the block its address.
+
+    Ray Train's placement group cleaner asks for an actor at no address. Beside another cluster it would ask that one,
+    not find the actor, and take the workers of a living group away.
+    """
+    port = _free_port()
+    own = {ray_constants.GCS_PORT_ENVIRONMENT_VARIABLE: str(port), _ADDRESS: f"127.0.0.1:{port}"}
+    before = {name: os.environ.get(name) for name in own}
+    os.environ.update(own)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
 
 
 @contextmanager
@@ -77,7 +104,7 @@ def rays_folder(config: SearchConfig, run_dir: Path) -> Path:
 
 
 def _address(config: SearchConfig) -> str | None:
-    return config.address or os.environ.get("RAY_ADDRESS")
+    return config.address or os.environ.get(_ADDRESS)
 
 
 def slots_for(config: SearchConfig, folder: Path) -> Slots:
