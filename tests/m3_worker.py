@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,10 @@ def main() -> None:
     dist.init_process_group("gloo")
     folder = Path(job["folder"])
     if "trial" in job:
-        result = trial(TrialConfig.from_dict(job["trial"]), job.get("killed_after"))
+        config = TrialConfig.from_dict(job["trial"])
+        if "own_directories" in job:
+            config = replace(config, directory=f"{config.directory}-of-{dist.get_rank()}")
+        result = trial(config, job.get("killed_after"))
     else:
         result = compared(job["arguments"], folder)
     (folder / f"result-{dist.get_rank()}.json").write_text(json.dumps(result))

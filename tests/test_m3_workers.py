@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -142,3 +143,30 @@ def test_two_workers_killed_and_resumed_equal_straight(folder: Path, tmp_path: P
     again, resumed = run_trial(folder, tmp_path / "killed", killed_after=2, **changes)
     assert again == reports
     assert tensor_hash(resumed) == tensor_hash(weights)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_machines_without_a_shared_disk_resume_from_the_first_ones(folder: Path, tmp_path: Path) -> None:
+    """ZeRO's parts are brought to the first machine; object storage takes them from there to the next group's."""
+    config = TrialConfig(
+        name="0007",
+        directory=str(tmp_path / "trial"),
+        arguments=arguments(folder, deepspeed=deepspeed_config(1)),
+        eval_data=str(folder / "eval"),
+        metric="dense.ndcg_at_10",
+        rungs=(0.5, 1.0),
+    )
+    job = {"trial": config.to_dict(), "own_directories": True}
+    first, second = (tmp_path / f"trial-of-{rank}" for rank in range(2))
+    straight = work(job, tmp_path / "straight")
+    weights = load_file(first / "checkpoint" / "model.safetensors")
+    for place in (first, second):
+        shutil.rmtree(place)
+
+    ended({**job, "killed_after": 2}, tmp_path / "killed")
+    assert not list((second / "resume").iterdir())
+    shutil.rmtree(second)
+    shutil.copytree(first, second)
+    assert work(job, tmp_path / "resumed") == straight
+    assert tensor_hash(load_file(first / "checkpoint" / "model.safetensors")) == tensor_hash(weights)

@@ -40,17 +40,20 @@ class States:
 
         Args:
             step: optimizer steps done.
-            write: writes this worker's files into a folder; the workers share it.
+            write: writes this worker's files into a folder, which the workers of one machine share.
         """
         temporary = self._folder / f".{step}.tmp"
         if rank() == 0:
             shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
         _wait()
+        temporary.mkdir(parents=True, exist_ok=True)
         write(temporary)
         _wait()
+        _bring_together(temporary)
         if rank() == 0:
             self._finish(temporary, step)
+        _wait()
+        shutil.rmtree(temporary, ignore_errors=True)  # of a machine without the first worker
 
     def newest(self) -> Path | None:
         """Returns the newest state of this configuration that is whole on every worker's disk, else None."""
@@ -140,6 +143,25 @@ def _hash(file: Path) -> str:
         return "missing"
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _bring_together(folder: Path) -> None:
+    """Brings files that only workers on other machines see in `folder` to the first worker's.
+
+    A worker's part of ZeRO's state is of use only with all the others.
+    """
+    if world_size() == 1:
+        return
+    own = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+    seen: list[set[str]] = [set()] * world_size()
+    dist.all_gather_object(seen, own)
+    brought = {name: (folder / name).read_bytes() for name in sorted(own.difference(*seen[: rank()]) if rank() else ())}
+    parts: list[dict[str, bytes]] | None = [{}] * world_size() if rank() == 0 else None
+    dist.gather_object(brought, parts)
+    for part in parts or ():
+        for name, content in part.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
 
 
 def _wait() -> None:
