@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import mariadb
 import optuna
+import postgres
 import pytest
 from optuna.distributions import FloatDistribution
 from optuna.storages import BaseStorage
@@ -14,9 +16,28 @@ from optuna.trial import FrozenTrial, TrialState
 from tuner.storage import RememberedStorage, open_storage
 
 
-@pytest.fixture(params=["study.db", "study.journal"])
+@pytest.fixture(scope="module")
+def postgresql() -> Iterator[str]:
+    with postgres.running_server() as server:
+        yield server.url
+
+
+@pytest.fixture(scope="module")
+def mysql() -> Iterator[str]:
+    with mariadb.running_server() as url:
+        yield url
+
+
+@pytest.fixture(params=["study.db", "study.journal", "postgresql", "mysql"])
 def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[BaseStorage]:
-    storage = open_storage(None if request.param.endswith(".db") else str(tmp_path / request.param), tmp_path)
+    """Where a study can be kept; a database server holds what earlier tests left in it."""
+    if request.param == "study.db":
+        url = None
+    else:
+        url = str(tmp_path / request.param) if "." in request.param else request.getfixturevalue(request.param)
+    storage = open_storage(url, tmp_path)
+    for study in storage.get_all_studies():
+        storage.delete_study(study._study_id)
     yield storage
     storage.remove_session()
 
