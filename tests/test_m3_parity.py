@@ -101,7 +101,7 @@ def losses(runner: EncoderOnlyEmbedderM3Runner) -> list[float]:
 
 
 def both(values: dict[str, Any], folder: Path, base: BaseModels) -> tuple[list[float], list[float]]:
-    """Returns upstream's losses and ours, both in float64: Adam takes steps of rounding where a gradient should be 0."""
+    """Returns upstream's losses and ours, in float64: Adam makes steps of what rounding leaves of a 0."""
     found = []
     for name in ("upstream", "ours"):
         with trial_process(folder / f"{name}.txt"), process_group(), sorted_folders():
