@@ -24,6 +24,7 @@ RUNG, ENDED, FAILED = "rung", "ended", "failed"
 FailureKind = Literal["out_of_memory", "non_finite", "disk_full", "error", "worker_lost", "no_resources", "preempted"]
 _BEAT_SECONDS = 1.0
 _BUSY_CPU_SECONDS = 10.0  # a process at work takes that in much less than Slots.idle_seconds; its heart alone in hours
+_CPU_AT_WORK = 0.1  # seconds from beat to beat; the beating itself takes a few milliseconds
 _BEATS_A_LOOK = 3
 _DISK_FULL = ("No space left on device", "StorageFull", "Disk quota exceeded", "[Errno 28]", "[Errno 122]")
 
@@ -85,6 +86,7 @@ class Mailbox:
         """Answers the last rung."""
         if self._answer is not None and not self._answer.done():
             self._answer.set_result(goes_on)
+            self._busy = {}
 
     async def status(self) -> dict[str, Any]:
         """Position in the job, workers that have started, and the ranks silent and idle for longest with the seconds.
@@ -151,10 +153,16 @@ class Mailbox:
             await self._events.put({"event": FAILED, "kind": "preempted", "message": message, "traceback": message})
         await self._forget_job()
 
-    async def beat(self, group: int, rank: int, step: int, steps: int, leaving: bool = False) -> bool:
-        """A worker is alive, and this far, and its machine is `leaving` or not; returns whether its job goes on."""
+    async def beat(self, group: int, rank: int, step: int, steps: int, cpu: float, leaving: bool = False) -> bool:
+        """A worker is alive, this far, has used `cpu` seconds, and its machine is `leaving` or not.
+
+        Returns whether its job goes on.
+        """
         self._check(group)
         self._heard[rank] = time.monotonic()
+        since, last_step, last_cpu = self._busy.get(rank, (self._heard[rank], step, cpu))
+        at_work = step != last_step or cpu - last_cpu > _CPU_AT_WORK
+        self._busy[rank] = (self._heard[rank] if at_work else since, step, cpu)
         self._leaving |= leaving
         if rank == 0:
             self._position = (step, steps)
@@ -239,7 +247,8 @@ class _Talker:
                 if self._end.wait(_BEAT_SECONDS):
                     return
                 leaving = leaving or (beat % _BEATS_A_LOOK == 0 and _is_draining(node))
-                self._goes_on = ray.get(self._box.beat.remote(self._group, self._rank, *self._position, leaving))
+                here = (*self._position, time.process_time(), leaving)
+                self._goes_on = ray.get(self._box.beat.remote(self._group, self._rank, *here))
 
     def next_job(self) -> dict[str, Any] | None:
         self._position = (0, 0)
