@@ -11,8 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from FlagEmbedding.finetune.embedder.encoder_only.m3 import EncoderOnlyEmbedderM3Runner
+from transformers import TrainerCallback
 
 import trainables.rungs
 from trainables.base import BaseModels
@@ -22,9 +24,22 @@ from trainables.process import trial_process
 from trainables.trial import run_trial
 
 
-def losses(runner: EncoderOnlyEmbedderM3Runner) -> list[float]:
+class FirstGradients(TrainerCallback):
+    """The gradients that the first optimizer step gets."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, torch.Tensor] = {}
+
+    def on_pre_optimizer_step(self, *_: Any, model: torch.nn.Module, **__: Any) -> None:
+        if not self.found:
+            named = [(name.removeprefix("module."), value.grad) for name, value in model.named_parameters()]
+            self.found = {name: gradient.clone() for name, gradient in named if gradient is not None}
+
+
+def losses(runner: EncoderOnlyEmbedderM3Runner, gradients: FirstGradients) -> list[float]:
     """Trains, and returns the loss of every forward pass."""
     recorded: list[float] = []
+    runner.trainer.add_callback(gradients)
     compute_loss = runner.trainer.compute_loss
 
     def record(*args: Any, **kwargs: Any) -> Any:
@@ -38,16 +53,24 @@ def losses(runner: EncoderOnlyEmbedderM3Runner) -> list[float]:
 
 
 def compared(arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Returns upstream's losses and ours."""
-    found = {}
+    """Returns upstream's losses and ours, in float64, and the largest relative difference of a parameter's gradient."""
+    found: dict[str, Any] = {}
+    gradients = {name: FirstGradients() for name in ("upstream", "ours")}
     for name in ("upstream", "ours"):
         with trial_process(folder / f"log-{os.environ['RANK']}.txt"):
             values = arguments if name == "ours" else {**arguments, "sub_batch_size": None}
             built = build_arguments(values, str(folder / name))
             assert built.training.world_size == dist.get_world_size()
-            found[name] = losses(
-                EncoderOnlyEmbedderM3Runner(*built) if name == "upstream" else Runner(built, BaseModels(), [])
-            )
+            runner = EncoderOnlyEmbedderM3Runner(*built) if name == "upstream" else Runner(built, BaseModels(), [])
+            runner.model.double()
+            found[name] = losses(runner, gradients[name])
+    upstream, ours = (gradients[name].found for name in ("upstream", "ours"))
+    assert upstream.keys() == ours.keys()
+    # the bias of the keys moves no score: its gradient is 0 but for rounding
+    moved = {name: value for name, value in upstream.items() if value.abs().max() > 1e-12}
+    found["gradient"] = max(
+        float((ours[name] - value).abs().max() / value.abs().max()) for name, value in moved.items()
+    )
     return found
 
 

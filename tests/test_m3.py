@@ -60,10 +60,29 @@ def models(root: Path, **changes: Any) -> tuple[EncoderOnlyEmbedderM3Model, Mode
     return found[0], found[1]
 
 
+def layout_of(model: Model, sub_batch_size: int | None = None, packed: bool = False) -> Layout:
+    return Layout(
+        pad_token_id=model.tokenizer.pad_token_id,
+        special_tokens=tuple(model.special_tokens),
+        pad_to_multiple_of=None,
+        padding_side="right",
+        sub_batch_size=sub_batch_size,
+        group_cost=20,
+        packed=packed,
+        like_upstream=False,
+    )
+
+
 def gradients(model: torch.nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     model.zero_grad()
     loss.backward()
     return {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+
+
+def check_gradients(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-9, msg=name)
 
 
 @pytest.mark.parametrize(
@@ -85,24 +104,74 @@ def test_gradients_equal_upstreams(
     tokenizer = upstream.tokenizer
     padded = [tokenizer(side, padding=True, return_tensors="pt") for side in sides]
     expected = upstream(*({k: v for k, v in side.items() if k != "token_type_ids"} for side in padded)).loss
-    layout = Layout(
-        pad_token_id=tokenizer.pad_token_id,
-        special_tokens=tuple(ours.special_tokens),
-        pad_to_multiple_of=None,
-        padding_side="right",
-        sub_batch_size=sub_batch_size,
-        group_cost=20,
-        packed=packed,
-        like_upstream=False,
-    )
+    layout = layout_of(ours, sub_batch_size=sub_batch_size, packed=packed)
     tokenise = Tokeniser(tokenizer, 64)
     loss = ours(**layout.batch(*(tokenise(side) for side in sides))).loss
 
     torch.testing.assert_close(loss, expected)
-    found, wanted = gradients(ours, loss), gradients(upstream, expected)
-    assert found.keys() == wanted.keys()
-    for name, gradient in wanted.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-9, msg=name)
+    check_gradients(gradients(ours, loss), gradients(upstream, expected))
+
+
+@pytest.mark.parametrize("head", ["dense", "sparse", "colbert"])
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
+def test_each_heads_scores_and_gradients_equal_upstreams(root: Path, head: str, packed: bool) -> None:
+    rng = random.Random(5)
+    sides = [text(rng, 8) for _ in range(3)], [text(rng, 30) for _ in range(9)]
+    upstream, ours = models(root, unified_finetuning=True, normalize_embeddings=True)
+    if packed:
+        attend_text_by_text(ours.model)
+    padded = [upstream.tokenizer(side, padding=True, return_tensors="pt") for side in sides]
+    masks = [side.pop("attention_mask") for side in padded]
+    wanted = [
+        upstream.encode({"input_ids": side["input_ids"], "attention_mask": mask})
+        for side, mask in zip(padded, masks, strict=True)
+    ]
+    tokenise = Tokeniser(upstream.tokenizer, 64)
+    batch = layout_of(ours, packed=packed).batch(*(tokenise(side) for side in sides))
+    found = [[part[:3] for part in ours._embed(batch["texts"])], [part[3:] for part in ours._embed(batch["texts"])]]
+
+    place = ["dense", "sparse", "colbert"].index(head)
+    score = {"q_mask": masks[0]} if head == "colbert" else {}
+    scores, expected = (
+        getattr(model, f"compute_{head}_score")(queries[place], passages[place], **score)
+        for model, (queries, passages) in ((ours, found), (upstream, wanted))
+    )
+    torch.testing.assert_close(scores, expected)
+    check_gradients(gradients(ours, scores.square().sum()), gradients(upstream, expected.square().sum()))
+
+
+def test_sub_batches_keep_representations_only(root: Path) -> None:
+    """What autograd holds of a step does not grow with the activations of the batch."""
+    rng = random.Random(3)
+    sides = [text(rng, 8) for _ in range(4)], [text(rng, 30) for _ in range(28)]
+    _, ours = models(root, unified_finetuning=True)
+    tokenise = Tokeniser(ours.tokenizer, 64)
+
+    def held(sub_batch_size: int | None) -> int:
+        ours.sub_batch_size = sub_batch_size
+        batch = layout_of(ours, sub_batch_size=sub_batch_size).batch(*(tokenise(side) for side in sides))
+        storages: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            ours._embed(batch["texts"])
+        return sum(storages.values())
+
+    assert held(2) < held(None) / 5
+
+
+def test_representations_have_upstreams_types_in_16_bits(root: Path) -> None:
+    """Without autocast, as with DeepSpeed, upstream compares token vectors in float32."""
+    upstream, ours = (model.bfloat16() for model in models(root, unified_finetuning=True))
+    tokenizer = upstream.tokenizer
+    padded = tokenizer(["w1 w2 w3", "w4"], padding=True, return_tensors="pt")
+    expected = upstream.encode({name: value for name, value in padded.items() if name != "token_type_ids"})
+    tokenise = Tokeniser(tokenizer, 64)
+    batch = layout_of(ours).batch(tokenise(["w1 w2 w3"]), tokenise(["w4"]))
+    assert [found.dtype for found in ours._embed(batch["texts"])] == [each.dtype for each in expected]
 
 
 def test_a_tokenizer_without_end_of_sequence_trains(root: Path, tmp_path: Path) -> None:
@@ -111,6 +180,20 @@ def test_a_tokenizer_without_end_of_sequence_trains(root: Path, tmp_path: Path) 
         runner = Runner(build_arguments(values, str(tmp_path / "out")), BaseModels(), [])
         assert runner.model.special_tokens == [0, 1, 2]  # padding, unknown, [CLS]; [SEP] has a weight, as in inference
         assert runner.trainer.train().training_loss > 0
+
+
+def test_rows_that_another_seed_leaves_out_have_a_cache_of_their_own(root: Path, tmp_path: Path) -> None:
+    """Upstream draws which rows to leave out; a token of theirs would be out of the embedding's reach."""
+    caches = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        values = arguments(root, max_example_num_per_dataset=4, seed=seed, max_steps=2)
+        with trial_process(tmp_path / "log.txt"):
+            runner = Runner(build_arguments(values, str(tmp_path / "out")), BaseModels(), [], tmp_path / "tokens")
+            assert runner.trainer.train().training_loss > 0
+        caches.append(runner.data_collator.passage_tokens.cache._keys.tolist())
+    assert caches[0] != caches[1]
 
 
 def test_empty_negatives_are_refused_with_the_row(root: Path, tmp_path: Path) -> None:

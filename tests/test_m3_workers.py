@@ -19,6 +19,8 @@ from tests.m3_fixtures import make_eval, make_model, make_rows
 from trainables.config import TrialConfig
 from trainables.resume import tensor_hash
 
+STEPS = 20
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -70,10 +72,11 @@ def ended(job: dict[str, Any], folder: Path, workers: int = 2) -> tuple[list[int
 
 
 def check_losses(values: dict[str, Any], folder: Path) -> None:
-    results = work({"arguments": values}, folder)
+    results = work({"arguments": {**values, "max_steps": STEPS}}, folder)
     for result in results:
-        assert len(result["ours"]) >= values["max_steps"]
-        assert result["ours"] == pytest.approx(result["upstream"], rel=1e-4)
+        assert len(result["ours"]) >= STEPS
+        assert result["ours"] == pytest.approx(result["upstream"], rel=1e-9)
+        assert result["gradient"] < 1e-9
     assert results[0]["ours"] != results[1]["ours"]
 
 
@@ -89,7 +92,7 @@ def test_negatives_across_two_workers(folder: Path, tmp_path: Path) -> None:
     ids=["unified", "same dataset", "accumulation", "uneven last batch"],
 )
 def test_losses_of_two_workers(folder: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
-    check_losses(arguments(folder, **{**changes, "max_steps": 20}), tmp_path)
+    check_losses(arguments(folder, **changes), tmp_path)
 
 
 def run_trial(

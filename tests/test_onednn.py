@@ -41,6 +41,12 @@ def test_other_precisions_stay_with_torch() -> None:
         assert torch.equal(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
 
 
+def test_autocast_stays_with_torch() -> None:
+    layer, x = nn.Linear(4, 2), torch.ones(1, 4)
+    with fast_linear(layer), torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+
+
 def test_a_frozen_layer_gets_no_gradient() -> None:
     layer, x = nn.Linear(4, 2).requires_grad_(False), torch.ones(1, 4, requires_grad=True)
     with fast_linear(layer):

@@ -49,6 +49,7 @@ _OURS = {
     "disable_tqdm": True,
     "logging_nan_inf_filter": False,
     "dataloader_pin_memory": torch.cuda.is_available(),
+    "accelerator_config": {"non_blocking": True},
     "use_cpu": not torch.accelerator.is_available(),
 }
 """Training arguments that differ from transformers' defaults unless given: the trial writes its own files, and workers
@@ -158,6 +159,7 @@ class Model(EncoderOnlyEmbedderM3Model):  # type: ignore[misc]
             return dense, dense.new_empty(len(dense), 0), dense.new_empty(len(dense), 0)
         weights = rows.pad(torch.relu(self.sparse_linear(hidden)))
         vectors = self.colbert_linear(hidden)
+        vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))  # as upstream's mask does
         vectors = rows.pad(normalize(vectors, dim=-1) if self.normalize_embeddings else vectors)
         sparse = sparse_vectors(weights.squeeze(-1), group["columns"], texts["width"])
         return dense, sparse, pad_vectors(vectors[:, 1:], texts["padded_length"] - 1)
@@ -237,7 +239,7 @@ class Runner(EncoderOnlyEmbedderM3Runner):  # type: ignore[misc]
         passages = Tokeniser(self.tokenizer, data.passage_max_len)
         # with shuffle_ratio the texts are new in every epoch
         if self._token_cache is not None and data.shuffle_ratio == 0:
-            source = rows.source(data)
+            source = rows.source(data, self.training_args.seed)
             queries = queries.cached(self._token_cache, f"queries {source}", rows.queries(self.train_dataset))
             passages = passages.cached(self._token_cache, f"passages {source}", rows.passages(self.train_dataset))
         return Collator(self._layout(), queries, passages)
@@ -287,7 +289,7 @@ class Runner(EncoderOnlyEmbedderM3Runner):  # type: ignore[misc]
             pad_to_multiple_of=self.data_args.pad_to_multiple_of,
             padding_side=self.tokenizer.padding_side,
             sub_batch_size=training.sub_batch_size,
-            group_cost=_GROUP_COST[training.device.type],
+            group_cost=_GROUP_COST["cpu" if training.device.type == "cpu" else "cuda"],
             packed=attends_text_by_text(self.model.model),
             # padding on the left moves the positions of some encoders, so it has to stay as upstream's
             like_upstream=training.full_determinism or self.tokenizer.padding_side == "left",
@@ -298,7 +300,8 @@ def _is_adam(deepspeed: Any) -> bool:
     """Returns whether DeepSpeed's optimizer, if it has one of its own, is Adam without weight decay."""
     if deepspeed is None or deepspeed.get_value("optimizer") is None:
         return True
-    still = deepspeed.get_value("optimizer.params.weight_decay", "auto") in ("auto", 0)
+    own_default = 0.01 if deepspeed.get_value("optimizer.params.torch_adam") else 0  # of torch's AdamW
+    still = deepspeed.get_value("optimizer.params.weight_decay", own_default) in ("auto", 0)
     return still and deepspeed.get_value("optimizer.type") in ("Adam", "AdamW")
 
 

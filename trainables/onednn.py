@@ -43,7 +43,8 @@ def is_faster() -> bool:
 
 class _FastLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype != torch.float32 or self.weight.dtype != torch.float32:
+        autocast = torch.is_autocast_enabled("cpu")
+        if autocast or x.dtype != torch.float32 or self.weight.dtype != torch.float32:
             return super().forward(x)
         product: Tensor = _Linear.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
         return product

@@ -10,21 +10,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    BertModel,
+    PreTrainedModel,
+    RobertaModel,
+    XLMRobertaModel,
+)
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 _ATTENTION = "text_by_text"
 """Name of our attention among transformers' implementations."""
 
-_AFTER_PADDING = {"bert": False, "roberta": True, "xlm-roberta": True}
-"""By `model_type`: do positions begin after the padding's id, and not at 0? Their attention hands our arguments on."""
+_KNOWN = (BertModel, RobertaModel, XLMRobertaModel)
+"""Encoders that hand our arguments on to attention, and whose positions `_positions` knows; no classes made of them."""
 
 
 def can_pack(encoder: PreTrainedModel) -> bool:
-    """Returns whether the encoder's type is known to compute the same for `Packed` texts as for `Padded` ones."""
-    config = encoder.config
-    return config.model_type in _AFTER_PADDING and config._attn_implementation == "sdpa" and not config.is_decoder
+    """Returns whether the encoder's class is known to compute the same for `Packed` texts as for `Padded` ones."""
+    return type(encoder) in _KNOWN and encoder.config._attn_implementation == "sdpa" and not encoder.config.is_decoder
 
 
 def attend_text_by_text(encoder: PreTrainedModel) -> None:
@@ -66,15 +72,14 @@ class Packed:
 
     def __init__(self, group: dict[str, Tensor]) -> None:
         self.mask = group["attention_mask"]
+        self._padded_ids = group["input_ids"]
         self._tokens = self.mask.flatten().nonzero().squeeze(1)
         self._lengths = self.mask.sum(1)
         self._input_ids, self.places = (group[name].take(self._tokens)[None] for name in ("input_ids", "places"))
 
     def encode(self, encoder: PreTrainedModel) -> Tensor:
         """Returns hidden states, (tokens, size)."""
-        config = encoder.config
-        first = config.pad_token_id + 1 if _AFTER_PADDING[config.model_type] else 0
-        positions = self._tokens % self.mask.shape[1] + first
+        positions = _positions(encoder, self._padded_ids).take(self._tokens)
         hidden: Tensor = encoder(
             self._input_ids, position_ids=positions[None], text_lengths=self._lengths.tolist(), return_dict=True
         ).last_hidden_state
@@ -88,6 +93,19 @@ class Packed:
         """Gives every text a row of its own: (tokens, size) to (texts, length, size), zero where there is no token."""
         empty = values.new_zeros(self.mask.numel(), values.shape[1])
         return empty.index_copy(0, self._tokens, values).view(*self.mask.shape, -1)
+
+
+def _positions(encoder: PreTrainedModel, input_ids: Tensor) -> Tensor:
+    """Returns the positions of padded texts' tokens, (texts, length).
+
+    RoBERTa's begin after the padding's id, and pass over padding, also where a text itself holds that token.
+    """
+    if isinstance(encoder, BertModel):
+        return torch.arange(input_ids.shape[1]).expand_as(input_ids)
+    padding = encoder.config.pad_token_id
+    counted = input_ids.ne(padding).long()
+    positions: Tensor = counted.cumsum(1) * counted + padding
+    return positions
 
 
 def _attention(

@@ -19,6 +19,8 @@ from trainables.process import rank, world_size
 logger = logging.getLogger(__name__)
 
 _KEPT = 2
+_PART = 2**25
+"""Bytes that go from host to host at once."""
 _MANIFEST = "manifest.json"
 _ELSEWHERE = ("sub_batch_size", "cache_dir", "cache_path")
 
@@ -148,20 +150,39 @@ def _hash(file: Path) -> str:
 def _bring_together(folder: Path) -> None:
     """Brings files that only workers on other machines see in `folder` to the first worker's.
 
-    A worker's part of ZeRO's state is of use only with all the others.
+    A worker's part of ZeRO's state is of use only with all the others. It goes from host to host: a device has no room.
     """
     if world_size() == 1:
         return
-    own = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
-    seen: list[set[str]] = [set()] * world_size()
+    own = {str(file.relative_to(folder)): file.stat().st_size for file in folder.rglob("*") if file.is_file()}
+    seen: list[dict[str, int]] = [{}] * world_size()
     dist.all_gather_object(seen, own)
-    brought = {name: (folder / name).read_bytes() for name in sorted(own.difference(*seen[: rank()]) if rank() else ())}
-    parts: list[dict[str, bytes]] | None = [{}] * world_size() if rank() == 0 else None
-    dist.gather_object(brought, parts)
-    for part in parts or ():
-        for name, content in part.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(content)
+    lacking = sorted(set().union(*seen).difference(seen[0]))
+    if not lacking:
+        return
+    hosts = dist.new_group(backend="gloo")
+    for name in lacking:
+        holder = next(number for number, files in enumerate(seen) if name in files)
+        if rank() == 0:
+            _receive(folder / name, seen[holder][name], holder, hosts)
+        elif rank() == holder:
+            _send(folder / name, hosts)
+    dist.destroy_process_group(hosts)
+
+
+def _send(path: Path, hosts: Any) -> None:
+    with path.open("rb") as file:
+        while part := file.read(_PART):
+            dist.send(torch.frombuffer(bytearray(part), dtype=torch.uint8), dst=0, group=hosts)
+
+
+def _receive(path: Path, size: int, holder: int, hosts: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        for start in range(0, size, _PART):
+            part = torch.empty(min(_PART, size - start), dtype=torch.uint8)
+            dist.recv(part, src=holder, group=hosts)
+            file.write(part.numpy().data)
 
 
 def _wait() -> None:

@@ -20,13 +20,15 @@ def sorted_folders() -> Iterator[None]:
         os.listdir = listdir
 
 
-def source(data: Any) -> str:
-    """Identifies the texts that a dataset with these data arguments can give."""
+def source(data: Any, seed: int) -> str:
+    """Identifies the texts that a dataset with these data arguments gives; `seed` draws those that it leaves out."""
     given = [Path(path) for path in data.train_data]
     files = [str(file) for path in given for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
     query = (data.query_instruction_for_retrieval, data.query_instruction_format)
     passage = (data.passage_instruction_for_retrieval, data.passage_instruction_format)
-    return repr((content_hash(files), data.same_dataset_within_batch, query, passage))
+    left_out = (data.max_example_num_per_dataset, data.small_threshold, data.drop_threshold)
+    drawn = None if data.max_example_num_per_dataset == type(data).max_example_num_per_dataset else seed
+    return repr((content_hash(files), data.same_dataset_within_batch, query, passage, left_out, drawn))
 
 
 def queries(dataset: Any) -> Iterator[str]:

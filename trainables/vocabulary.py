@@ -30,11 +30,12 @@ class ReachableEmbedding(nn.Module):
         rows = torch.full((whole.num_embeddings,), -1)
         rows[tokens] = torch.arange(len(tokens))
         self.register_buffer("rows", rows, persistent=False)
+        self._padding = None if whole.padding_idx is None else int(rows[whole.padding_idx])
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Returns the embeddings of token ids of any shape."""
         assert isinstance(self.rows, Tensor)
-        return F.embedding(self.rows[tokens], self.weight)
+        return F.embedding(self.rows[tokens], self.weight, padding_idx=self._padding)
 
 
 class Vocabulary:
