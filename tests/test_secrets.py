@@ -17,17 +17,26 @@ from tuner.remote import RunStore
 from tuner.submit import entrypoint, runtime_environment, submit
 
 TOKEN, PASSWORD = "hf_0123456789", "correct-horse"
+STORAGE = f"postgresql://tuner:{PASSWORD}@db.example.com/studies"
 
 
-def test_nothing_that_a_search_writes_or_sends_holds_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "secret_flags",
+    [
+        ["--token", TOKEN, "--hub_token", TOKEN, "--storage", STORAGE],
+        [f"--token={TOKEN}", f"--hub_token={TOKEN}", f"--storage={STORAGE}"],
+        ["--hub-token", TOKEN, f"--hub-token={TOKEN}", "--seed", "1"],
+    ],
+    ids=["two words", "one word", "dashes"],
+)
+def test_nothing_that_a_search_writes_or_sends_holds_them(secret_flags: list[str], tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     model, rows = make_model(tmp_path / "model"), make_rows(tmp_path / "rows.jsonl", rows=120)
     arguments = {"model_name_or_path": str(model), "train_data": [str(rows)], "token": TOKEN}
-    storage = f"postgresql://tuner:{PASSWORD}@db.example.com/studies"
-    config = SearchConfig(arguments=arguments, num_trials=3, finalists=0, storage=storage)
+    config = SearchConfig(arguments=arguments, num_trials=3, finalists=0, storage=STORAGE)
     plan = make_plan(config, run_dir, lambda _: None)
-    write_config(plan, ["--token", TOKEN, "--storage", storage])
+    write_config(plan, secret_flags)
     study = open_study(config.replace(storage=None), run_dir)
     agenda = Agenda(config, study, run_dir=run_dir, arguments=plan.arguments, eval_data=plan.dataset.eval_data)
     run_in_process(agenda, fake_train)

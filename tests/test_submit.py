@@ -135,9 +135,10 @@ def test_a_run_directory_that_would_be_lost_is_refused(argv: list[str]) -> None:
         submit(ADDRESS, argv)
 
 
-def test_a_token_is_refused_and_not_repeated() -> None:
+@pytest.mark.parametrize("flags", [["--token", "hf_secret"], ["--hub_token=hf_secret"], ["--hub-token", "hf_secret"]])
+def test_a_token_is_refused_and_not_repeated(flags: list[str]) -> None:
     with pytest.raises(RequestError, match="HF_TOKEN") as refused:
-        submit(ADDRESS, ["--run_dir", "s3://b/r", "--token", "hf_secret"])
+        submit(ADDRESS, ["--run-dir", "s3://b/r", *flags])
     assert "hf_secret" not in str(refused.value)
 
 

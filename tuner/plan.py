@@ -20,7 +20,7 @@ from tuner.errors import RequestError
 from tuner.inputs import local_copy
 from tuner.models import model_here
 from tuner.object_storage import is_url
-from tuner.storage import redacted
+from tuner.storage import HIDDEN, redacted
 from tuner.study import pruner_names, sampler_names
 
 CONFIG_FILE = "config.yaml"
@@ -265,6 +265,9 @@ def write_config(plan: Plan, argv: list[str]) -> None:
 def _without_secrets(argv: list[str]) -> list[str]:
     shown, hide = [], False
     for token in argv:
-        shown.append("***" if hide else redacted(token) if "://" in token else token)
-        hide = token.lstrip("-").replace("-", "_") in SECRETS
+        flag, equals, _ = token.partition("=")
+        is_secret = flag.lstrip("-").replace("-", "_") in SECRETS
+        value = f"{flag}={HIDDEN}" if is_secret and equals else token
+        shown.append(HIDDEN if hide else redacted(value) if "://" in value else value)
+        hide = is_secret and not equals
     return shown

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuner.config import SECRETS
 from tuner.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, RequestError
 from tuner.object_storage import is_url
 from tuner.storage import HIDDEN, PASSWORD_VARIABLE, redacted
@@ -97,10 +98,9 @@ def _without(argv: Sequence[str], flag: str) -> list[str]:
 
 def _value(arguments: Sequence[str], flag: str) -> str | None:
     for argument, following in itertools.pairwise([*arguments, ""]):
-        if argument == flag:
-            return following
-        if argument.startswith(f"{flag}="):
-            return argument.removeprefix(f"{flag}=")
+        name, equals, value = argument.partition("=")
+        if name.startswith("--") and name[2:].replace("-", "_") == flag[2:]:
+            return value if equals else following
     return None
 
 
@@ -112,8 +112,11 @@ def _check(arguments: Sequence[str]) -> None:
             "--submit needs a --run_dir (or --resume) that outlives the job: s3://bucket/prefix, or the absolute path "
             f"of a disk that the cluster's machines share, but got {run_dir or 'none'}"
         )
-    if _value(arguments, "--token"):
-        problems.append("--token would be shown by the cluster's dashboard; set HF_TOKEN where Ray is started instead")
+    for secret in SECRETS:
+        if _value(arguments, f"--{secret}"):
+            problems.append(
+                f"--{secret} would be shown by the cluster's dashboard; set HF_TOKEN where Ray is started instead"
+            )
     storage = _value(arguments, "--storage") or ""
     if redacted(storage) != storage:
         problems.append(
