@@ -28,7 +28,8 @@ from tests.export_fixtures import SECRET, make_run
 from trainables import loading
 from trainables.config import TrialConfig
 from trainables.trial import run_trial
-from tuner.errors import RequestError
+from tuner.api import export_best
+from tuner.errors import EXIT_STOPPED, BundleRefusedError, RequestError
 from tuner.export import best_arguments, main, write_bundle
 from tuner.finished import read_run
 
@@ -103,12 +104,16 @@ def test_poolings_and_lengths_survive(pooling: str, normalize: bool, tmp_path: P
     assert bool((norms - 1 < 1e-5).all()) == normalize
 
 
-def test_a_model_that_embeds_otherwise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_embeds_otherwise_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = make_run(tmp_path, arguments={"sentence_pooling_method": "mean"})
     monkeypatch.setattr("tuner.layout._POOLING", {"cls": "mean_tokens", "mean": "cls_token"})
-    with pytest.raises(loading.EmbeddingsDifferError, match=r"got sentence-transformers dense 0\.\d+"):
+    with pytest.raises(BundleRefusedError, match=r"got sentence-transformers dense 0\.\d+"):
         write_bundle(run, tmp_path / "bundle")
     assert not any("bundle" in path.name for path in tmp_path.iterdir())
+    assert main([str(run), "--to", str(tmp_path / "bundle")]) == EXIT_STOPPED
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: the bundle was refused: an exported model must")
 
 
 def test_mteb_gives_the_same_score_in_both_libraries(tmp_path: Path) -> None:
@@ -301,6 +306,25 @@ def test_a_folder_that_holds_something_is_refused(tmp_path: Path, capsys: pytest
     assert main([str(run), "--to", str(run / "data")]) == 2
     assert "must be a new or empty folder" in capsys.readouterr().err
     assert (run / "data" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("place", ["run", ".", "run/best", "notes"])
+def test_python_replaces_nothing_either(place: str, tmp_path: Path) -> None:
+    """The run directory, a folder above it, an earlier bundle, a folder of the user's."""
+    run = make_run(tmp_path)
+    write_bundle(run, run / "best", verify=False)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(RequestError, match="must be a new or empty folder"):
+        export_best(run, tmp_path / place)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_python_exports_for_other_gpus_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tuner.export._verify", lambda *_: None)
+    run = make_run(tmp_path, options={"gpus_per_trial": 0})
+    assert "--nproc_per_node 2" in (export_best(run, tmp_path / "bundle", gpus=2) / "train.sh").read_text()
 
 
 def test_a_run_without_a_winner_is_refused(tmp_path: Path) -> None:

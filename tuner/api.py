@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from tuner.config import SearchConfig
-from tuner.export import best_arguments, write_bundle
+from tuner.export import best_arguments, check_room, write_bundle
 from tuner.remote import run_folder
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def run(config: SearchConfig, *, console: Console | None = None) -> Result:
     Raises:
         RequestError: The request or the data is wrong.
         AllTrialsFailedError: No trial could be trained.
+        BundleRefusedError: A library does not embed with the best model as training did; the search is finished.
     """
     from tuner.config import EXAMPLE_DEFAULTS
     from tuner.search import run_search
@@ -91,9 +92,24 @@ def best_config(run_dir: str | Path) -> dict[str, Any]:
     return load(run_dir).best_config
 
 
-def export_best(run_dir: str | Path, to: str | Path) -> Path:
-    """Writes the bundle of the finished search in `run_dir` to the folder `to`, and returns that."""
-    return write_bundle(load(run_dir).run_dir, Path(to))
+def export_best(run_dir: str | Path, to: str | Path, *, gpus: int | None = None) -> Path:
+    """Writes the bundle of a finished search, as ``python -m tuner.export`` does.
+
+    Args:
+        run_dir: The run directory, a path or a URL.
+        to: Folder to write, new or empty: nothing that is there is replaced, be it an earlier bundle.
+        gpus: Workers that train.sh is for, with the same negatives a query. None: as many as a trial had.
+
+    Returns:
+        `to`.
+
+    Raises:
+        RequestError: `to` holds something, the search has no winner, or on `gpus` it would be another model.
+        ValueError: The search is not finished.
+        BundleRefusedError: A library does not embed with the bundle as training did.
+    """
+    check_room(Path(to))
+    return write_bundle(load(run_dir).run_dir, Path(to), gpus=gpus)
 
 
 def _config(run_dir: Path) -> SearchConfig:

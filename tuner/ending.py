@@ -9,6 +9,7 @@ from rich.console import Console
 
 from tuner import verdict
 from tuner.config import SearchConfig
+from tuner.errors import BundleRefusedError
 from tuner.export import write_bundle
 from tuner.progress import shown
 from tuner.report import write_report
@@ -25,6 +26,9 @@ def conclude(config: SearchConfig, run_dir: Path, console: Console, *, seconds: 
         run_dir: Its directory, the test scores of the base model and the winner in it.
         console: Where the verdict is said.
         seconds: Wall clock of the search, over all its sessions.
+
+    Raises:
+        BundleRefusedError: A library does not embed as training did; verdict and report are there all the same.
     """
     search, finalists = read_studies(run_dir, config.storage, config.study_name)
     result = verdict.judge(
@@ -38,8 +42,23 @@ def conclude(config: SearchConfig, run_dir: Path, console: Console, *, seconds: 
         tolerance=config.guard_tolerance,
     )
     _write(run_dir / RESULT_FILE, result)
-    bundle = write_bundle(run_dir, run_dir / "best")
-    _say(result, bundle, run_dir, console)
+    refusal = _refusal(run_dir)
+    _say(result, run_dir, console, refused=refusal is not None)
+    _report(config, run_dir, console)
+    if refusal:
+        raise refusal
+
+
+def _refusal(run_dir: Path) -> BundleRefusedError | None:
+    """Writes the bundle, or returns why there is none: the verdict is to be said first."""
+    try:
+        write_bundle(run_dir, run_dir / "best")
+    except BundleRefusedError as error:
+        return error
+    return None
+
+
+def _report(config: SearchConfig, run_dir: Path, console: Console) -> None:
     try:
         write_report(run_dir, config.storage)
     except Exception as error:  # a picture that cannot be drawn must not cost a finished search
@@ -58,7 +77,7 @@ def _write(path: Path, result: Mapping[str, Any]) -> None:
     temporary.replace(path)
 
 
-def _say(result: Mapping[str, Any], bundle: Path, run_dir: Path, console: Console) -> None:
+def _say(result: Mapping[str, Any], run_dir: Path, console: Console, *, refused: bool) -> None:
     def say(line: str, style: str = "") -> None:
         console.print(line, style=style, markup=False, soft_wrap=True)
 
@@ -83,9 +102,12 @@ def _say(result: Mapping[str, Any], bundle: Path, run_dir: Path, console: Consol
     counts, parts = result["trials"], ("training", "scoring", "overhead")
     say(f"trials      {counts['complete']} complete, {counts['pruned']} pruned, {counts['failed']} failed")
     say(f"seconds     {spent['total']:.0f} in all: " + ", ".join(f"{spent[part]:.0f} {part}" for part in parts))
-    say(f"checkpoint  {bundle}")
+    say(f"checkpoint  {run_dir / 'trials' / best['folder'] / 'checkpoint' if refused else run_dir / 'best'}")
     say(f"report      {run_dir / 'report.html'}")
-    say(f"train again bash {bundle / 'train.sh'}")
+    if refused:
+        say(f"export      python -m tuner.export {run_dir} --to DIR tries again")
+    else:
+        say(f"train again bash {run_dir / 'best' / 'train.sh'}")
 
 
 def _score(value: float | None) -> str:

@@ -23,5 +23,12 @@ class RequestError(ValueError):
         self.findings = tuple(findings)
 
 
+class BundleRefusedError(RuntimeError):
+    """A library does not embed with the exported model as training did, and so it was not kept; by how much is told.
+
+    The search is finished all the same, with its verdict and its report.
+    """
+
+
 class AllTrialsFailedError(RuntimeError):
     """No trial of the search finished; the message groups the causes with their counts."""

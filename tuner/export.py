@@ -17,7 +17,7 @@ import yaml
 
 from trainables.files import new_folder
 from tuner.arguments import upstream_arguments
-from tuner.errors import EXIT_DONE, EXIT_REQUEST, RequestError
+from tuner.errors import EXIT_DONE, EXIT_REQUEST, EXIT_STOPPED, BundleRefusedError, RequestError
 from tuner.finished import FinishedRun, read_run
 from tuner.layout import write_model
 from tuner.modelcard import model_card
@@ -44,7 +44,7 @@ def write_bundle(run_dir: Path, to: Path, *, gpus: int | None = None, verify: bo
 
     Raises:
         RequestError: The search is not finished, or has no winner, or on `gpus` it would be another model.
-        trainables.loading.EmbeddingsDifferError: A library does not embed as training did.
+        BundleRefusedError: A library does not embed as training did.
     """
     run = read_run(run_dir)
     with new_folder(to) as folder:
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; None takes the process's own.
 
     Returns:
-        0, or 2 when there is nothing to export or no room for it.
+        0, 1 when a library here does not embed as training did, or 2 when there is nothing to export or no room for it.
     """
     parser = argparse.ArgumentParser(prog="python -m tuner.export", description="Write the best model of a search.")
     parser.add_argument("run_dir", metavar="RUN_DIR", help="the run directory of a finished search: a path or a URL")
@@ -84,16 +84,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write; must not hold anything")
     arguments = parser.parse_args(argv)
     try:
-        _check_room(arguments.to)
+        check_room(arguments.to)
         print(write_bundle(run_folder(arguments.run_dir), arguments.to, gpus=arguments.gpus))
     except RequestError as error:
         for finding in error.findings:
             print(f"error: {finding}", file=sys.stderr)
         return EXIT_REQUEST
+    except BundleRefusedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_STOPPED
     return EXIT_DONE
 
 
-def _check_room(to: Path) -> None:
+def check_room(to: Path) -> None:
+    """Refuses a folder that holds anything, be it an earlier bundle.
+
+    Raises:
+        RequestError: Something is there.
+    """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise RequestError([f"--to {to}: must be a new or empty folder, but something is there; name another"])
 
@@ -127,13 +135,16 @@ def _checksums(folder: Path) -> Iterator[str]:
 
 def _verify(run: FinishedRun, folder: Path) -> None:
     from trainables.encoding import EncodingSettings
-    from trainables.loading import Sample, check_bundle
+    from trainables.loading import EmbeddingsDifferError, Sample, check_bundle
 
     heldout = Path(run.dataset.eval_data)
     sample = Sample(queries=_texts(heldout / "queries.jsonl"), passages=_texts(heldout / "corpus.jsonl"))
     names = EncodingSettings.__dataclass_fields__.keys() & upstream_arguments().keys()
     settings = EncodingSettings(**{name: run.argument(name) for name in names})
-    check_bundle(folder, run.checkpoint, settings, sample, trust_remote_code=run.argument("trust_remote_code"))
+    try:
+        check_bundle(folder, run.checkpoint, settings, sample, trust_remote_code=run.argument("trust_remote_code"))
+    except EmbeddingsDifferError as error:
+        raise BundleRefusedError(f"the bundle was refused: {error}") from error
 
 
 def _texts(path: Path) -> list[str]:

@@ -15,7 +15,15 @@ from rich.console import Console
 
 from tuner.command import parse
 from tuner.config import SearchConfig, new_run_dir
-from tuner.errors import EXIT_ALL_FAILED, EXIT_DONE, EXIT_REQUEST, AllTrialsFailedError, RequestError
+from tuner.errors import (
+    EXIT_ALL_FAILED,
+    EXIT_DONE,
+    EXIT_REQUEST,
+    EXIT_STOPPED,
+    AllTrialsFailedError,
+    BundleRefusedError,
+    RequestError,
+)
 from tuner.interrupts import Interrupted, interruptible
 from tuner.object_storage import is_url
 from tuner.remote import RunStore, open_run_dir
@@ -48,6 +56,9 @@ def main(argv: Sequence[str] | None = None, *, train: "Train | None" = None) -> 
     except AllTrialsFailedError as error:
         errors.print(str(error), markup=False, soft_wrap=True)
         return EXIT_ALL_FAILED
+    except BundleRefusedError as error:
+        errors.print(f"error: {error}", markup=False, soft_wrap=True)
+        return EXIT_STOPPED
     except Interrupted as interrupted:
         return interrupted.exit_code
     return EXIT_DONE
@@ -72,6 +83,7 @@ def run_search(config: SearchConfig, argv: list[str], console: Console, *, train
         Interrupted: It was told to end, or the machine cannot go on.
         RequestError: The request or the data is wrong.
         AllTrialsFailedError: No trial could be trained.
+        BundleRefusedError: A library does not embed with the best model as training did; the search is finished.
     """
     started = time.monotonic()
     named = config.resume or new_run_dir(config, time.strftime("%Y%m%d-%H%M%S"))
@@ -140,8 +152,10 @@ def _search(
 
     from tuner.ending import conclude
 
-    conclude(config, run_dir, console, seconds=max(study.spent, time.monotonic() - started))
-    mirror.finish()
+    try:
+        conclude(config, run_dir, console, seconds=max(study.spent, time.monotonic() - started))
+    finally:
+        mirror.finish()
     if store.is_remote:
         console.print(f"kept in     {store.url}", markup=False, soft_wrap=True)
 
