@@ -1,13 +1,17 @@
 import shlex
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tuner.command import parse
+from tuner.command import parse, resumed
+from tuner.config import SearchConfig
 from tuner.errors import RequestError
+from tuner.remote import open_run_dir
 
 USERS_COMMAND = """
     --model_name_or_path BAAI/bge-m3 --cache_dir ./cache/model --train_data ./dataset.jsonl --cache_path ./cache/data
@@ -67,6 +71,33 @@ def test_a_resumed_search_keeps_its_settings_and_takes_new_ones(tmp_path: Path) 
     )
     config = parse(["--resume", str(tmp_path), "--num_trials", "9"])
     assert (config.num_trials, config.metric, config.arguments["train_data"]) == (9, "dense.mrr_at_10", ["a.jsonl"])
+
+
+def test_python_resumes_what_the_run_was_asked(tmp_path: Path) -> None:
+    asked = SearchConfig(
+        arguments={"train_data": ["a.jsonl"], "learning_rate": 1e-5, "seed": 1}, metric="dense.mrr_at_10", num_trials=4
+    )
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**asked.to_dict(), "command": "python -m tuner.search"}))
+    config = resumed(SearchConfig(resume=str(tmp_path), num_trials=9, arguments={"fp16": True}))
+    assert (config.resume, config.num_trials, config.metric) == (str(tmp_path), 9, "dense.mrr_at_10")
+    assert config.seed == asked.seed
+    assert config.arguments == {"train_data": ["a.jsonl"], "learning_rate": 1e-5, "fp16": True}
+
+
+def test_python_resumes_nothing_where_no_run_is(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"config.yaml: cannot be read"):
+        resumed(SearchConfig(resume=str(tmp_path)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_configuration_on_object_storage_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    store = open_run_dir(f"file://{tmp_path}/run")
+    (store.local / "config.yaml").write_text("num_trials: 4\narguments: {train_data: [a.jsonl]}\n")
+    store.push()
+    shutil.rmtree(store.local)
+    assert parse(["--config", f"file://{tmp_path}/run/config.yaml"]).num_trials == 4
+    assert parse(["--resume", f"file://{tmp_path}/run"]).num_trials == 4
 
 
 def test_without_data_or_model_the_embedded_example_is_meant() -> None:

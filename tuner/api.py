@@ -58,7 +58,8 @@ def run(config: SearchConfig, *, console: Console | None = None) -> Result:
     """Runs a search, in a script or a notebook cell.
 
     Args:
-        config: What is asked; ``SearchConfig()`` is the embedded example.
+        config: What is asked; ``SearchConfig()`` is the embedded example. With `resume`, what that run was asked, and
+            of this what is not a default.
         console: Where progress is shown. None: standard output, or the notebook cell.
 
     Raises:
@@ -66,9 +67,12 @@ def run(config: SearchConfig, *, console: Console | None = None) -> Result:
         AllTrialsFailedError: No trial could be trained.
         BundleRefusedError: A library does not embed with the best model as training did; the search is finished.
     """
+    from tuner.command import resumed
     from tuner.config import EXAMPLE_DEFAULTS
     from tuner.search import run_search
 
+    if config.resume:
+        config = resumed(config)
     if config.is_example:
         unset = {k: v for k, v in EXAMPLE_DEFAULTS.items() if getattr(config, k) == getattr(SearchConfig, k)}
         config = config.replace(**unset)

@@ -88,10 +88,24 @@ def parse(argv: Sequence[str]) -> SearchConfig:
     namespace, unknown = _build_parser().parse_known_args(list(argv))
     given = {name: value for name, value in vars(namespace).items() if value is not None}
     problems = [_unknown_flag(token) for token in _without_their_values(unknown)]
-    files = [given.pop("config", None), _resumed_config(given.get("resume"))]
+    files = [given.pop("config", None), _config_of(given.get("resume"))]
     from_files = [_read_yaml(file, problems) for file in reversed(files) if file]
     values = _typed({name: value for source in [*from_files, given] for name, value in source.items()}, problems)
     return _configuration(values, problems)
+
+
+def resumed(config: SearchConfig) -> SearchConfig:
+    """Returns what the run that `config` resumes was asked, and of `config` what is not a default.
+
+    Raises:
+        RequestError: The run has no config.yaml that can be read.
+    """
+    problems: list[str] = []
+    asked = _typed(_read_yaml(str(_config_of(config.resume)), problems), problems)
+    values = {name: getattr(config, name) for name in search_options()}
+    changed = {name: value for name, value in values.items() if value != getattr(SearchConfig, name)}
+    before = _configuration({**asked, **changed}, problems)
+    return before.replace(arguments={**before.arguments, **config.arguments})
 
 
 def _build_parser() -> _Parser:
@@ -165,14 +179,20 @@ def _without_their_values(unknown: Sequence[str]) -> list[str]:
     ]
 
 
-def _resumed_config(run_dir: str | None) -> str | None:
-    if run_dir is None or not is_url(run_dir):
-        return None if run_dir is None else str(Path(run_dir) / "config.yaml")
+def _config_of(run_dir: str | None) -> str | None:
+    return f"{run_dir}/config.yaml" if run_dir else None
+
+
+def _local_file(path: str) -> Path:
+    """`path`, or the copy here of a file in a run directory on object storage."""
+    if not is_url(path):
+        return Path(path)
     from tuner.remote import open_run_dir
 
+    run_dir, _, name = path.rpartition("/")
     store = open_run_dir(run_dir)
-    store.pull(["config.yaml"])
-    return str(store.local / "config.yaml")
+    store.pull([name])
+    return store.local / name
 
 
 def _unknown_flag(token: str) -> str:
@@ -189,7 +209,7 @@ def _nearest(token: str) -> str:
 
 def _read_yaml(path: str, problems: list[str]) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(Path(path).read_text("utf-8")) or {}
+        values = yaml.safe_load(_local_file(path).read_text("utf-8")) or {}
     except (OSError, yaml.YAMLError) as error:
         problems.append(f"--config {path}: cannot be read as YAML: {error}")
         return {}
@@ -198,7 +218,7 @@ def _read_yaml(path: str, problems: list[str]) -> dict[str, Any]:
         return {}
     arguments = values.pop("arguments", None) or {}
     values.pop("command", None)  # config.yaml's record of the line it came from
-    values = {**values, **arguments}
+    values = {**arguments, **values}  # a seed among the arguments is not the search's
     known = {**accepted_arguments(), **search_options()}
     problems.extend(f"--config {path}: {_unknown_flag(f'--{name}')}" for name in values if name not in known)
     return {name: value for name, value in values.items() if name in known}

@@ -21,9 +21,10 @@ from tuner.rows import FIELDS, Fault, Source
 from tuner.splits import ENOUGH_QUERIES, assign, fingerprint
 from tuner.survey import Survey, rows_of, survey
 
-__all__ = ["Dataset", "Finding", "check", "load", "main", "prepare"]
+__all__ = ["Dataset", "Finding", "check", "load", "main", "prepare", "take_over"]
 
 MANIFEST = "manifest.json"
+_PARTS = ("train", "eval")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +111,16 @@ def load(folder: Path) -> Dataset:
     )
 
 
+def take_over(dataset: Dataset, folder: Path) -> Dataset:
+    """Puts data that was prepared in another folder of the same disk in the place of what `folder` holds."""
+    prepared = Path(dataset.eval_data).parent
+    for name in _PARTS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+        (prepared / name).rename(folder / name)
+    (prepared / MANIFEST).replace(folder / MANIFEST)
+    return load(folder)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `python -m tuner.data check FILE...`: one finding a line, then a summary.
 
@@ -183,7 +194,7 @@ def _rows(surveyed: Survey) -> Iterator[dict[str, Any]]:
 def _write(
     surveyed: Survey, splits: Sequence[str], evaluation: beir.Evaluation, *, folder: Path, seed: int, origin: str
 ) -> Dataset:
-    for name in ("train", "eval"):
+    for name in _PARTS:
         shutil.rmtree(folder / name, ignore_errors=True)
     beir.write(evaluation, folder / "eval")
     train = _write_train(surveyed.sources, iter(splits), folder)

@@ -2,7 +2,9 @@
 
 import importlib.util
 import shlex
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from tuner.inputs import local_copy
 from tuner.models import model_here
 from tuner.object_storage import is_url
 from tuner.storage import HIDDEN, redacted
-from tuner.study import pruner_names, sampler_names
+from tuner.study import check_claim, pruner_names, sampler_names
 
 CONFIG_FILE = "config.yaml"
 _SEARCHABLE = (
@@ -77,7 +79,11 @@ def make_plan(config: SearchConfig, run_dir: Path, say: Callable[[str], None]) -
     arguments = _absolute(_with_deepspeed_config(arguments, warnings))
     arguments = _without_none_prefix(arguments, warnings)
     say(f"checking {', '.join(map(str, arguments['train_data']))}")
-    dataset, model = _data_and_model(config, arguments, run_dir)
+    with _beside(run_dir / "data") as folder:
+        dataset, model = _data_and_model(config, arguments, folder)
+        if config.resume:
+            check_claim(facts(config, dataset), run_dir, config.storage, config.study_name)
+        dataset = _in_place(dataset, run_dir / "data")
     guards = guard_data.prepare(config.guard, run_dir / "data" / "guards")
     warnings += dataset.manifest["warnings"]
     if len(config.objectives) > 1:
@@ -105,6 +111,16 @@ def make_plan(config: SearchConfig, run_dir: Path, say: Callable[[str], None]) -
         weights_bytes=weights,
         warnings=warnings,
     )
+
+
+def facts(config: SearchConfig, dataset: data.Dataset) -> dict[str, str]:
+    """What a search is over: it goes on over nothing else."""
+    return {
+        "data_hash": dataset.hash,
+        "search_space": str(config.search_space),
+        "metric": config.metric,
+        "model": config.model_name_or_path,
+    }
 
 
 def honoured(arguments: Mapping[str, Any], *, gpu: bool) -> tuple[dict[str, Any], list[str]]:
@@ -152,12 +168,31 @@ def _missing_trackers(report_to: str | list[str] | None) -> Iterator[str]:
             yield f"--report_to {name}: its package is not installed; pip install {name}, or leave the flag out"
 
 
-def _data_and_model(config: SearchConfig, arguments: Mapping[str, Any], run_dir: Path) -> tuple[data.Dataset, str]:
+@contextmanager
+def _beside(folder: Path) -> Iterator[Path]:
+    """A folder inside of `folder` to prepare data in: what a refused search had before is left as it is.
+
+    Its name starts with a dot, so that it is not brought to object storage.
+    """
+    fresh = folder / ".new"
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        yield fresh
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _in_place(dataset: data.Dataset, folder: Path) -> data.Dataset:
+    """The same data in `folder`, which the search works with."""
+    return dataset if Path(dataset.eval_data).parent == folder.resolve() else data.take_over(dataset, folder)
+
+
+def _data_and_model(config: SearchConfig, arguments: Mapping[str, Any], folder: Path) -> tuple[data.Dataset, str]:
     """Both are looked at before either is refused; nothing is downloaded for data that is refused."""
     problems: list[str] = []
     dataset, model = None, config.model_name_or_path
     try:
-        dataset = _dataset(config, arguments["train_data"], run_dir / "data")
+        dataset = _dataset(config, arguments["train_data"], folder)
     except RequestError as error:
         problems.extend(error.findings)
     if dataset is not None and arguments.get("knowledge_distillation") and not dataset.has_scores:
@@ -175,11 +210,11 @@ def _data_and_model(config: SearchConfig, arguments: Mapping[str, Any], run_dir:
 
 
 def _dataset(config: SearchConfig, train_data: Sequence[str], folder: Path) -> data.Dataset:
-    """The data as it is now; a search that goes on where its files are not goes on with what it wrote down of them."""
+    """The data as it is now, prepared in `folder`; a search whose files are gone goes on with what lies above it."""
     named = [*train_data, *([config.eval_data] if config.eval_data else [])]
     gone = not all(is_url(str(path)) or Path(path).exists() for path in named)
-    if config.resume and gone and (folder / data.MANIFEST).exists():
-        return data.load(folder)
+    if config.resume and gone and (folder.parent / data.MANIFEST).exists():
+        return data.load(folder.parent)
     here = [local_copy(str(path)) for path in named]
     held_out = here[-1] if config.eval_data else None
     return data.prepare(here[: len(train_data)], folder=folder, eval_data=held_out, seed=config.seed)

@@ -175,6 +175,7 @@ def _open_storage(config: SearchConfig, run_dir: Path, console: Console) -> "Pat
 
 
 def _open_study(plan: "Plan", storage: "PatientStorage") -> "SearchStudy":
+    from tuner.plan import facts
     from tuner.storage import readable
     from tuner.study import SearchStudy
 
@@ -192,14 +193,7 @@ def _open_study(plan: "Plan", storage: "PatientStorage") -> "SearchStudy":
             guard_tolerance=config.guard_tolerance,
             name=config.study_name,
         )
-    study.claim(
-        {
-            "data_hash": plan.dataset.hash,
-            "search_space": str(config.search_space),
-            "metric": config.metric,
-            "model": config.model_name_or_path,
-        }
-    )
+    study.claim(facts(config, plan.dataset))
     return study
 
 

@@ -133,14 +133,7 @@ class SearchStudy:
         Raises:
             RequestError: A fact differs from what the study holds.
         """
-        known = self.search.user_attrs
-        differing = [
-            f"--resume: {name} was {known[name]} when the search began and is {value} now; start a new --run_dir"
-            for name, value in facts.items()
-            if known.get(name, value) != value
-        ]
-        if differing:
-            raise RequestError(differing)
+        _refuse_others(facts, self.search.user_attrs)
         for name, value in facts.items():
             self.search.set_user_attr(name, value)
 
@@ -296,6 +289,36 @@ class SearchStudy:
         trial.set_user_attr("source", source)
         trial.set_user_attr("seed", seed)
         return trial
+
+
+def check_claim(facts: Mapping[str, str], run_dir: Path, storage: str | None, name: str | None) -> None:
+    """Refuses what `SearchStudy.claim` would refuse, and leaves the study as it is.
+
+    Args:
+        facts: What the search is over now.
+        run_dir: The run directory.
+        storage: The storage URL where it is not RUN/study.db.
+        name: ``--study_name`` of the search.
+
+    Raises:
+        RequestError: A fact differs from what the study holds, or the storage cannot be read.
+    """
+    if storage is None and not (run_dir / "study.db").exists():
+        return
+    opened = open_storage(storage, run_dir)
+    with readable(storage):
+        if study_names(name)[0] in optuna.get_all_study_names(opened):
+            _refuse_others(facts, optuna.load_study(study_name=study_names(name)[0], storage=opened).user_attrs)
+
+
+def _refuse_others(facts: Mapping[str, str], known: Mapping[str, str]) -> None:
+    differing = [
+        f"--resume: {name} was {known[name]} when the search began and is {value} now; start a new --run_dir"
+        for name, value in facts.items()
+        if known.get(name, value) != value
+    ]
+    if differing:
+        raise RequestError(differing)
 
 
 def study_names(name: str | None) -> tuple[str, str]:

@@ -12,11 +12,13 @@ import psutil
 import pytest
 from fake import fake_train, new_agenda, new_study
 
+import tuner
 from tests.m3_fixtures import make_model, make_rows
 from tuner.command import parse
 from tuner.config import SearchConfig
+from tuner.errors import RequestError
 from tuner.executor import run_in_process
-from tuner.plan import make_plan, write_config
+from tuner.plan import facts, make_plan, write_config
 from tuner.search import main
 from tuner.storage import open_storage
 from tuner.study import read_studies
@@ -160,18 +162,74 @@ def test_a_second_search_in_the_same_directory_is_refused(tmp_path: Path, capsys
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def test_changed_data_is_refused_on_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What differs is said, and nothing is changed."""
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    """A run directory with three trials."""
     make_model(tmp_path / "model")
     make_rows(tmp_path / "rows.jsonl", rows=120)
     (tmp_path / "run").mkdir()
     request = ["--model_name_or_path", str(tmp_path / "model"), "--train_data", str(tmp_path / "rows.jsonl")]
-    write_config(make_plan(parse(request), tmp_path / "run", lambda _: None), request)
+    plan = make_plan(parse(request), tmp_path / "run", lambda _: None)
+    write_config(plan, request)
     config = SearchConfig(num_trials=3, finalists=0)
     study = new_study(config, open_storage(None, tmp_path / "run"))
-    study.claim({"data_hash": "0" * 16})
+    study.claim(facts(plan.config, plan.dataset))
     run_in_process(new_agenda(config, study, tmp_path / "run"), fake_train)
-    before = _states(tmp_path)
-    assert main(["--resume", str(tmp_path / "run")]) == 2
-    assert f"data_hash was {'0' * 16} when the search began and is" in capsys.readouterr().err
-    assert _states(tmp_path) == before
+    return tmp_path / "run"
+
+
+def _contents(run_dir: Path) -> dict[str, tuple[bytes, int]]:
+    """What a resumed search could spoil, and when it was written."""
+    files = [run_dir / "config.yaml", *(path for path in (run_dir / "data").rglob("*") if path.is_file())]
+    assert len(files) > 5
+    return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def _study(run_dir: Path) -> dict[str, object]:
+    search = read_studies(run_dir)[0]
+    return {"trials": search.trials, "facts": search.user_attrs, "metrics": search.metric_names}
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--train_data", "other.jsonl"], "data_hash was"),
+        (["--metric", "dense.mrr_at_10"], "metric was dense.ndcg_at_10 when the search began and is dense.mrr_at_10"),
+        (["--metric", "dense.mrr_at_10,dense.ndcg_at_10"], "metric was"),
+        (["--search_space", "example", "--train_data", "other.jsonl"], "search_space was None"),
+    ],
+    ids=["data", "metric", "two objectives", "space"],
+)
+def test_a_refused_resume_changes_nothing(
+    flags: list[str],
+    words: str,
+    finished: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make_rows(tmp_path / "other.jsonl", rows=140)
+    monkeypatch.chdir(tmp_path)
+    before, study = _contents(finished), _study(finished)
+    assert main(["--resume", str(finished), "--num_trials", "20", *flags]) == 2
+    assert words in capsys.readouterr().err
+    assert (_contents(finished), _study(finished)) == (before, study)
+
+
+def test_python_is_refused_like_the_command(finished: Path, tmp_path: Path) -> None:
+    make_rows(tmp_path / "rows.jsonl", rows=140)
+    before, study = _contents(finished), _study(finished)
+    with pytest.raises(RequestError, match="data_hash was"):
+        tuner.run(tuner.SearchConfig(resume=str(finished)))
+    assert (_contents(finished), _study(finished)) == (before, study)
+
+
+def test_data_that_was_damaged_is_prepared_anew_on_resume(finished: Path) -> None:
+    lost = next((finished / "data" / "train").iterdir())
+    rows = lost.read_bytes()
+    lost.unlink()
+    config = parse(["--resume", str(finished)])
+    plan = make_plan(config, finished, lambda _: None)
+    assert lost.read_bytes() == rows
+    assert plan.dataset.train_data == (str(lost),)
+    assert not (finished / "data" / ".new").exists()
