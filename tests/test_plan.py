@@ -1,10 +1,13 @@
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
+import tuner
 from tests.m3_fixtures import make_model, make_rows
+from tuner.command import parse
 from tuner.config import SearchConfig
 from tuner.errors import RequestError
 from tuner.plan import CONFIG_FILE, Plan, honoured, make_plan, write_config
@@ -83,14 +86,58 @@ def test_passwords_of_storages_are_not_written() -> None:
     assert redacted("sqlite:///study.db") == "sqlite:///study.db"
 
 
+def _asked(plan: Plan) -> SearchConfig:
+    """What the command in config.yaml asks for."""
+    command = shlex.split(yaml.safe_load((plan.run_dir / CONFIG_FILE).read_text())["command"])
+    assert command[:3] == ["python", "-m", "tuner.search"]
+    return parse(command[3:])
+
+
 def test_a_resumed_search_keeps_the_command_that_began_it(tmp_path: Path) -> None:
     plan = _plan(tmp_path)
+    request = ["--train_data", str(tmp_path / "rows.jsonl"), "--model_name_or_path", str(tmp_path / "model")]
+    write_config(plan, [*request, "--search_space", "m3", "--token", "hf_secret"])
+    before = (plan.run_dir / CONFIG_FILE).read_text()
+    resumed = replace(plan, config=parse(["--resume", str(plan.run_dir), "--token", "hf_secret"]))
+    write_config(resumed, ["--resume", str(plan.run_dir), "--token", "hf_secret"])
+    assert (plan.run_dir / CONFIG_FILE).read_text() == before
+    assert "command: python -m tuner.search --train_data" in before
+
+
+def test_a_search_that_was_extended_is_searched_again_as_it_was_in_the_end(tmp_path: Path) -> None:
+    plan = _plan(tmp_path)
     write_config(plan, ["--train_data", "rows.jsonl"])
-    resumed = replace(plan, config=plan.config.replace(resume=str(plan.run_dir), num_trials=20))
-    write_config(resumed, ["--resume", "run", "--num_trials", "20"])
-    written = yaml.safe_load((plan.run_dir / CONFIG_FILE).read_text())
-    assert written["command"] == "python -m tuner.search --train_data rows.jsonl"
-    assert written["num_trials"] == 20
+    resumed = replace(plan, config=plan.config.replace(resume=str(plan.run_dir), num_trials=32))
+    write_config(resumed, ["--resume", "run", "--num_trials", "32"])
+    assert _asked(plan) == plan.config.replace(num_trials=32, run_dir=f"{plan.run_dir}-again")
+
+
+@pytest.mark.parametrize("run_dir", ["run", None], ids=["named", "by the time"])
+def test_a_search_from_python_can_be_searched_again(
+    run_dir: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = _plan(tmp_path, learning_rate=3e-6)
+    asked = plan.config.replace(run_dir=run_dir, storage="sqlite:///studies.db", study_name="mine", rungs=(0.5, 1.0))
+    write_config(replace(plan, config=asked), None)
+    assert _asked(plan) == asked.replace(run_dir="run-again", study_name="run-again")
+
+
+def test_a_search_on_object_storage_is_named_by_its_url(tmp_path: Path) -> None:
+    plan = _plan(tmp_path)
+    write_config(replace(plan, config=plan.config.replace(run_dir="s3://bucket/first?region=eu")), None)
+    command = yaml.safe_load((plan.run_dir / CONFIG_FILE).read_text())["command"]
+    assert shlex.split(command)[3:] == [
+        "--config", "s3://bucket/first?region=eu/config.yaml", "--run_dir", "s3://bucket/first-again?region=eu",
+    ]  # fmt: skip
+
+
+def test_the_example_is_a_command_without_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[object] = []
+    monkeypatch.setattr("tuner.search.run_search", lambda _config, argv, _console: given.append(argv) or Path())
+    for config in (SearchConfig(), SearchConfig(num_trials=4), SearchConfig(arguments={"train_data": ["a.jsonl"]})):
+        tuner.run(config)
+    assert given == [[], None, None]
 
 
 def test_a_sum_needs_every_head_that_it_weighs(tmp_path: Path) -> None:

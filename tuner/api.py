@@ -76,7 +76,8 @@ def run(config: SearchConfig, *, console: Console | None = None) -> Result:
     if config.is_example:
         unset = {k: v for k, v in EXAMPLE_DEFAULTS.items() if getattr(config, k) == getattr(SearchConfig, k)}
         config = config.replace(**unset)
-    return Result(run_search(config, [], console or Console(highlight=False)))
+    argv: list[str] | None = [] if config == SearchConfig(**EXAMPLE_DEFAULTS) else None
+    return Result(run_search(config, argv, console or Console(highlight=False)))
 
 
 def load(run_dir: str | Path) -> Result:

@@ -16,7 +16,7 @@ from trainables.deepspeed_config import check_deepspeed
 from trainables.measures import objectives
 from tuner import data, guard_data
 from tuner.arguments import upstream_arguments
-from tuner.config import SECRETS, SearchConfig
+from tuner.config import SECRETS, SearchConfig, new_run_dir
 from tuner.disk import fit_to_disk, weights_bytes
 from tuner.errors import RequestError
 from tuner.inputs import local_copy
@@ -280,8 +280,13 @@ def _default(name: str) -> Any:
     return upstream_arguments()[name].default
 
 
-def write_config(plan: Plan, argv: list[str]) -> None:
-    """Writes what was asked, resolved and without secrets, to RUN/config.yaml."""
+def write_config(plan: Plan, argv: Sequence[str] | None) -> None:
+    """Writes what was asked, resolved and without secrets, to RUN/config.yaml.
+
+    Args:
+        plan: The request, checked.
+        argv: The command line that it came from; None: it came from Python.
+    """
     values = plan.config.to_dict()
     values["arguments"] = {name: value for name, value in values["arguments"].items() if name not in SECRETS}
     values |= {
@@ -291,13 +296,32 @@ def write_config(plan: Plan, argv: list[str]) -> None:
     }
     path = plan.run_dir / CONFIG_FILE
     earlier = yaml.safe_load(path.read_text("utf-8")) if plan.config.resume and path.exists() else {}
-    given = shlex.join(["python", "-m", "tuner.search", *_without_secrets(argv)])
-    values["command"] = earlier.get("command", given)  # what a resumed search began with reproduces it
-    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    command = earlier.pop("command", None)
+    if command is None or values != earlier:
+        again = _again(plan) if argv is None or plan.config.resume else _without_secrets(argv)
+        command = shlex.join(["python", "-m", "tuner.search", *again])
+    text = yaml.safe_dump({**values, "command": command}, sort_keys=False, allow_unicode=True)
     path.write_text(text, encoding="utf-8")
 
 
-def _without_secrets(argv: list[str]) -> list[str]:
+def _again(plan: Plan) -> list[str]:
+    """Flags that search anew what no one command line has asked for: what config.yaml holds."""
+    home = _shown_home(plan)
+    path, mark, options = home.partition("?")
+    flags = ["--config", f"{home}/{CONFIG_FILE}", "--run_dir", f"{path.rstrip('/')}-again{mark}{options}"]
+    return flags if plan.config.storage is None else [*flags, "--study_name", f"{plan.run_dir.name}-again"]
+
+
+def _shown_home(plan: Plan) -> str:
+    """The run directory as it is named from where the search was started, as its data are."""
+    named = plan.config.resume or new_run_dir(plan.config, plan.run_dir.name)
+    if is_url(named):
+        return named
+    home, here = plan.run_dir.resolve(), Path.cwd()
+    return str(home.relative_to(here) if home.is_relative_to(here) else home)
+
+
+def _without_secrets(argv: Sequence[str]) -> list[str]:
     shown, hide = [], False
     for token in argv:
         flag, equals, _ = token.partition("=")

@@ -70,12 +70,14 @@ def _submit(address: str, argv: list[str]) -> int:
     return submit(address, argv)
 
 
-def run_search(config: SearchConfig, argv: list[str], console: Console, *, train: "Train | None" = None) -> Path:
+def run_search(
+    config: SearchConfig, argv: Sequence[str] | None, console: Console, *, train: "Train | None" = None
+) -> Path:
     """Runs the search `config`; returns its run directory.
 
     Args:
         config: What is asked.
-        argv: The command line it came from, for the record.
+        argv: The command line it came from, for the record; None: it came from Python.
         console: Where progress is shown.
         train: What does a job; None: `trainables.worker.train_trial`.
 
@@ -101,7 +103,12 @@ def run_search(config: SearchConfig, argv: list[str], console: Console, *, train
 
 
 def _search(
-    config: SearchConfig, store: RunStore, argv: list[str], console: Console, started: float, train: "Train | None"
+    config: SearchConfig,
+    store: RunStore,
+    argv: Sequence[str] | None,
+    console: Console,
+    started: float,
+    train: "Train | None",
 ) -> None:
     from tuner.plan import make_plan, write_config
 
@@ -109,7 +116,8 @@ def _search(
     config = _with_study_name(config, run_dir)
     plan = make_plan(config, run_dir, lambda line: console.print(line, markup=False))
     config = plan.config
-    write_config(plan, argv)
+    if not (config.resume and config.dry_run):
+        write_config(plan, argv)
     _say_plan(plan, console)
     if config.dry_run:
         _say_estimate(plan, console)
