@@ -2,12 +2,11 @@
 
 import fcntl
 import secrets
-import shutil
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -27,6 +26,7 @@ from tuner.errors import (
 from tuner.interrupts import Interrupted, interruptible
 from tuner.object_storage import is_url
 from tuner.remote import RunStore, open_run_dir
+from tuner.room import forget_replaced, holds_search, set_aside
 
 if TYPE_CHECKING:
     from trainables.config import Train
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from tuner.plan import Plan
     from tuner.retries import Failure
     from tuner.study import SearchStudy
-
-_OURS = ("config.yaml", "data", "study.db", "trials", "best", "report.html", "result.json", ".ray")
 
 
 def main(argv: Sequence[str] | None = None, *, train: "Train | None" = None) -> int:
@@ -94,11 +92,10 @@ def run_search(
     with _held(run_dir):
         if config.resume:
             store.pull()
-        else:
-            _make_room(store, replace=bool(config.arguments.get("overwrite_output_dir")))
-        if config.is_example:
-            config = _example(config, run_dir)
-        _search(config, store, argv, console, started, train)
+        with nullcontext() if config.resume else _room(store, replace=_replaces(config)):
+            if config.is_example:
+                config = _example(config, run_dir)
+            _search(config, store, argv, console, started, train)
     return run_dir
 
 
@@ -140,6 +137,7 @@ def _search(
     with connected(config), _ending_in_order(store.url, mirror, console) as check:
         storage.check = check
         slots = slots_for(config, rays_folder(config, run_dir))
+        forget_replaced(run_dir)
         arguments, warnings = honoured(plan.arguments, gpu=slots.gpus > 0)
         _warn(warnings, console)
         agenda = Agenda(
@@ -247,8 +245,12 @@ def _held(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def _make_room(store: RunStore, *, replace: bool) -> None:
-    """Refuses a directory that holds a search, or with `replace` removes what that search wrote, and nothing else.
+def _replaces(config: SearchConfig) -> bool:
+    return bool(config.arguments.get("overwrite_output_dir"))
+
+
+def _room(store: RunStore, *, replace: bool) -> AbstractContextManager[None]:
+    """Refuses a directory that holds a search, or with `replace` sets that search aside.
 
     On object storage nothing is ever replaced.
     """
@@ -257,8 +259,8 @@ def _make_room(store: RunStore, *, replace: bool) -> None:
         if store.pull(["config.yaml"]):
             raise RequestError([f"{store.url} holds a search already; --resume it, or name another prefix"])
         replace = True  # what an earlier search left on this disk alone
-    if not (run_dir / "study.db").exists() and not (run_dir / "result.json").exists():
-        return
+    if not holds_search(run_dir):
+        return nullcontext()
     if not replace:
         raise RequestError(
             [
@@ -266,12 +268,7 @@ def _make_room(store: RunStore, *, replace: bool) -> None:
                 f"--resume {run_dir} goes on with it, --overwrite_output_dir replaces it"
             ]
         )
-    for name in _OURS:
-        path = run_dir / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    return set_aside(run_dir)
 
 
 def _example(config: SearchConfig, run_dir: Path) -> SearchConfig:
