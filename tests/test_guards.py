@@ -7,11 +7,13 @@ import pytest
 from fake import METRIC, fake_train, open_agenda
 
 from tests.test_beir import lay
+from trainables.config import Progress, Report, TrialConfig
 from tuner.config import SearchConfig
 from tuner.errors import RequestError
 from tuner.executor import run_in_process
 from tuner.guard_data import prepare
 from tuner.guards import Mixture, choose, excess, lost
+from tuner.selection import standings, winner
 from tuner.study import GUARD_EXCESS, read_studies
 
 BASE = {"news": 0.70, "law": 0.50}
@@ -86,6 +88,40 @@ def test_what_was_scored_is_not_scored_again_on_resume(tmp_path: Path) -> None:
     run_in_process(more, fake_train)
     assert {row.role for row in more.rows} <= {"guards", "mixtures", "test"}
     assert json.loads((tmp_path / "trials" / "0000" / "guard.json").read_text()) == {"news": 0.5, "law": 0.5}
+
+
+def test_more_finalists_than_have_weights_are_those_that_have(tmp_path: Path) -> None:
+    config = SearchConfig(num_trials=8, pruner="none", finalists=1, finalist_seeds=1, keep_checkpoints=1)
+    run_in_process(open_agenda(config, tmp_path), fake_train)
+    kept = {folder.parent.name for folder in (tmp_path / "trials").glob("*/checkpoint")}
+    jobs: list[TrialConfig] = []
+
+    def train(job: TrialConfig, report: Report, progress: Progress) -> None:
+        jobs.append(job)
+        fake_train(job, report, progress)
+
+    agenda = open_agenda(config.replace(finalists=5, finalist_seeds=2, guard=("news",)), tmp_path)
+    run_in_process(agenda, train)
+    assert agenda.finished
+    assert {job.name[:4] for job in jobs} <= {"0000", *kept}
+    assert {job.name for job in jobs if not job.rungs and job.checkpoint is None} == {"0000"}
+
+
+def test_the_winner_is_one_that_has_weights(tmp_path: Path) -> None:
+    config = SearchConfig(num_trials=6, pruner="none", finalists=2, finalist_seeds=1)
+    run_in_process(open_agenda(config, tmp_path), fake_train)
+    search, finalists = read_studies(tmp_path)
+    best, second = (standing.trial for standing in standings(search, finalists)[:2])
+    assert winner(search, finalists, run_dir=tmp_path) == best
+    (tmp_path / "trials" / f"{best:04d}" / "checkpoint").rmdir()
+    assert winner(search, finalists, run_dir=tmp_path) == second
+
+
+def test_the_users_settings_are_scored_on_test_beside_their_mixture(tmp_path: Path) -> None:
+    config = SearchConfig(num_trials=2, finalists=0, guard=("news",), guard_tolerance=0.06)
+    run_in_process(open_agenda(config, tmp_path), fake_train)
+    tested = {path.parent.name for path in (tmp_path / "trials").glob("*/test.json")}
+    assert tested == {"0000", "0001", "0001-alpha0.50"}
 
 
 def test_a_constraint_tells_the_sampler_and_the_ranking_what_forgets(tmp_path: Path) -> None:

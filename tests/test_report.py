@@ -138,6 +138,14 @@ def test_a_search_in_which_only_the_users_settings_ended(tmp_path: Path) -> None
     assert "1 completed trials are too few" in read.text
 
 
+def test_a_mixture_of_the_users_settings_is_not_called_theirs(tmp_path: Path) -> None:
+    run_dir = build_run(tmp_path / "run", queries=60, seeds=1, states="CCPPF")
+    result = json.loads((run_dir / "result.json").read_text())
+    result["best"] |= {"folder": "0001-alpha0.50", "alpha": 0.5}
+    (run_dir / "result.json").write_text(json.dumps(result))
+    assert "They are the best that was found." not in write_report(run_dir).read_text("utf-8")
+
+
 def test_a_search_in_which_nothing_ended(tmp_path: Path) -> None:
     read = _Page(write_report(build_run(tmp_path / "run", queries=60, seeds=1, states="CFFF")).read_text("utf-8"))
     assert read.headings[0] == "Keep the base model"

@@ -142,7 +142,7 @@ class Agenda:
     @property
     def has_winner(self) -> bool:
         """Whether a trained trial completed, and the base model could be scored."""
-        return bool(self._candidates()) and not self._base_failed
+        return bool(selection.finalists(self._study.search, 1)) and not self._base_failed
 
     def is_running(self, name: str) -> bool:
         """Whether job `name` was handed out and has not ended."""
@@ -312,13 +312,14 @@ class Agenda:
 
     def _after_search(self) -> _Running | None:
         searching = any(job.trial is not None and not job.finalist for job in self._running.values())
-        if searching or not self._candidates():
+        if searching or not self.has_winner:
             return None
         self._mirror.settle()
         return self._finalist_job() or self._final_job()
 
     def _candidates(self) -> list[FrozenTrial]:
-        numbers = selection.finalists(self._study.search, max(1, self._config.finalist_count))
+        """The best trials whose weights are there: one that wins is scored on test and exported."""
+        numbers = selection.finalists(self._study.search, max(1, self._config.finalist_count), self._run_dir)
         trials = self._study.search.get_trials(deepcopy=False)
         return [trials[number] for number in numbers]
 
@@ -352,7 +353,8 @@ class Agenda:
         best = selection.finalists(self._study.search, least if fewest else max(least, self._config.keep_checkpoints))
         winner = selection.winner(self._study.search, self._study.finalists)
         users = [t.number for t in self._study.search.get_trials(deepcopy=False) if t.user_attrs.get("role") == USER]
-        kept = {f"{number:04d}" for number in [*best, *users, *([] if winner is None else [winner])]}
+        candidates = [trial.number for trial in self._candidates()]
+        kept = {f"{number:04d}" for number in [*best, *candidates, *users, *([] if winner is None else [winner])]}
         alive = {*self._running, *(job.config.name for job in self._waiting), *self._study.unfinished_names}
         self._mirror.drop([f"trials/{folder}" for folder in self._folders.keep(kept, alive)])
 

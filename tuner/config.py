@@ -103,7 +103,8 @@ class SearchConfig:
     seed: int = 42
     """Seed of the split, of the sampler and of training."""
     finalists: int | None = None
-    """Best trials that are retrained with other seeds before one is called the winner. None: one in five, at most 3."""
+    """Best trials that are retrained with other seeds before one is called the winner; those whose weights were not
+    kept are passed over. None: one in five, at most 3."""
     finalist_seeds: int = 2
     """How many other seeds each finalist is retrained with."""
     keep_checkpoints: int = 3

@@ -4,7 +4,7 @@ Every stage follows from the study and from files that the stages before it left
 broken search goes on where it was, and nothing is scored twice.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,10 @@ class Finals:
 
     def _guard_jobs(self) -> list[TrialConfig]:
         """The base model and the finalists on the guards."""
-        numbers = selection.finalists(self._study.search, max(1, self._config.finalist_count))
-        models = [("0000", {}, None), *(self._model(number) for number in numbers)]
+        numbers = selection.finalists(self._study.search, max(1, self._config.finalist_count), self._run_dir)
         return [
             self._job(name, params, split=None, checkpoint=checkpoint, guards=self._config.guard)
-            for name, params, checkpoint in models
+            for name, params, checkpoint in self._models(numbers)
             if self._config.guard and not self._is_guarded(name)
         ]
 
@@ -78,8 +77,7 @@ class Finals:
             kind = {"checkpoint": checkpoint, "alpha": mixed.alpha, "guards": self._config.guard}
             jobs.append(self._job(name, params, split="test", **kind))
         users = [t.number for t in self._trials() if t.user_attrs.get("role") == USER]
-        numbers = sorted({*users, winner} if mixed is None else {*users} - {winner})
-        models = [("0000", {}, None), *(model for number in numbers if (model := self._model(number))[2])]
+        models = self._models(sorted({*users, *([winner] if mixed is None else [])}))
         jobs += [self._job(name, params, split="test", checkpoint=path) for name, params, path in models]
         return [job for job in jobs if not self._is_tested(job)]
 
@@ -95,10 +93,15 @@ class Finals:
         assert number is not None, "finalists were retrained, so one of them wins"
         return number
 
+    def _models(self, numbers: Sequence[int]) -> Iterator[tuple[str, dict[str, Any], str | None]]:
+        """Yields the base model, the only one without a checkpoint, and those of `numbers` whose weights are there."""
+        yield "0000", {}, None
+        yield from (model for number in numbers if (model := self._model(number))[2])
+
     def _model(self, number: int) -> tuple[str, dict[str, Any], str | None]:
         """Returns folder name, parameters and weights of a trial; None where its weights are gone."""
         name = f"{number:04d}"
-        weights = self._run_dir / "trials" / name / "checkpoint"
+        weights = selection.weights_of(self._run_dir, number)
         return name, self._trials()[number].params, str(weights) if weights.is_dir() else None
 
     def _trials(self) -> list[FrozenTrial]:

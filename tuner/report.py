@@ -123,7 +123,7 @@ def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         low, high = versus["ci95"]
         interval = f"95% interval {low:+.4f} to {high:+.4f}, p = {versus['p_value']:.4f}"
         facts.append(("Against your settings", f"{versus['gain']:+.4f} on test ({interval})."))
-    elif result["user"] and result["user"]["trial"] == best["trial"]:
+    elif result["user"] and result["user"]["folder"] == best["folder"]:
         facts.append(("Your settings", "They are the best that was found."))
     facts.append(("Test set", f"{best['queries']} queries detect gains of about {best['detectable']:.4f} and more."))
     drop = f"Dev minus test of the best trial is {result['optimism']:+.4f}; of the base model, which was not selected, "

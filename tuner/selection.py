@@ -34,11 +34,23 @@ class Standing:
         return float(np.mean(list(self.seeds.values())))
 
 
-def finalists(study: Study, count: int) -> list[int]:
-    """Returns the numbers of the best `count` trained and completed trials, best first."""
+def finalists(study: Study, count: int, run_dir: Path | None = None) -> list[int]:
+    """Returns the numbers of the best `count` trained and completed trials, best first.
+
+    Args:
+        study: The search.
+        count: How many, where there are as many.
+        run_dir: Where weights are: a trial that has none there any more is passed over.
+    """
     trained = [trial for trial in _complete(study) if trial.user_attrs.get("role") != "base"]
     distinct = [trial for trial in trained if "duplicate_of" not in trial.user_attrs]
-    return [trial.number for trial in sorted(distinct, key=_rank, reverse=True)[:count]]
+    numbers = [trial.number for trial in sorted(distinct, key=_rank, reverse=True)]
+    return [number for number in numbers if run_dir is None or weights_of(run_dir, number).is_dir()][:count]
+
+
+def weights_of(run_dir: Path, number: int) -> Path:
+    """Returns the folder of a trial's weights; it is there while they are kept."""
+    return run_dir / "trials" / f"{number:04d}" / "checkpoint"
 
 
 def _rank(trial: FrozenTrial) -> tuple[bool, float]:
@@ -72,10 +84,13 @@ def winner(
     Args:
         study: The search.
         retrains: The finalists' retrainings, if any.
-        run_dir: Where guards were scored: the best that keeps them wins, and the best of all where none does.
+        run_dir: Where weights are and guards were scored: of those with weights, the best that keeps the guards wins,
+            and the best of all where none does.
         tolerance: What a guard may lose.
     """
     ranked = [standing.trial for standing in standings(study, retrains)]
+    if run_dir:
+        ranked = [number for number in ranked if weights_of(run_dir, number).is_dir()] or ranked
     guarded = [number for number in ranked if run_dir and guards.read_scores(run_dir, f"{number:04d}")]
     forgetful = guards.forgetful(run_dir, guarded, tolerance) if run_dir else []
     kept = [number for number in guarded if number not in forgetful]
