@@ -13,7 +13,15 @@ from transformers import AutoModel, AutoTokenizer
 from tests.m3_fixtures import make_eval, make_model
 from trainables import evaluation
 from trainables.encoding import Encoder, evaluation_mode, tokenise
-from trainables.evaluation import HYBRID_WEIGHTS, EncodingSettings, HybridWeights, NonFiniteScore, Scorer, Scores
+from trainables.evaluation import (
+    HYBRID_CANDIDATES,
+    HYBRID_WEIGHTS,
+    EncodingSettings,
+    HybridWeights,
+    NonFiniteScore,
+    Scorer,
+    Scores,
+)
 from trainables.frozen import HiddenStates
 from trainables.heldout import read_passages, read_qrels, read_queries
 from trainables.measures import HEADS
@@ -57,7 +65,6 @@ def test_scores_equal_flagembedding(folder: Path, pooling: str) -> None:
         batch_size=1,
         max_query_length=8,
         max_passage_length=16,
-        weights_for_different_modes=list(HYBRID_WEIGHTS),
     )
     heads = HybridWeights._fields
     encoder = Encoder(theirs.model, theirs.tokenizer, settings, heads)
@@ -136,6 +143,12 @@ def test_training_goes_on_as_if_nothing_was_scored(folder: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before)
     assert all(module.training for module in model.model.modules())
     assert all(parameter.requires_grad for parameter in model.model.parameters())
+
+
+def test_the_weights_of_training_are_tried_after_the_default() -> None:
+    assert HYBRID_CANDIDATES[0] == HYBRID_WEIGHTS == (1.0, 1.0, 1.0)
+    assert (1.0, 0.3, 1.0) in HYBRID_CANDIDATES
+    assert len(set(HYBRID_CANDIDATES)) == len(HYBRID_CANDIDATES)
 
 
 def test_hybrid_weights_are_tuned_to_the_best_candidate(folder: Path) -> None:

@@ -263,6 +263,17 @@ def test_card_says_first_when_the_base_model_is_to_be_kept(tmp_path: Path) -> No
     assert "verdict" not in json.loads((bundle / "best_config.json").read_text())
 
 
+def test_card_says_what_the_hybrid_score_weighs(tmp_path: Path) -> None:
+    run = make_run(tmp_path, arguments=UNIFIED)
+    result = json.loads((run / "result.json").read_text())
+    default = {"dense": 1.0, "sparse": 1.0, "colbert": 1.0}
+    result["hybrid_weights"] = {"default": default, "best": default | {"sparse": 0.3}}
+    (run / "result.json").write_text(json.dumps(result))
+    card = (write_bundle(run, tmp_path / "bundle", verify=False) / "README.md").read_text()
+    assert "of `compute_score` with `weights_for_different_modes=[1, 1, 1]`" in card
+    assert "it takes `weights_for_different_modes=[1, 0.3, 1]`" in card
+
+
 def test_heads_of_the_base_go_along_with_a_dense_model(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     without = write_bundle(run, tmp_path / "without", verify=False)

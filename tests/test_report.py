@@ -146,6 +146,17 @@ def test_a_mixture_of_the_users_settings_is_not_called_theirs(tmp_path: Path) ->
     assert "They are the best that was found." not in write_report(run_dir).read_text("utf-8")
 
 
+def test_weights_of_the_hybrid_score_are_said(tmp_path: Path) -> None:
+    run_dir = build_run(tmp_path / "run", queries=60, seeds=1, states="CCC")
+    result = json.loads((run_dir / "result.json").read_text())
+    default = {"dense": 1.0, "sparse": 1.0, "colbert": 1.0}
+    result["hybrid_weights"] = {"default": default, "best": default | {"sparse": 0.3}}
+    (run_dir / "result.json").write_text(json.dumps(result))
+    text = _Page(write_report(run_dir).read_text("utf-8")).text
+    assert "compute_score with weights_for_different_modes=[1, 1, 1]." in text
+    assert "weights_for_different_modes=[1, 0.3, 1] is best for the best trial on dev." in text
+
+
 def test_a_search_in_which_nothing_ended(tmp_path: Path) -> None:
     read = _Page(write_report(build_run(tmp_path / "run", queries=60, seeds=1, states="CFFF")).read_text("utf-8"))
     assert read.headings[0] == "Keep the base model"

@@ -77,7 +77,7 @@ def test_the_test_split_has_a_hybrid_score_with_weights_tuned_on_dev(trained: Tr
     heads = {name.partition(".")[0] for name in report.scores if name != METRIC}
     assert heads == {"dense", "sparse", "colbert", "hybrid", "hybrid_tuned"}
     weights = json.loads((tmp_path / "hybrid.json").read_text())
-    assert weights["default"] == {"dense": 1.0, "sparse": 0.3, "colbert": 1.0}
+    assert weights["default"] == {"dense": 1.0, "sparse": 1.0, "colbert": 1.0}
     same = weights["tuned"] == weights["default"]
     assert not same or report.scores["hybrid_tuned.ndcg_at_10"] == report.scores["hybrid.ndcg_at_10"]
 

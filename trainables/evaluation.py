@@ -56,8 +56,8 @@ class HybridWeights(NamedTuple):
     colbert: float
 
 
-HYBRID_WEIGHTS = HybridWeights(dense=1.0, sparse=0.3, colbert=1.0)
-"""The weights that FlagEmbedding trains the ensemble with (``EncoderOnlyEmbedderM3Model.ensemble_score``)."""
+HYBRID_WEIGHTS = HybridWeights(dense=1.0, sparse=1.0, colbert=1.0)
+"""What ``BGEM3FlagModel.compute_score`` takes where it is given no weights; the ensemble is trained with 1, 0.3, 1."""
 
 HYBRID_CANDIDATES = [
     HYBRID_WEIGHTS,
@@ -68,7 +68,7 @@ HYBRID_CANDIDATES = [
         if (sparse, colbert) != HYBRID_WEIGHTS[1:]
     ),
 ]
-"""What is tried on dev; FlagEmbedding's own come first, and stay where no others are better."""
+"""What is tried on dev; the default comes first, and stays where no others are better."""
 
 TUNED = "hybrid_tuned"
 """The head of the hybrid score with weights tuned on dev."""

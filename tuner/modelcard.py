@@ -12,7 +12,7 @@ from tuner.config import HEADS, MEASURES
 from tuner.finished import FinishedRun
 from tuner.layout import has_heads, has_suffixes
 from tuner.negatives import Negatives
-from tuner.verdict import KEEP
+from tuner.verdict import KEEP, modes
 
 _PACKAGES = (
     "torch",
@@ -202,11 +202,10 @@ def _heads_note(run: FinishedRun, bundle: Path) -> str:
             "Only the dense vectors were trained, and the base model has no sparse and colbert heads: "
             "FlagEmbedding makes random ones, so do not use them."
         )
-    if weights := (run.result["hybrid_weights"] or {}).get("best"):
-        parts = ", ".join(f"{head} {weight:g}" for head, weight in weights.items())
+    if weights := run.result["hybrid_weights"]:
         notes.append(
-            f"The hybrid score with tuned weights takes {parts} (`weights_for_different_modes` of `compute_score`); "
-            "they were chosen on dev."
+            f"The hybrid score is `colbert+sparse+dense` of `compute_score` with `{modes(weights['default'])}`; with "
+            f"tuned weights, chosen on dev, it takes `{modes(weights['best'])}`."
         )
     if has_suffixes(run):
         notes.append(

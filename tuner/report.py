@@ -18,7 +18,7 @@ from tuner.figures import search_pictures, seeds_picture
 from tuner.remote import open_run_dir, run_folder
 from tuner.report_queries import moved_queries
 from tuner.study import read_studies, value_of
-from tuner.verdict import FINE_TUNE
+from tuner.verdict import FINE_TUNE, modes
 
 REPORT_FILE = "report.html"
 _TEMPLATE = "report_template.html"
@@ -128,10 +128,9 @@ def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     facts.append(("Test set", f"{best['queries']} queries detect gains of about {best['detectable']:.4f} and more."))
     drop = f"Dev minus test of the best trial is {result['optimism']:+.4f}; of the base model, which was not selected, "
     facts.append(("Optimism", drop + f"{base['dev'] - base['test']:+.4f}."))
-    for model, weights in (result["hybrid_weights"] or {}).items():
-        if model == "best":
-            parts = ", ".join(f"{head} {weight:g}" for head, weight in weights.items())
-            facts.append(("Hybrid, tuned", f"On dev the best trial's scores weigh {parts}."))
+    if weights := result["hybrid_weights"]:
+        facts.append(("Hybrid", f"The score of compute_score with {modes(weights['default'])}."))
+        facts.append(("Hybrid, tuned", f"{modes(weights['best'])} is best for the best trial on dev."))
     if result["front"]:
         on_it = ", ".join(str(row["trial"]) for row in result["front"])
         facts.append(("Pareto front", f"No other trial is better on both objectives than trial {on_it}."))

@@ -122,6 +122,11 @@ def decide(gain: Comparison, guard: Mapping[str, Any] | None = None) -> tuple[st
     )
 
 
+def modes(weights: Mapping[str, float]) -> str:
+    """Returns weights of the hybrid score as FlagEmbedding's ``compute_score`` takes them."""
+    return f"weights_for_different_modes=[{', '.join(f'{weights[head]:g}' for head in ('dense', 'sparse', 'colbert'))}]"
+
+
 def _loss(task: str, scores: Mapping[str, float | None]) -> str:
     if scores["base"] is None or scores["best"] is None:
         return f"{task} (could not be scored)"
@@ -178,7 +183,7 @@ def _front(study: Study, metric: str) -> list[dict[str, Any]] | None:
 
 
 def _hybrid_weights(run_dir: Path, models: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Any] | None:
-    """Weights of dense, sparse and colbert in the hybrid score: FlagEmbedding's, and those tuned on dev, by model."""
+    """Weights of dense, sparse and colbert in the hybrid score: the default's, and those tuned on dev, by model."""
     weights: dict[str, Any] = {}
     for name, model in models.items():
         path = run_dir / "trials" / model["folder"] / "hybrid.json" if model else None
