@@ -25,6 +25,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import HfArgumentParser
 
 from tests.export_fixtures import SECRET, make_run
+from tests.test_m3_workers import work
 from trainables import loading
 from trainables.config import TrialConfig
 from trainables.trial import run_trial
@@ -51,10 +52,13 @@ def command_of(bundle: Path, *extra: str) -> list[str]:
     """What train.sh would start, word by word."""
     shown = bundle.parent / "shown"
     shown.mkdir(exist_ok=True)
-    (shown / "torchrun").write_text('#!/usr/bin/env bash\nprintf "%s\\0" "$@"\n')
-    (shown / "torchrun").chmod(0o755)
-    script = ["env", f"PATH={shown}:/usr/bin:/bin", "bash", str(bundle / "train.sh"), *extra]
-    return subprocess.run(script, capture_output=True, text=True, check=True, cwd="/").stdout.split("\0")[:-1]
+    python = shown / "python"
+    python.write_text('#!/usr/bin/env bash\n[ "$1" = -c ] || printf "%s\\0" "$@"\n')
+    python.chmod(0o755)
+    script = ["env", f"PYTHON={python}", "bash", str(bundle / "train.sh"), *extra]
+    words = subprocess.run(script, capture_output=True, text=True, check=True, cwd="/").stdout.split("\0")[:-1]
+    assert words[:2] == ["-m", "torch.distributed.run"]
+    return words[2:]
 
 
 @pytest.fixture(scope="module")
@@ -202,10 +206,34 @@ def test_weights_of_an_earlier_rung_are_saved_where_they_were_taken(tmp_path: Pa
     assert "trained/checkpoint-5" in (write_bundle(run, tmp_path / "b", verify=False) / "README.md").read_text()
 
 
+def test_a_winner_trained_on_the_cpu_is_trained_there_again(tmp_path: Path) -> None:
+    run = make_run(tmp_path, arguments={"use_cpu": True, "negatives_cross_device": True})
+    bundle = write_bundle(run, tmp_path / "bundle", verify=False)
+    _, _, training = parse(command_of(bundle)[5:])
+    assert training.use_cpu
+    assert not training.negatives_cross_device  # one worker; FlagEmbedding refuses it without a process group
+    assert "--use_cpu False" in (bundle / "train.sh").read_text()
+
+
+def test_a_python_without_flagembedding_is_refused(tmp_path: Path) -> None:
+    bundle = write_bundle(make_run(tmp_path), tmp_path / "bundle", verify=False)
+    script = ["env", "PYTHON=/bin/false", "bash", str(bundle / "train.sh")]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "PYTHON=.venv/bin/python" in done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_train_script_trains_the_winner_again(tmp_path: Path) -> None:
-    run = make_run(tmp_path, arguments={**UNIFIED, "per_device_train_batch_size": 4, "num_train_epochs": 1.0})
+@pytest.mark.parametrize("workers", [1, 2])
+def test_train_script_trains_the_winner_again(workers: int, tmp_path: Path) -> None:
+    """On two workers, with passages shared between them, which FlagEmbedding refuses to workers that train alone."""
+    arguments = {**UNIFIED, "per_device_train_batch_size": 4, "num_train_epochs": 1.0, "use_cpu": True}
+    run = make_run(
+        tmp_path,
+        arguments=arguments | {"negatives_cross_device": workers > 1},
+        options={"workers_per_trial": workers},
+    )
     trial = run / "trials" / "0007"
     arguments = json.loads((trial / "config.json").read_text())["arguments"] | {"learning_rate": 1e-3}
     shutil.rmtree(trial)
@@ -217,14 +245,14 @@ def test_train_script_trains_the_winner_again(tmp_path: Path) -> None:
         metric="dense.ndcg_at_10",
         rungs=(0.5, 1.0),
     )
-    run_trial(config, lambda _: True)
+    work({"trial": config.to_dict()}, tmp_path / "job", workers)
     (trial / "config.json").write_text(json.dumps(config.to_dict()))
     bundle = write_bundle(run, run / "best", verify=False)
 
-    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
-    subprocess.run(["bash", bundle / "train.sh"], env={**os.environ, "PATH": path}, cwd=tmp_path, check=True)
-    share = read_run(run).rung["fraction"]
-    again = tmp_path / "trained" / ("" if share == 1.0 else "checkpoint-5")  # half of 40 rows / 4 steps
+    environment = {**os.environ, "PYTHON": sys.executable}
+    subprocess.run(["bash", bundle / "train.sh"], env=environment, cwd=tmp_path, check=True)
+    best = read_run(run).rung
+    again = tmp_path / "trained" / ("" if best["fraction"] == 1.0 else f"checkpoint-{best['step']}")
     expected, found = (load_file(folder / "model.safetensors") for folder in (bundle, again))
     assert expected.keys() == found.keys()
     assert all(torch.allclose(expected[name], found[name], atol=1e-5) for name in expected)

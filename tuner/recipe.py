@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from tuner.finished import FinishedRun
-from tuner.negatives import Negatives
+from tuner.negatives import CROSS, Negatives
 
 MODULE = "FlagEmbedding.finetune.embedder.encoder_only.m3"
 DEEPSPEED_FILE = "deepspeed.json"
 
-_PLACES = {"output_dir", "cache_dir", "cache_path", "resume_from_checkpoint", "use_cpu", "dataloader_pin_memory"}
+_PLACES = {"output_dir", "cache_dir", "cache_path", "resume_from_checkpoint", "dataloader_pin_memory"}
 _REPORTING = {"report_to", "run_name"}
 _SECRETS = {"token", "hub_token"}
 _SAVING = {"save_strategy", "save_steps", "save_total_limit", "save_only_model"}
@@ -33,6 +33,8 @@ def arguments_of(run: FinishedRun) -> dict[str, Any]:
     arguments = {name: value for name, value in run.trained.items() if name not in left_out and value is not None}
     arguments["model_name_or_path"] = run.config.model_name_or_path
     arguments["train_data"] = list(_train_data(run))
+    if run.workers == 1:
+        arguments.pop(CROSS, None)  # nobody to share with, and FlagEmbedding alone makes no process group for one
     return arguments | _saving(run)
 
 
@@ -60,12 +62,13 @@ def train_script(arguments: Mapping[str, Any], step: Negatives, alpha: float | N
         alpha: Share of the trained model in the bundle's weights, where they are a mixture with the base model.
     """
     flags = [f"--{name} {_shell(name, value)}" for name, value in arguments.items()]
-    command = [f"exec torchrun --standalone --nproc_per_node {step.workers}", f"-m {MODULE}", *flags]
+    start = 'exec "$python" -m torch.distributed.run'
+    command = [f"{start} --standalone --nproc_per_node {step.workers}", f"-m {MODULE}", *flags]
     return _SCRIPT.format(
         step=step,
         workers=step.workers,
         command=" \\\n  ".join([*command, "--output_dir ./trained", '"$@"']),
-        mixture="" if alpha is None else _MIXTURE.format(alpha=alpha),
+        notes=(_ON_CPUS if arguments.get("use_cpu") else "") + ("" if alpha is None else _MIXTURE.format(alpha=alpha)),
     )
 
 
@@ -117,10 +120,16 @@ _SCRIPT = """\
 #   bash train.sh --train_data other.jsonl --output_dir elsewhere
 # {workers} worker(s), {step}.
 # Another number of workers is another model: python -m tuner.export RUN_DIR --gpus N --to DIR keeps it the same.
-{mixture}set -euo pipefail
+{notes}set -euo pipefail
 here="$(cd "$(dirname "${{BASH_SOURCE[0]}}")" && pwd)"
-command -v torchrun > /dev/null || {{ echo "torchrun is not found: activate FlagEmbedding's environment" >&2; exit 2; }}
+python="${{PYTHON:-python3}}"
+"$python" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("FlagEmbedding") is None)' || {{
+  echo "$python does not have FlagEmbedding: activate its environment, or name its python: PYTHON=.venv/bin/python" >&2
+  exit 2
+}}
 {command}
 """
+
+_ON_CPUS = "# It was trained on CPUs, where workers find each other only with --use_cpu True; on GPUs give --use_cpu False.\n"
 
 _MIXTURE = "# The weights beside this script are base + {alpha:g} * (trained - base); this trains what was mixed.\n"
