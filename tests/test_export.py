@@ -28,6 +28,7 @@ from tests.export_fixtures import SECRET, make_run
 from tests.test_m3_workers import work
 from trainables import loading
 from trainables.config import TrialConfig
+from trainables.measures import MEASURES
 from trainables.trial import run_trial
 from tuner.api import export_best
 from tuner.errors import EXIT_STOPPED, BundleRefusedError, RequestError
@@ -314,11 +315,76 @@ def test_heads_of_the_base_go_along_with_a_dense_model(tmp_path: Path) -> None:
     assert "the base model's, unchanged" in (bundle / "README.md").read_text()
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_heads_of_a_base_that_is_gone_are_the_runs_own_or_missed(kept: bool, tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    result = json.loads((run / "result.json").read_text())
+    result["best"]["test_all"] |= {f"sparse.{measure}": 0.5 for measure in MEASURES}  # by the base model's heads
+    (run / "result.json").write_text(json.dumps(result))
+    shutil.rmtree(tmp_path / "base")
+    if not kept:
+        with pytest.raises(RequestError, match=f"{tmp_path}/base: .* heads are to be there"):
+            write_bundle(run, tmp_path / "bundle", verify=False)
+        return
+    (run / "best").mkdir()
+    for name in ("colbert_linear.pt", "sparse_linear.pt"):
+        (run / "best" / name).write_bytes(name.encode())
+    bundle = write_bundle(run, tmp_path / "bundle", verify=False)
+    assert (bundle / "sparse_linear.pt").read_bytes() == b"sparse_linear.pt"
+
+
+def test_a_deepspeed_configuration_that_is_gone_is_the_runs_own_or_missed(tmp_path: Path) -> None:
+    run = make_run(tmp_path, arguments={"deepspeed": str(tmp_path / "ds.json")})
+    with pytest.raises(RequestError, match=f"--deepspeed {tmp_path}/ds.json: .* it is not here"):
+        write_bundle(run, tmp_path / "bundle", verify=False)
+    (run / "best").mkdir()
+    (run / "best" / "deepspeed.json").write_text("{}")
+    bundle = write_bundle(run, tmp_path / "bundle", verify=False)
+    assert (bundle / "deepspeed.json").read_text() == "{}"
+
+
+def rename_base(run: Path, named: str, found: Path | None = None) -> None:
+    """Lets the user have named the base model `named`, and the trials have found it in `found`."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["arguments"]["model_name_or_path"] = named
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    if found is not None:
+        record = run / "trials" / "0007" / "config.json"
+        values = json.loads(record.read_text())
+        values["arguments"]["model_name_or_path"] = str(found)
+        record.write_text(json.dumps(values))
+
+
+def test_a_base_named_by_a_relative_path_is_found_from_any_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path)
+    rename_base(run, "models/base")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    bundle = write_bundle(run, tmp_path / "bundle", verify=False)
+    assert json.loads((bundle / "best_config.json").read_text())["model_name_or_path"] == "../base"
+    assert ModelCard.load(bundle / "README.md").data.base_model is None
+
+
+@pytest.mark.parametrize("named", ["s3://bucket/it's } base", "models/base"])
+def test_a_base_that_flagembedding_cannot_load_is_asked_for(
+    named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path)
+    rename_base(run, named, found=Path("/not/here"))
+    bundle = write_bundle(run, tmp_path / "bundle", verify=False)
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        command_of(bundle)
+    where = named if "://" in named else "/not/here"
+    assert f"MODEL_NAME_OR_PATH: must name a folder with a copy of {where}" in caught.value.stderr
+    monkeypatch.setenv("MODEL_NAME_OR_PATH", "a copy")
+    assert command_of(bundle)[5:7] == ["--model_name_or_path", "a copy"]
+
+
 def test_a_model_of_the_hub_keeps_its_name(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    config["arguments"]["model_name_or_path"] = "BAAI/bge-m3"  # trials were given the folder it was downloaded to
-    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    rename_base(run, "BAAI/bge-m3", found=Path("/cache/models--BAAI--bge-m3/snapshots/5617a9f"))
     bundle = write_bundle(run, tmp_path / "bundle", verify=False)
     assert json.loads((bundle / "best_config.json").read_text())["model_name_or_path"] == "BAAI/bge-m3"
     assert ModelCard.load(bundle / "README.md").data.base_model == "BAAI/bge-m3"

@@ -12,6 +12,7 @@ from tuner import data
 from tuner.arguments import translated, upstream_arguments
 from tuner.config import SearchConfig
 from tuner.errors import RequestError
+from tuner.object_storage import is_url
 
 TRIAL_FILE = "config.json"
 
@@ -35,6 +36,15 @@ class FinishedRun:
     def number(self) -> int:
         """The winner's number in the study."""
         return int(self.result["best"]["trial"])
+
+    @property
+    def base_model(self) -> str:
+        """The base model: its name on the hub, its URL, or the folder that the trials found it in."""
+        named = self.config.model_name_or_path
+        found = Path(self.trained.get("model_name_or_path", named))
+        if is_url(named) or f"models--{named.replace('/', '--')}" in found.parts:
+            return named
+        return str(found.resolve() if found.is_dir() else found)
 
     @property
     def workers(self) -> int:

@@ -6,6 +6,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tuner.config import MEASURES
+from tuner.errors import RequestError
 from tuner.finished import FinishedRun
 
 HEADS = ("colbert_linear.pt", "sparse_linear.pt")
@@ -54,9 +56,19 @@ def _copy_checkpoint(checkpoint: Path, folder: Path) -> None:
 def _add_heads_of_base(run: FinishedRun, folder: Path) -> None:
     """Where only the dense vectors were trained, the base model's heads go along: they are what scores the rest."""
     base = Path(run.trained.get("model_name_or_path", run.config.model_name_or_path))
-    if not has_heads(folder) and has_heads(base):
-        for name in HEADS:
-            shutil.copyfile(base / name, folder / name)
+    places = [place for place in (base, run.folder / "best") if has_heads(place)]
+    if has_heads(folder) or not (places or _is_scored_with_heads(run)):
+        return
+    if not places:
+        raise RequestError(
+            [f"{base}: the base model's sparse and ColBERT heads are to be there, but they are not; bring them back"]
+        )
+    for name in HEADS:
+        shutil.copyfile(places[0] / name, folder / name)
+
+
+def _is_scored_with_heads(run: FinishedRun) -> bool:
+    return f"sparse.{MEASURES[0]}" in run.result["best"]["test_all"]
 
 
 def _write_modules(run: FinishedRun, folder: Path) -> None:

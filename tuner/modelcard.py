@@ -12,6 +12,7 @@ from tuner.config import HEADS, MEASURES
 from tuner.finished import FinishedRun
 from tuner.layout import has_heads, has_suffixes
 from tuner.negatives import Negatives
+from tuner.object_storage import is_url
 from tuner.verdict import KEEP, modes
 
 _PACKAGES = (
@@ -58,13 +59,12 @@ def model_card(run: FinishedRun, arguments: Mapping[str, Any], step: Negatives, 
 
 def _base_name(run: FinishedRun) -> str:
     """The base model's name on the hub, or its folder's last two names: the last is often only `model`."""
-    base = run.config.model_name_or_path
+    base = run.base_model
     return "/".join(Path(base).parts[-2:]) if _is_local(run) else base
 
 
 def _is_local(run: FinishedRun) -> bool:
-    base = run.config.model_name_or_path
-    return Path(base).is_dir() or base.startswith((".", "/", "~")) or base.count("/") > 1
+    return is_url(run.base_model) or Path(run.base_model).is_absolute()
 
 
 def _name(run: FinishedRun) -> str:
@@ -72,7 +72,7 @@ def _name(run: FinishedRun) -> str:
 
 
 def _header(run: FinishedRun) -> dict[str, Any]:
-    base = {} if _is_local(run) else {"base_model": run.config.model_name_or_path}
+    base = {} if _is_local(run) else {"base_model": run.base_model}
     results = [_result(run, head) for head in HEADS if f"{head}.{MEASURES[0]}" in run.result["best"]["test_all"]]
     return {
         **base,

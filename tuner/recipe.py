@@ -11,8 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tuner.errors import RequestError
 from tuner.finished import FinishedRun
 from tuner.negatives import CROSS, Negatives
+from tuner.object_storage import is_url
 
 MODULE = "FlagEmbedding.finetune.embedder.encoder_only.m3"
 DEEPSPEED_FILE = "deepspeed.json"
@@ -27,21 +29,24 @@ _MODELS = ("model_name_or_path", "config_name", "tokenizer_name")
 def arguments_of(run: FinishedRun) -> dict[str, Any]:
     """Returns the winner's arguments, ready for FlagEmbedding's dataclasses on this machine.
 
-    The base model is named as the user named it; the training data is the run's.
+    The base model is named as on the hub, or by its folder or URL; the training data is the run's.
     """
     left_out = _PLACES | _REPORTING | _SECRETS | _SAVING
     arguments = {name: value for name, value in run.trained.items() if name not in left_out and value is not None}
-    arguments["model_name_or_path"] = run.config.model_name_or_path
+    arguments["model_name_or_path"] = run.base_model
     arguments["train_data"] = list(_train_data(run))
     if run.workers == 1:
         arguments.pop(CROSS, None)  # nobody to share with, and FlagEmbedding alone makes no process group for one
-    return arguments | _saving(run)
+    return arguments | _saving(run) | _kept_deepspeed(run)
 
 
 def portable(arguments: Mapping[str, Any], bundle: Path, home: Path) -> dict[str, Any]:
     """Returns `arguments` with every path relative to the folder `home`, where `bundle` will stand.
 
     A DeepSpeed configuration is written into the bundle. What is no path here (a model on the hub) stays as it is.
+
+    Raises:
+        RequestError: The DeepSpeed configuration is not here.
     """
     changed = dict(arguments)
     changed["train_data"] = [_relative(path, home) for path in arguments["train_data"]]
@@ -67,6 +72,7 @@ def train_script(arguments: Mapping[str, Any], step: Negatives, alpha: float | N
     return _SCRIPT.format(
         step=step,
         workers=step.workers,
+        needs="".join(_NEEDED.format(variable=name.upper(), wish=_wish(arguments[name])) for name in _absent(arguments)),
         command=" \\\n  ".join([*command, "--output_dir ./trained", '"$@"']),
         notes=(_ON_CPUS if arguments.get("use_cpu") else "") + ("" if alpha is None else _MIXTURE.format(alpha=alpha)),
     )
@@ -89,18 +95,34 @@ def _saving(run: FinishedRun) -> dict[str, Any]:
     return {"save_strategy": "steps", "save_steps": share, "save_only_model": True}
 
 
+def _kept_deepspeed(run: FinishedRun) -> dict[str, Any]:
+    """The bundle's copy of a DeepSpeed configuration that is not here any more."""
+    settings, copy = run.trained.get("deepspeed"), run.folder / "best" / DEEPSPEED_FILE
+    gone = isinstance(settings, str) and not Path(settings).is_file()
+    return {"deepspeed": str(copy)} if gone and copy.is_file() else {}
+
+
 def _write_deepspeed(settings: str | Mapping[str, Any], bundle: Path) -> str:
     if not isinstance(settings, str):
         (bundle / DEEPSPEED_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     elif Path(settings).is_file():
         shutil.copyfile(settings, bundle / DEEPSPEED_FILE)
     else:
-        return settings
+        raise RequestError([f"--deepspeed {settings}: trials were trained with it, but it is not here; bring it back"])
     return DEEPSPEED_FILE
 
 
 def _relative(path: str, home: Path) -> str:
     return Path(os.path.relpath(Path(path).resolve(), home.resolve())).as_posix()
+
+
+def _absent(arguments: Mapping[str, Any]) -> list[str]:
+    """Models that FlagEmbedding cannot load by what the search knew of them: `portable` makes folders here relative."""
+    return [name for name in _MODELS if is_url(text := str(arguments.get(name, ""))) or Path(text).is_absolute()]
+
+
+def _wish(model: str) -> str:
+    return shlex.quote(f"must name a folder with a copy of {model}")
 
 
 def _shell(name: str, value: Any) -> str:
@@ -110,6 +132,8 @@ def _shell(name: str, value: Any) -> str:
 
 def _word(name: str, value: Any) -> str:
     text = json.dumps(value) if isinstance(value, Mapping) else str(value)
+    if _absent({name: value}):
+        return f'"${name.upper()}"'
     here = name == "train_data" or text == DEEPSPEED_FILE or (name in _MODELS and text.startswith("."))
     return f'"$here"/{shlex.quote(text)}' if here else shlex.quote(text)
 
@@ -127,8 +151,10 @@ python="${{PYTHON:-python3}}"
   echo "$python does not have FlagEmbedding: activate its environment, or name its python: PYTHON=.venv/bin/python" >&2
   exit 2
 }}
-{command}
+{needs}{command}
 """
+
+_NEEDED = "{variable}=${{{variable}:?{wish}}}\n"
 
 _ON_CPUS = "# It was trained on CPUs, where workers find each other only with --use_cpu True; on GPUs give --use_cpu False.\n"
 
