@@ -10,7 +10,9 @@ Queries longer than ``query_max_len`` are cut there by FlagEmbedding only: sente
 
 import argparse
 import json
+import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -95,7 +97,8 @@ def _least_cosine(sentence: SentenceTransformer, flag: FlagModel, heldout: Path)
 def retrain(run_dir: Path, bundle: Path, output: Path) -> dict[str, float]:
     """Trains with train.sh into `output`; returns dev scores: the search's by seed, and that of what it trained."""
     run = read_run(run_dir)
-    subprocess.run(["bash", str(bundle / "train.sh"), "--output_dir", str(output)], check=True)
+    environment = {**os.environ, "PYTHON": sys.executable}
+    subprocess.run(["bash", str(bundle / "train.sh"), "--output_dir", str(output)], env=environment, check=True)
     saved = sorted(output.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     metric = str(run.result["metric"])
     reports: list[RungReport] = []

@@ -33,7 +33,8 @@ from trainables.trial import run_trial
 from tuner.api import export_best
 from tuner.errors import EXIT_STOPPED, BundleRefusedError, RequestError
 from tuner.export import best_arguments, main, write_bundle
-from tuner.finished import read_run
+from tuner.finished import FinishedRun, read_run
+from tuner.layout import write_model
 
 TEXTS = ["w1 w2 w3", "w5 w5 w8 w13 w21 w34 unknown"]
 UNIFIED = {"unified_finetuning": True, "use_self_distill": True}
@@ -119,6 +120,24 @@ def test_a_model_that_embeds_otherwise_is_refused(
     assert not any("bundle" in path.name for path in tmp_path.iterdir())
     assert main([str(run), "--to", str(tmp_path / "bundle")]) == EXIT_STOPPED
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: the bundle was refused: an exported model must")
+
+
+def test_a_model_that_cuts_texts_elsewhere_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def shorter(run: FinishedRun, folder: Path) -> None:
+        write_model(run, folder)
+        (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 60}')
+
+    run = make_run(tmp_path, arguments={"query_max_len": 32, "passage_max_len": 64})
+    monkeypatch.setattr("tuner.export.write_model", shorter)
+    with pytest.raises(loading.EmbeddingsDifferError, match=r"after 64 tokens, .* sentence-transformers cuts .* 60"):
+        write_bundle(run, tmp_path / "bundle")
+
+
+def test_card_says_how_to_set_two_lengths(bundle: Path, tmp_path: Path) -> None:
+    said = "set `model.max_seq_length = 32` before queries and `model.max_seq_length = 128` before passages"
+    assert said in (bundle / "README.md").read_text()
+    run = make_run(tmp_path, arguments={"query_max_len": 64, "passage_max_len": 64})
+    assert "max_seq_length" not in (write_bundle(run, tmp_path / "bundle", verify=False) / "README.md").read_text()
 
 
 def test_mteb_gives_the_same_score_in_both_libraries(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import gc
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,8 @@ def check_bundle(
 ) -> dict[str, float]:
     """Compares what both libraries make of a bundle with what training's encoder makes of the checkpoint.
 
-    On the CPU in float32, all heads that the checkpoint has; sentence-transformers knows the dense one only.
+    On the CPU in float32, all heads that the checkpoint has; sentence-transformers knows the dense one only, and one
+    length for queries and passages, which has to be the longer of training's.
 
     Args:
         bundle: The exported folder.
@@ -66,20 +67,18 @@ def check_bundle(
         ``<library> <head>`` -> the least agreement over the texts: the cosine, less what lengths differ by.
 
     Raises:
-        EmbeddingsDifferError: An agreement is `LEAST_AGREEMENT` or less.
+        EmbeddingsDifferError: An agreement is `LEAST_AGREEMENT` or less, or texts are cut elsewhere.
     """
+    longest = max(settings.query_max_len, settings.passage_max_len)
+    shipped = replace(settings, query_max_len=longest, passage_max_len=longest)
     with _quiet():
         expected = training_vectors(checkpoint, settings, sample, trust_remote_code=trust_remote_code)
-        heads = tuple(expected)
-        found = {
-            "FlagEmbedding": flag_vectors(bundle, settings, sample, heads, trust_remote_code=trust_remote_code),
-            "sentence-transformers": sentence_vectors(bundle, settings, sample, trust_remote_code=trust_remote_code),
-        }
-    agreements = {
-        f"{library} {head}": min(map(agreement, vectors[head], expected[head]))
-        for library, vectors in found.items()
-        for head in vectors
-    }
+        flag = flag_vectors(bundle, settings, sample, tuple(expected), trust_remote_code=trust_remote_code)
+        agreements = _agreements("FlagEmbedding", flag, expected)
+        if shipped != settings:
+            expected = training_vectors(checkpoint, shipped, sample, trust_remote_code=trust_remote_code)
+        sentence = sentence_vectors(bundle, shipped, sample, trust_remote_code=trust_remote_code)
+        agreements |= _agreements("sentence-transformers", sentence, expected)
     if differing := {name: value for name, value in agreements.items() if not value > LEAST_AGREEMENT}:
         values = ", ".join(f"{name} {value:.6f}" for name, value in differing.items())
         raise EmbeddingsDifferError(
@@ -87,6 +86,10 @@ def check_bundle(
             "the installed library pools, truncates or normalises otherwise; nothing was exported"
         )
     return agreements
+
+
+def _agreements(library: str, found: Vectors, expected: Vectors) -> dict[str, float]:
+    return {f"{library} {head}": min(map(agreement, vectors, expected[head])) for head, vectors in found.items()}
 
 
 def agreement(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> float:
@@ -149,17 +152,33 @@ def flag_vectors(
 
 
 def sentence_vectors(bundle: Path, settings: EncodingSettings, sample: Sample, *, trust_remote_code: bool) -> Vectors:
-    """Embeds with sentence-transformers, instructions by the bundle's own prompts as far as it has them."""
+    """Embeds with sentence-transformers, at the bundle's own length, with its own prompts as far as it has them.
+
+    Raises:
+        EmbeddingsDifferError: The bundle's own length is not that of `settings`, the same for queries and passages.
+    """
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(str(bundle), device="cpu", trust_remote_code=trust_remote_code)
+    _check_length(model, settings.passage_max_len, " ".join([*sample.passages, "text"]))
     vectors: list[npt.NDArray[np.float32]] = []
     encoders = ((model.encode_query, "query"), (model.encode_document, "document"))
-    for (texts, longest), (encode, name) in zip(_instructed(settings, sample), encoders, strict=True):
-        model.max_seq_length = longest
+    for (texts, _), (encode, name) in zip(_instructed(settings, sample), encoders, strict=True):
         prompt = model.prompts[name] or ""
         vectors += list(encode([text.removeprefix(prompt) for text in texts], show_progress_bar=False))
     return {"dense": vectors}
+
+
+def _check_length(model: Any, longest: int, text: str) -> None:
+    """Compares tokens, not vectors: a text of thousands of tokens takes long to embed."""
+    while len(tokenise(model.tokenizer, [text], longest + 1).ids) <= longest:
+        text += f" {text}"
+    expected, found = tokenise(model.tokenizer, [text], longest).ids, model.tokenize([text])["input_ids"][0].numpy()
+    if not np.array_equal(expected, found):
+        raise EmbeddingsDifferError(
+            f"an exported model must cut long texts after {longest} tokens, as in training, but sentence-transformers "
+            f"cuts them after {len(found)}, or elsewhere; nothing was exported"
+        )
 
 
 def _load_parts(checkpoint: Path, trust_remote_code: bool) -> Parts:

@@ -207,6 +207,13 @@ def _heads_note(run: FinishedRun, bundle: Path) -> str:
             f"The hybrid score is `colbert+sparse+dense` of `compute_score` with `{modes(weights['default'])}`; with "
             f"tuned weights, chosen on dev, it takes `{modes(weights['best'])}`."
         )
+    query, passage = run.argument("query_max_len"), run.argument("passage_max_len")
+    if query != passage:
+        notes.append(
+            f"Training cut queries after {query} tokens and passages after {passage}; sentence-transformers has one "
+            f"length, {max(query, passage)}: set `model.max_seq_length = {query}` before queries and "
+            f"`model.max_seq_length = {passage}` before passages."
+        )
     if has_suffixes(run):
         notes.append(
             "An instruction goes on after the text, which prompts of sentence-transformers cannot say: format texts "
