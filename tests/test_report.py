@@ -106,6 +106,14 @@ def test_queries_are_escaped_and_chinese_is_kept(page: str) -> None:
     assert CHINESE in _Page(page).text
 
 
+def test_ranks_are_called_dense_where_the_objective_is_not(run_dir: Path, page: str, tmp_path: Path) -> None:
+    assert "<small>first relevant passage: below 10 → rank 1</small>" in page
+    other = shutil.copytree(run_dir, tmp_path / "run")
+    config = yaml.safe_load((other / "config.yaml").read_text())
+    (other / "config.yaml").write_text(yaml.safe_dump(config | {"metric": "dense.ndcg_at_10+0.3*sparse.ndcg_at_10"}))
+    assert "<small>dense, first relevant passage: below 10 → rank 1</small>" in write_report(other).read_text("utf-8")
+
+
 def test_a_guard_loss_is_shown_and_turns_the_verdict(tmp_path: Path) -> None:
     read = _Page(
         write_report(build_run(tmp_path / "run", queries=60, gain=0.08, seeds=1, states="CCC", guarded=True)).read_text(

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from optuna.trial import FrozenTrial
 from plotly.offline import get_plotlyjs
 
+from trainables.measures import objectives
 from tuner.errors import EXIT_DONE, EXIT_REQUEST, RequestError
 from tuner.figures import search_pictures, seeds_picture
 from tuner.remote import open_run_dir, run_folder
@@ -91,6 +92,7 @@ def _contents(run_dir: Path, storage: str | None) -> dict[str, Any]:
     return {
         "name": run_dir.resolve().name,
         "metric": config["metric"],
+        "is_dense": {name.partition(".")[0] for part in objectives(config["metric"]) for name in part} == {"dense"},
         "result": result,
         "best": best,
         "fine_tune": result is not None and result["verdict"] == FINE_TUNE,
