@@ -72,7 +72,9 @@ def train_script(arguments: Mapping[str, Any], step: Negatives, alpha: float | N
     return _SCRIPT.format(
         step=step,
         workers=step.workers,
-        needs="".join(_NEEDED.format(variable=name.upper(), wish=_wish(arguments[name])) for name in _absent(arguments)),
+        needs="".join(
+            _NEEDED.format(variable=name.upper(), wish=_wish(arguments[name])) for name in _absent(arguments)
+        ),
         command=" \\\n  ".join([*command, "--output_dir ./trained", '"$@"']),
         notes=(_ON_CPUS if arguments.get("use_cpu") else "") + ("" if alpha is None else _MIXTURE.format(alpha=alpha)),
     )
@@ -156,6 +158,6 @@ python="${{PYTHON:-python3}}"
 
 _NEEDED = "{variable}=${{{variable}:?{wish}}}\n"
 
-_ON_CPUS = "# It was trained on CPUs, where workers find each other only with --use_cpu True; on GPUs give --use_cpu False.\n"
+_ON_CPUS = "# Trained on CPUs, where workers find each other only with --use_cpu True; on GPUs give --use_cpu False.\n"
 
 _MIXTURE = "# The weights beside this script are base + {alpha:g} * (trained - base); this trains what was mixed.\n"
