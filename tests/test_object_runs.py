@@ -82,14 +82,17 @@ def test_a_search_outlives_its_machine(endpoint: str, request_on_s3: list[str], 
 
     first, watcher = Machine(tmp_path / "first", endpoint), Machine(tmp_path / "watcher", endpoint)
     search = first.start(*request_on_s3, "--run_dir", RUN)
+    second = Machine(tmp_path / "second", endpoint)
     try:
         _wait_for_rungs(1, search, first, watcher)
+        assert second.start("--resume", RUN).wait(120) == 2
+        assert f"another search is running there, process {search.pid} on " in second.log.read_text()
     finally:
         search.kill()
         search.wait()
     shutil.rmtree(first.folder / "cache")
 
-    second = Machine(tmp_path / "second", endpoint)
+    time.sleep(61)  # as long as its lease holds
     assert second.start(*request_on_s3, "--run_dir", RUN).wait(120) == 2
     assert "holds a search already" in second.log.read_text()
     assert second.start("--resume", RUN).wait(300) == 0, second.log.read_text()

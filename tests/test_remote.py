@@ -4,13 +4,17 @@ import contextlib
 import json
 import shutil
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+import tuner.lease
 import tuner.remote
 from tuner.errors import RequestError
+from tuner.interrupts import SearchStopped
+from tuner.mirror import Mirror
 from tuner.object_storage import file_system
 from tuner.remote import MirroredRunStore, RunStore, open_run_dir, part_of
 
@@ -290,6 +294,91 @@ def test_the_listing_names_size_and_hash(new_machine: NewMachine, url: str) -> N
     assert (entry["path"], entry["size"]) == ("best/model", 3)
     assert entry["sha256"] == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # of "abc", FIPS 180-2
     assert entry["key"] in objects(url)
+
+
+def test_a_prefix_has_one_search(new_machine: NewMachine, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuner.lease, "_RENEW_SECONDS", 0.2)
+    monkeypatch.setattr(tuner.lease, "_STALE_SECONDS", 2.5)
+    first, second = new_machine(), new_machine()
+    with first.held():
+        time.sleep(3.6)
+        write(first, best__model="first")
+        first.push()
+        with (
+            pytest.raises(
+                RequestError, match=r"another search is running there, process \d+ on .*\d s ago; .* in \d+ s"
+            ),
+            second.held(),
+        ):
+            raise AssertionError("both hold it")
+        first.push()
+    assert not [path for path in objects(url) if path.startswith("leases/") and path.endswith(".json")]
+    with second.held():
+        second.pull()
+    assert contents(second) == {"best/model": "first"}
+
+
+def test_a_search_that_died_is_taken_up_at_once_on_its_machine_and_soon_on_others(
+    new_machine: NewMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = new_machine()
+    killed = first.held()
+    killed.__enter__()
+    again = open_run_dir(first.url).held()
+    again.__enter__()
+    second = new_machine()
+    monkeypatch.setattr(tuner.lease, "_STALE_SECONDS", 1.5)
+    with pytest.raises(RequestError, match="try again in"), second.held():
+        pass
+    time.sleep(2.6)  # S3 tells times to the second
+    with second.held():
+        pass
+
+
+def test_a_search_that_lost_its_lease_writes_nothing_more(
+    new_machine: NewMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuner.lease, "_STALE_SECONDS", 1.0)
+    first, second = new_machine(), new_machine()
+    mirror = Mirror(first)
+    with first.held():  # its machine sleeps, and does not renew
+        write(first, best__model="first")
+        first.push()
+        time.sleep(2.1)
+        with second.held():
+            second.pull()
+            write(second, best__model="second")
+            second.push()
+            write(first, best__model="first again")
+            mirror.leave()
+            with pytest.raises(SearchStopped, match="another search has taken this one's place"):
+                mirror.study_changed()
+    third = new_machine()
+    third.pull()
+    assert contents(third) == {"best/model": "second"}
+
+
+def test_what_another_machine_names_in_the_meantime_is_not_deleted(
+    new_machine: NewMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = new_machine(), new_machine()
+    write(first, best__model="weights", best__log="1")
+    first.push()
+    second.pull()
+    write(second, best__log="second's")
+    write_whole = tuner.remote.write_whole
+
+    def slowly(*what: object) -> None:
+        write_whole(*what)  # type: ignore[arg-type]
+        monkeypatch.setattr(tuner.remote, "write_whole", write_whole)
+        second.push()
+
+    monkeypatch.setattr(tuner.remote, "write_whole", slowly)
+    (first.local / "best/model").unlink()
+    first.push()
+    third = new_machine()
+    third.pull()
+    assert contents(third) == {"best/log": "second's", "best/model": "weights"}
 
 
 def test_the_working_directory_is_the_same_for_every_process_of_a_user(

@@ -94,8 +94,8 @@ class Mirror:
 
     def leave(self) -> None:
         """Brings to storage what the driver wrote, when the search ends before its time; says so where that fails."""
-        self._ask(self._push_own)
         try:
+            self._ask(self._push_own)
             self.settle()
         except SearchStopped as error:
             logger.warning("%s; storage lacks what came last", error)
@@ -113,6 +113,7 @@ class Mirror:
     def _ask(self, what: Callable[[], None]) -> None:
         if not self._store.is_remote:
             return
+        self._store.require_held()
         self._asked = [future for future in self._asked if not future.done() or future.exception()]
         self._asked.append(self._thread.submit(_patiently, what))
 

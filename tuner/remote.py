@@ -6,6 +6,7 @@ in a local directory, parts of which are pushed as they change. A part is one en
 
     PREFIX/trials/0007/20261123T195012-3f9c/checkpoint/model.safetensors     a file, under the push that brought it
     PREFIX/listings/trials/0007.json                                         which files make up the part
+    PREFIX/leases/head-1-9c41d0aa.json                                       whose search it is (`tuner.lease`)
 
 No object is ever overwritten but the listing, which is written last and in one request. So a push that was cut off
 leaves the part as the push before it made it, and every file's size and SHA-256 are checked when it is read back.
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tuner.errors import RequestError
+from tuner.lease import Lease
 from tuner.object_storage import file_system, is_url, receive, send, working_directory, write_whole
 
 _LAST_SEEN = ".listings"
@@ -103,6 +105,21 @@ class RunStore:
     def forget(self, parts: Iterable[str]) -> None:
         """Frees this machine's disk of parts that storage holds."""
 
+    def held(self) -> contextlib.AbstractContextManager[None]:
+        """Keeps other machines' searches from writing there for a block.
+
+        Raises:
+            RequestError: Another search is running there.
+        """
+        return contextlib.nullcontext()
+
+    def require_held(self) -> None:
+        """Says so where another search has taken the place of this one, which `held` it.
+
+        Raises:
+            SearchStopped: Another search writes there now.
+        """
+
 
 class MirroredRunStore(RunStore):
     """A run directory on object storage, with a working directory on this machine's disk."""
@@ -113,6 +130,13 @@ class MirroredRunStore(RunStore):
         super().__init__(url, working_directory("runs", url))
         self._files, self._root = file_system(url)
         self.local.mkdir(parents=True, exist_ok=True)
+        self._lease = Lease(url, self._files, self._root, self.local)
+
+    def held(self) -> contextlib.AbstractContextManager[None]:
+        return self._lease.held()
+
+    def require_held(self) -> None:
+        self._lease.require()
 
     def push(self, paths: Iterable[str] | None = None) -> None:
         for part in parts_of(self.local) if paths is None else sorted({part_of(path) for path in paths}):
@@ -158,9 +182,13 @@ class MirroredRunStore(RunStore):
             self._commit(part, listing, before=seen.listing, held=held)
 
     def _commit(self, part: str, listing: Listing, *, before: Listing, held: set[str]) -> None:
+        self._lease.check()
         write_whole(self._files, f"{self._root}/listings/{part}.json", json.dumps(_to_json(listing), indent=1).encode())
         self._remember(part, _Seen(listing, held))
-        for key in {file.key for file in before.values()} - {file.key for file in listing.values()}:
+        kept = {
+            file.key for file in (*listing.values(), *self._listing(part).values())
+        }  # another's, if that came after
+        for key in {file.key for file in before.values()} - kept:
             self._files.delete_file(f"{self._root}/{key}")
 
     def _push_file(self, path: str, key: str, before: StoredFile | None) -> StoredFile:

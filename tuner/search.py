@@ -89,7 +89,7 @@ def run_search(
     named = config.resume or new_run_dir(config, time.strftime("%Y%m%d-%H%M%S"))
     store = open_run_dir(named if is_url(named) else str(Path(named).resolve()))  # workers stand in another directory
     run_dir = store.local
-    with _held(run_dir):
+    with _held(run_dir), store.held():
         if config.resume:
             store.pull()
         with nullcontext() if config.resume else _room(store, replace=_replaces(config)):
