@@ -43,6 +43,55 @@ def test_a_machine_without_gpus_is_shared_out() -> None:
     assert _slots(machine, concurrent_trials=16).cpus == 0.5
 
 
+@pytest.mark.parametrize(
+    ("machines", "options", "cpus"),
+    [
+        ([4, 2], {}, 4),  # not 6, which no machine has
+        ([4, 2], {"concurrent_trials": 2}, 2),  # not 3: the second would not fit beside the first, nor on 2
+        ([4, 2], {"concurrent_trials": 2, "workers_per_trial": 2}, 1),
+        ([4, 2], {"concurrent_trials": 16}, 0.3333),  # three a CPU are 18
+        ([2], {"concurrent_trials": 3}, 0.5),  # not 2/3, which Ray counts as 0.6667
+        ([1], {"concurrent_trials": 6}, 0.1666),  # Ray counts 6 x 0.1667 as more than 1
+        ([0, 4], {}, 4),  # a head without places
+    ],
+)
+def test_a_share_of_cpus_fits_on_a_machine(machines: list[int], options: dict[str, int], cpus: float) -> None:
+    cluster = Prospect(machines=[NodeType(resources={"CPU": float(many)} if many else {}) for many in machines])
+    assert _slots(cluster, **options).cpus == cpus
+
+
+def test_a_cluster_without_cpus_has_no_place() -> None:
+    assert "1 workers with 1 CPU each must fit" in _refused(Prospect(machines=[NodeType(resources={})]))
+
+
+def test_a_worker_s_gpus_are_on_one_machine() -> None:
+    cluster = Prospect(machines=[NodeType(resources=A10G), NodeType(resources=A10G)])
+    assert "1 workers with 8 CPU and 2 GPU each" in _refused(cluster, gpus_per_trial=2, workers_per_trial=1)
+    assert _slots(cluster, gpus_per_trial=2).workers == 2
+    assert _slots(Prospect(machines=[NodeType(resources=H100)]), gpus_per_trial=4, workers_per_trial=1).gpus == 4
+    mixed = Prospect(machines=[NodeType(resources=A10G), NodeType(resources=H100)])
+    assert _slots(mixed, concurrent_trials=4, gpus_per_trial=2, workers_per_trial=1).gpus == 2
+    assert "are 1 such places" in _refused(mixed, concurrent_trials=2, accelerator_type="A10G")
+
+
+def test_a_share_of_a_gpu_is_on_one_card() -> None:
+    cards = Prospect(machines=[NodeType(resources={"CPU": 8.0, "GPU": 2.0})])
+    assert "3 workers with 2 CPU and 0.6 GPU each" in _refused(cards, gpus_per_trial=0.6, concurrent_trials=3)
+    assert "are 2 such places" in _refused(cards, gpus_per_trial=0.6, concurrent_trials=3)
+    assert _slots(cards, gpus_per_trial=0.6, concurrent_trials=2).gpus == 0.6
+    assert _slots(cards, gpus_per_trial=0.5, concurrent_trials=4).cpus == 2
+    assert _slots(cards, gpus_per_trial=1, workers_per_trial=6).gpus == 0.1666
+    assert "would get 1.5" in _refused(cards, gpus_per_trial=1.5, workers_per_trial=1)
+
+
+def test_machines_to_come_have_places_too() -> None:
+    cluster = launched(LAUNCHED, [HEAD])
+    assert "4 workers with 8 CPU and 2 GPU" in _refused(
+        cluster, gpus_per_trial=2, workers_per_trial=1, concurrent_trials=4
+    )
+    assert _slots(cluster, gpus_per_trial=0.5, concurrent_trials=16).gpus == 0.5
+
+
 def test_many_slots_say_less_often_where_they_are() -> None:
     """Tune's loop takes in what all slots say, one after the other."""
     machine = Prospect(machines=[NodeType(resources={"CPU": 2000.0})])

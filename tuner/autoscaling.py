@@ -5,7 +5,7 @@ there, so that what it can bring is left to it.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,12 +45,16 @@ class Prospect:
 
     def most(self, resource: str) -> float:
         """Returns how much of a resource there may come to be."""
+        return self.sum(lambda resources: resources.get(resource, 0.0))
+
+    def sum(self, value: Callable[[Mapping[str, float]], float]) -> float:
+        """Returns the sum of a value of each machine's resources, of the best machines that there may come to be."""
         if self.unknown:
             return math.inf
-        left, total = self.most_to_come, sum(node.resources.get(resource, 0.0) * node.count for node in self.machines)
-        for node in sorted(self.to_come, key=lambda node: node.resources.get(resource, 0.0), reverse=True):
+        left, total = self.most_to_come, sum(value(node.resources) * node.count for node in self.machines)
+        for node in sorted(self.to_come, key=lambda node: value(node.resources), reverse=True):
             taken = min(left, node.count)
-            total, left = total + taken * node.resources.get(resource, 0.0), left - taken
+            total, left = total + taken * value(node.resources), left - taken
         return float(total)
 
     def kinds(self, resource: str) -> list[NodeType]:

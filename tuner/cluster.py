@@ -1,10 +1,11 @@
 """The Ray cluster that a search runs on: a local one, started and stopped here, or one that is there already."""
 
+import itertools
 import logging
 import math
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -34,6 +35,8 @@ _DESKTOP = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _ADDRESS = ray_constants.RAY_ADDRESS_ENVIRONMENT_VARIABLE
 _MOST_CPUS = 8.0  # of a worker that trains on a GPU
 _BOOT_SECONDS = 1200.0  # a new machine starts and installs in this time
+_RAYS_UNITS = 10_000
+_OTHERWISE = "change --gpus_per_trial, --workers_per_trial or --concurrent_trials"
 
 
 @contextmanager
@@ -123,17 +126,62 @@ def fitting_slots(config: SearchConfig, folder: Path, cluster: Prospect) -> Slot
     problems = [*_too_few_gpus(config, gpus, cluster), *_no_such_accelerator(config, gpus, cluster)]
     if problems:
         raise RequestError(problems)
-    cpus = _cpus_beside_a_gpu(config, gpus / workers, cluster) if gpus else _share_of_cpus(config, workers, cluster)
+    each = _countable(gpus / workers)
+    cpus = _cpus_beside_a_gpu(config, each, cluster) if gpus else _share_of_cpus(config, workers, cluster)
     waiting = {"start_seconds": _BOOT_SECONDS} if cluster.grows else {}
-    return Slots(
+    slots = Slots(
         count=config.concurrent_trials,
         workers=workers,
         cpus=cpus,
-        gpus=gpus / workers,
+        gpus=each,
         accelerator_type=config.accelerator_type if gpus else None,
         folder=folder,
         **waiting,
     )
+    _require_places(slots, cluster)
+    return slots
+
+
+def _require_places(slots: Slots, cluster: Prospect) -> None:
+    """A worker is on one machine, and a share of a GPU on one card: sums over the cluster do not tell what fits."""
+    needed, places = slots.count * slots.workers, cluster.sum(lambda resources: _places(slots, resources))
+    if slots.gpus > 1 and slots.gpus % 1:
+        raise RequestError([f"a worker has a share of a GPU or whole ones, but would get {slots.gpus:g}; {_OTHERWISE}"])
+    if places < needed:
+        each = " and ".join(f"{amount:g} {name}" for name, amount in slots.resources.items())
+        raise RequestError(
+            [
+                f"--concurrent_trials {slots.count} x --workers_per_trial {slots.workers}: {needed} workers with "
+                f"{each} each must fit, each on one machine, and a share of a GPU on one card, but there are "
+                f"{places:g} such places; {_OTHERWISE}"
+            ]
+        )
+
+
+def _places(slots: Slots, resources: Mapping[str, float]) -> int:
+    """How many workers of `slots` a machine with `resources` has places for."""
+    if slots.accelerator_type and f"accelerator_type:{slots.accelerator_type}" not in resources:
+        return 0
+    by_cpu = _times(slots.cpus, _cpus_of(resources))
+    if not slots.gpus:
+        return by_cpu
+    cards = resources.get("GPU", 0.0)
+    return min(by_cpu, _times(slots.gpus, cards) if slots.gpus >= 1 else int(cards) * _times(slots.gpus, 1.0))
+
+
+def _cpus_of(resources: Mapping[str, float]) -> float:
+    """An autoscaler's kind of machine with GPUs need not say its CPUs."""
+    return resources.get("CPU", 1.0 if resources.get("GPU") else 0.0)
+
+
+def _times(amount: float, have: float) -> int:
+    """How often `amount` goes into `have`, as Ray counts."""
+    return round(have * _RAYS_UNITS) // max(1, round(amount * _RAYS_UNITS))
+
+
+def _countable(amount: float) -> float:
+    """The most of `amount` that Ray can count: whole, or in ten thousandths."""
+    return math.floor(round(amount * _RAYS_UNITS, 4)) / _RAYS_UNITS
 
 
 def _too_few_gpus(config: SearchConfig, gpus: float, cluster: Prospect) -> list[str]:
@@ -157,18 +205,22 @@ def _no_such_accelerator(config: SearchConfig, gpus: float, cluster: Prospect) -
 
 
 def _share_of_cpus(config: SearchConfig, workers: int, cluster: Prospect) -> float:
-    total = sum(machine.resources.get("CPU", 0.0) for machine in cluster.machines) or 1.0
-    share = total / (config.concurrent_trials * workers)
-    return float(math.floor(share)) if share >= 1 else share
+    """The most CPUs for each worker, or workers for each CPU, with which all workers fit on the machines."""
+    needed, machines = config.concurrent_trials * workers, [_cpus_of(node.resources) for node in cluster.machines]
+    shares = itertools.chain(
+        range(math.floor(sum(machines) / needed), 0, -1), (_countable(1 / many) for many in range(2, needed + 1))
+    )
+    fitting = (share for share in shares if sum(_times(share, cpus) for cpus in machines) >= needed)
+    return float(next(fitting, 1.0))
 
 
 def _cpus_beside_a_gpu(config: SearchConfig, gpus: float, cluster: Prospect) -> float:
     """A worker's part of the CPUs of the machines that have GPUs: the least of them, so that it fits on each."""
     resource = f"accelerator_type:{config.accelerator_type}" if config.accelerator_type else "GPU"
     kinds = [kind.resources for kind in cluster.kinds(resource) if kind.resources.get("GPU")]
-    shares = [kind.get("CPU", 1.0) / kind["GPU"] * gpus for kind in kinds]
+    shares = [_cpus_of(kind) / kind["GPU"] * gpus for kind in kinds]
     share = min([_MOST_CPUS, *shares]) if shares else 1.0
-    return float(math.floor(share)) if share >= 1 else share
+    return float(math.floor(share)) if share >= 1 else _countable(share)
 
 
 def cores() -> int:
