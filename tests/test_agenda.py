@@ -1,11 +1,14 @@
 from pathlib import Path
 
-from fake import fake_train, open_agenda
+import pytest
+from fake import fake_rungs, fake_train, open_agenda
 
 from trainables.config import Progress, Report, RungReport, TrialConfig
 from tuner.agenda import Agenda
 from tuner.config import SearchConfig
 from tuner.executor import run_in_process
+from tuner.interrupts import SearchStopped
+from tuner.retries import Failure
 from tuner.study import read_studies
 
 
@@ -88,3 +91,38 @@ def test_no_trial_is_started_that_the_time_budget_cannot_hold(tmp_path: Path) ->
     run_in_process(agenda, minute)
     assert now <= 600
     assert [row.role for row in agenda.rows].count("finalist") == 1
+
+
+NO_PLACE = Failure(kind="no_resources", message="a group needs 2 GPU, but free is 0 GPU")
+
+
+def _two_jobs(run_dir: Path) -> tuple[Agenda, TrialConfig, TrialConfig]:
+    now = iter(range(10_000))
+    agenda = open_agenda(SearchConfig(num_trials=3, finalists=0, concurrent_trials=2), run_dir, lambda: next(now))
+    first, second = agenda.next(), agenda.next()
+    assert first is not None
+    assert second is not None
+    return agenda, first, second
+
+
+def test_a_place_that_an_idle_group_held_is_waited_for(tmp_path: Path) -> None:
+    """Tune keeps one slot warm while there is no job for it."""
+    agenda, first, second = _two_jobs(tmp_path)
+    for rung in fake_rungs(first):
+        agenda.rung(first.name, rung)
+    agenda.ended(first.name)
+    agenda.failed(second.name, NO_PLACE)
+    again = agenda.next()
+    assert again is not None
+    assert again.name == second.name
+    agenda.failed(again.name, NO_PLACE)  # and no other job was there in the meantime
+    with pytest.raises(SearchStopped, match="free is 0 GPU"):
+        agenda.next()
+
+
+def test_slots_that_all_wait_for_a_place_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    agenda, first, second = _two_jobs(tmp_path)
+    agenda.waits(second.name, "waiting for a worker group")
+    agenda.failed(first.name, NO_PLACE)
+    with pytest.raises(SearchStopped, match="free is 0 GPU"):
+        agenda.next()

@@ -6,6 +6,7 @@ of them; whatever must outlive the process is in the study.
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -98,6 +99,8 @@ class Agenda:
         self._twins: list[tuple[Trial, Mapping[str, Any]]] = []
         """Trials that wait for the end of one with the same parameters."""
         self._stop_reason = ""
+        self._placed = -math.inf
+        """When a job that had a worker group last ended."""
         self._finals = Finals(config, study, run_dir=run_dir, job=self._job)
         self._scorings: list[TrialConfig] = []
         self._base_failed = False
@@ -181,6 +184,7 @@ class Agenda:
 
     def ended(self, name: str) -> None:
         """Job `name` did all it was asked, or stopped where it was told to."""
+        self._placed = self._clock()
         job = self._close(name, "complete")
         self._mirror.ended(name, stopped=job.stopped)
         self._take_in(job)
@@ -202,6 +206,8 @@ class Agenda:
         """Job `name` did not end; it is tried again where that may help."""
         job = self._close(name, "failed")
         job.row.note = failure.message[:200]
+        if failure.kind != "no_resources":
+            self._placed = self._clock()
         self._log(name, failure)
         again = self._retries.next_attempt(job.config, job.tries, failure)
         if again is None:
@@ -213,12 +219,17 @@ class Agenda:
         job.row.state = "retried"
         if job.trial is not None:
             self._study.retried(job.trial, failure.kind, failure.message)
-        if failure.kind == "no_resources" and not self._running:
+        if failure.kind == "no_resources" and not self._others_had_a_group(job):
             self._stop_reason = failure.message
         if failure.kind == "disk_full":
             self._folders.refused()
         row = self._row(job.row.name, job.row.role, job.row.params)
         self._waiting.append(replace(job, config=config, row=row, stopped=False, best=None))
+
+    def _others_had_a_group(self, job: _Running) -> bool:
+        """Whether what `job` waited for was, or is, held by another job or by the group that it left behind."""
+        has_group = any(not other.row.note for other in self._running.values())
+        return has_group or self._placed > job.row.started
 
     def _gave_up(self, job: _Running, failure: Failure) -> None:
         self.failures.append(failure)
