@@ -22,7 +22,7 @@ from trainables.worker import ENDED, RUNG, failure_kind, one_line, train_trial
 from tuner.agenda import Agenda
 from tuner.interrupts import Interrupted
 from tuner.retries import Failure
-from tuner.slot import MAILBOX, WAITING, Slot, Slots
+from tuner.slot import MAILBOX, WAITING, Slot, Slots, on_node
 
 _SLOT_RESOURCES = {"memory": float(2**20)}  # Ray wants some; every CPU is left to the workers
 
@@ -62,7 +62,7 @@ def run_on_ray(
     _quiet()
     searcher = _AgendaSearcher(agenda)
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(Slot, slots=slots, train=train), _SLOT_RESOURCES),
+        tune.with_resources(tune.with_parameters(Slot, slots=slots, train=train), _beside_the_driver()),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=_AgendaScheduler(searcher),
@@ -79,6 +79,12 @@ def run_on_ray(
     except Interrupted as interrupted:
         _save_running(interrupted.grace_seconds)
         raise
+
+
+def _beside_the_driver() -> tune.PlacementGroupFactory:
+    """Where slots are, and all that Train keeps beside its workers: the search needs the driver's machine anyway."""
+    node = on_node(ray.get_runtime_context().get_node_id())
+    return tune.PlacementGroupFactory([_SLOT_RESOURCES], bundle_label_selector=[node])
 
 
 def _save_running(seconds: float) -> None:

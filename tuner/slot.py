@@ -28,6 +28,8 @@ _RESULTS_A_SECOND = 50
 _END_SECONDS = 30.0
 _SAY_SECONDS = 20.0
 _NODE_MEMORY = "running low on memory"  # Ray's memory monitor, as it kills a worker
+_JOIN_SECONDS = 300.0
+"""From a group's place to its first worker: processes start and import, from a cold disk or under load."""
 _START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 
 
@@ -76,7 +78,8 @@ class Slot(tune.Trainable):
     def setup(self, config: dict[str, Any], slots: Slots, train: Train) -> None:  # type: ignore[override]
         os.environ[_START_TIMEOUT] = str(slots.start_seconds)
         self._slots, self._train, self._job, self._pending = slots, train, config["job"], ""
-        self._box: Any = Mailbox.options(name=f"{MAILBOX}{uuid.uuid4()}").remote()  # type: ignore[attr-defined]
+        here = on_node(ray.get_runtime_context().get_node_id())
+        self._box: Any = Mailbox.options(name=f"{MAILBOX}{uuid.uuid4()}", label_selector=here).remote()  # type: ignore[attr-defined]
         self._groups, self._group, self._waited = 0, threading.Thread(), 0.0
         self._group_error: BaseException | None = None
 
@@ -150,6 +153,8 @@ class Slot(tune.Trainable):
             if seconds > limit:
                 return self._frozen(f"worker {rank} of the group was {sign} for {seconds:.0f} s, and was ended")
         self._waited = 0.0 if status["joined"] else self._waited + self._slots.poll_seconds
+        if self._waited > self._slots.start_seconds + _JOIN_SECONDS:
+            return self._given_up()
         note = f"waiting for a worker group: {self._shortage()}" if self._waited > _SAY_SECONDS else ""
         return {"event": WAITING, "position": status["position"], "note": note}
 
@@ -157,7 +162,15 @@ class Slot(tune.Trainable):
         error = self._group_error
         if error is not None and "startup timed out" not in str(error):
             return self._ended()
-        return _failed("no_resources", f"no worker group in {self._slots.start_seconds:.0f} s: {self._shortage()}")
+        return self._no_group(self._slots.start_seconds)
+
+    def _given_up(self) -> dict[str, Any]:
+        """Leaves a group alone whose controller has no place, and so does not end by itself."""
+        self._group = threading.Thread()
+        return self._no_group(self._waited)
+
+    def _no_group(self, seconds: float) -> dict[str, Any]:
+        return _failed("no_resources", f"no worker group in {seconds:.0f} s: {self._shortage()}")
 
     def _ended(self) -> dict[str, Any]:
         error = self._group_error
@@ -204,6 +217,11 @@ class Slot(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
         """Nothing to load: a trial's own folder holds its state."""
+
+
+def on_node(node_id: str) -> dict[str, str]:
+    """Returns what makes Ray place something on the node `node_id`."""
+    return {"ray.io/node-id": node_id}
 
 
 def shortage(slots: Slots, total: dict[str, float], free: dict[str, float]) -> str:

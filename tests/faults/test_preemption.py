@@ -12,6 +12,7 @@ import pytest
 import ray
 from fake import open_agenda
 from fault_trains import until_told
+from ray._private.state import actors
 from ray.cluster_utils import Cluster
 
 from tuner.config import SearchConfig
@@ -52,9 +53,12 @@ def test_a_trial_is_saved_on_notice_and_goes_on_elsewhere(nodes: Cluster, tmp_pa
     slots = Slots(count=1, workers=1, cpus=1, gpus=0, folder=tmp_path / ".ray", start_seconds=90)
     trial_folder = tmp_path / "trials" / "0001"
 
+    nodes_of_helpers: dict[str, str] = {}
+
     def give_notice() -> None:
         while not (trial_folder / "mark").exists() or not (trial_folder / "mark").read_text():
             time.sleep(0.1)
+        nodes_of_helpers.update({a["ActorClassName"]: a["Address"]["NodeID"] for a in actors().values()})
         _drain(nodes, (trial_folder / "mark").read_text())
 
     notice = threading.Thread(target=give_notice, daemon=True)
@@ -63,6 +67,10 @@ def test_a_trial_is_saved_on_notice_and_goes_on_elsewhere(nodes: Cluster, tmp_pa
     run_on_ray(open_agenda(CONFIG, tmp_path), slots, train=until_told)
     notice.join(60)
     assert time.monotonic() - started < 110  # it did not wait for the machine to be gone
+
+    here = ray.get_runtime_context().get_node_id()
+    away = {name for name, node in nodes_of_helpers.items() if node != here}
+    assert away == {"RayTrainWorker"}  # a spot machine takes nothing else with it
 
     trial = read_studies(tmp_path)[0].trials[1]
     (retry,) = trial.user_attrs["retries"]

@@ -1,21 +1,24 @@
 """Slots on a real cluster: one that cannot start, one whose worker is killed, and one where every trial fails."""
 
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import left_over
 from fake import open_agenda
 from fault_trains import every_trial_fails, faulty, steady
 
+import tuner.slot
 from trainables.config import Train
 from tuner.agenda import Agenda
 from tuner.config import SearchConfig
 from tuner.executor import run_in_process, run_on_ray
 from tuner.interrupts import SearchStopped
 from tuner.search import grouped_causes
-from tuner.slot import Slots, shortage
+from tuner.slot import Slot, Slots, shortage
 from tuner.study import read_studies
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
@@ -64,6 +67,24 @@ def test_all_trials_fail(slots: Slots, tmp_path: Path) -> None:
 )
 def test_what_is_lacking(total: dict[str, float], free: dict[str, float], words: str) -> None:
     assert words in shortage(Slots(count=1, workers=2, cpus=1, gpus=1, folder=Path()), total, free)
+
+
+def test_a_group_whose_controller_has_no_place_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    slot = object.__new__(Slot)
+    status = {"joined": 0, "position": (0, 0), "silent": (0, 0.0), "idle": (0, 0.0)}
+    slot._slots = Slots(count=1, workers=1, cpus=1, gpus=0, folder=Path(), start_seconds=40)
+    slot._box = SimpleNamespace(
+        event=SimpleNamespace(remote=lambda _: None), status=SimpleNamespace(remote=lambda: status)
+    )
+    slot._group, slot._waited, over = threading.Thread(target=lambda: over.wait()), 0.0, threading.Event()
+    slot._group.start()
+    monkeypatch.setattr(tuner.slot.ray, "get", lambda value: value)
+    monkeypatch.setattr(slot, "_shortage", lambda: "nothing is free")
+    said = [slot._next_event() for _ in range(341)]
+    over.set()
+    assert [event["event"] for event in said] == ["waiting"] * 340 + ["failed"]
+    assert (said[-1]["kind"], said[-1]["message"]) == ("no_resources", "no worker group in 341 s: nothing is free")
+    assert not slot._group.is_alive()  # the next job gets a group of its own
 
 
 @pytest.mark.slow

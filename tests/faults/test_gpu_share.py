@@ -1,0 +1,50 @@
+"""Two slots share one card. Ray counts the card, whether this machine has it or not."""
+
+import functools
+import sys
+from pathlib import Path
+
+import fake
+import fault_trains
+import pytest
+import ray
+import torch
+from fake import open_agenda
+from ray.train.torch import TorchConfig, TorchTrainer
+
+import tuner.executor
+from tuner.cluster import connected, slots_for
+from tuner.config import SearchConfig
+from tuner.executor import run_on_ray
+from tuner.slot import Slot
+from tuner.study import read_studies
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+CONFIG = SearchConfig(
+    num_trials=4, finalists=0, sampler="random", pruner="none", gpus_per_trial=0.5, concurrent_trials=2
+)
+
+
+class WithoutNccl(Slot):
+    """On a machine without CUDA, Train's workers with a GPU still ask for NCCL: this one line is not tested here."""
+
+    def _trainer(self) -> TorchTrainer:
+        trainer = super()._trainer()
+        trainer.backend_config = TorchConfig(backend="gloo")
+        return trainer
+
+
+def test_two_trials_train_on_one_card_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (fake, fault_trains, sys.modules[__name__]):
+        ray.cloudpickle.register_pickle_by_value(module)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr(ray, "init", functools.partial(ray.init, num_gpus=1))
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(tuner.executor, "Slot", WithoutNccl)
+    with connected(CONFIG):
+        slots = slots_for(CONFIG, tmp_path / ".ray")
+        assert (slots.count, slots.workers, slots.gpus) == (2, 1, 0.5)
+        run_on_ray(open_agenda(CONFIG, tmp_path), slots, train=fault_trains.beside_another)
+    assert [trial.state.name for trial in read_studies(tmp_path)[0].trials] == ["COMPLETE"] * 4
+    trials = tmp_path / "trials"
+    assert {(trials / name / "gpus").read_text() for name in ("0001", "0002")} == {"['0']"}
