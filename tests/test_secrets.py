@@ -61,6 +61,24 @@ def test_a_job_carries_no_environment_and_no_secret(tmp_path: Path, monkeypatch:
         submit("http://127.0.0.1:1", ["--run_dir", "s3://b/r", f"--storage=postgresql://tuner:{PASSWORD}@db/x"])
 
 
+@pytest.mark.parametrize(
+    "given", [["--token", TOKEN], [f"--token={TOKEN}"], ["--hub_token", TOKEN], [f"--hub-token={TOKEN}"]]
+)
+def test_no_spelling_of_a_token_is_sent(given: list[str]) -> None:
+    with pytest.raises(RequestError, match="would be shown by the cluster's dashboard; set HF_TOKEN") as refused:
+        submit("http://127.0.0.1:1", ["--run_dir", "s3://bucket/run", *given])
+    assert TOKEN not in str(refused.value)
+
+
+@pytest.mark.parametrize("line", [f"token: {TOKEN}", f"storage: postgresql://tuner:{PASSWORD}@db/x"])
+def test_no_file_with_a_secret_is_sent(tmp_path: Path, line: str) -> None:
+    (tmp_path / "search.yaml").write_text(f"run_dir: s3://bucket/run\n{line}\n")
+    with pytest.raises(RequestError, match=r"which the cluster.s dashboard would show|would be shown") as refused:
+        submit("http://127.0.0.1:1", ["--config", str(tmp_path / "search.yaml")])
+    assert TOKEN not in str(refused.value)
+    assert PASSWORD not in str(refused.value)
+
+
 def test_code_from_a_model_is_not_run_unless_asked_for() -> None:
     from tuner.arguments import upstream_arguments
 

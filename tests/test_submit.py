@@ -135,6 +135,15 @@ def test_a_run_directory_that_would_be_lost_is_refused(argv: list[str]) -> None:
         submit(ADDRESS, argv)
 
 
+def test_the_run_directory_may_stand_in_the_configuration(tmp_path: Path) -> None:
+    (tmp_path / "lost.yaml").write_text("num_trials: 3")
+    (tmp_path / "kept.yaml").write_text("run_dir: s3://bucket/run")
+    with pytest.raises(RequestError, match=r"needs a --run_dir .* but got none"):
+        submit(ADDRESS, ["--config", str(tmp_path / "lost.yaml")])
+    with pytest.raises(RequestError, match="No Ray cluster answers"):
+        submit("http://127.0.0.1:9", ["--config", str(tmp_path / "kept.yaml")])
+
+
 @pytest.mark.parametrize("flags", [["--token", "hf_secret"], ["--hub_token=hf_secret"], ["--hub-token", "hf_secret"]])
 def test_a_token_is_refused_and_not_repeated(flags: list[str]) -> None:
     with pytest.raises(RequestError, match="HF_TOKEN") as refused:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuner.command import parse
 from tuner.config import SECRETS
 from tuner.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, RequestError
 from tuner.object_storage import is_url
@@ -105,19 +106,20 @@ def _value(arguments: Sequence[str], flag: str) -> str | None:
 
 
 def _check(arguments: Sequence[str]) -> None:
-    run_dir = _value(arguments, "--run_dir") or _value(arguments, "--resume") or ""
+    config = parse(_without(arguments, "--resume"))  # what is resumed holds no secret, and may be out of reach here
+    run_dir = _value(arguments, "--resume") or config.run_dir or config.arguments.get("output_dir") or ""
     problems = []
-    if not (is_url(run_dir) or Path(run_dir).is_absolute() or _value(arguments, "--config")):
+    if not (is_url(run_dir) or Path(run_dir).is_absolute()):
         problems.append(
             "--submit needs a --run_dir (or --resume) that outlives the job: s3://bucket/prefix, or the absolute path "
             f"of a disk that the cluster's machines share, but got {run_dir or 'none'}"
         )
-    for secret in SECRETS:
-        if _value(arguments, f"--{secret}"):
-            problems.append(
-                f"--{secret} would be shown by the cluster's dashboard; set HF_TOKEN where Ray is started instead"
-            )
-    storage = _value(arguments, "--storage") or ""
+    problems += [
+        f"--{name} would be shown by the cluster's dashboard; set HF_TOKEN where Ray is started instead"
+        for name in SECRETS
+        if config.arguments.get(name)
+    ]
+    storage = config.storage or ""
     if redacted(storage) != storage:
         problems.append(
             f"--storage {redacted(storage)} has a password, which the cluster's dashboard would show; "
