@@ -5,6 +5,6 @@ arguments and returns them as ``{argument name: value}``; what it does not retur
 """
 
 from search_spaces.context import Context, SearchSpace
-from search_spaces.loading import load_search_space, names
+from search_spaces.loading import identity, load_search_space, names
 
-__all__ = ["Context", "SearchSpace", "load_search_space", "names"]
+__all__ = ["Context", "SearchSpace", "identity", "load_search_space", "names"]

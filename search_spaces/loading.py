@@ -1,6 +1,8 @@
 """Finds a search space by name, in a YAML file, or as ``module:function``."""
 
+import hashlib
 import importlib
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,16 @@ def load_search_space(name: str) -> SearchSpace:
     raise ValueError(
         f"search_space must be one of {', '.join(names())}, a YAML file or module:function, but got {name!r}"
     )
+
+
+def identity(name: str) -> str:
+    """Returns what tells the space called `name` from others: its name, and the content of the file that it is in."""
+    module = importlib.util.find_spec(name.partition(":")[0]) if ":" in name else None
+    file = module.origin if module else name if name.endswith((".yaml", ".yml")) else None
+    if file is None:
+        return name
+    shown = name if module else "a YAML file"  # wherever it lies
+    return f"{shown} of content {hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12]}"
 
 
 def _from_module(name: str) -> SearchSpace:

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import yaml
 
+from tuner import settings
 from tuner.arguments import DROPPED, RENAMED, Argument, upstream_arguments
 from tuner.config import EXAMPLE_DEFAULTS, SearchConfig
 from tuner.errors import RequestError
@@ -184,14 +185,14 @@ def _config_of(run_dir: str | None) -> str | None:
 
 
 def _local_file(path: str) -> Path:
-    """`path`, or the copy here of a file in a run directory on object storage."""
+    """`path`, or the copy here of a file in a run directory on object storage, with the settings files beside it."""
     if not is_url(path):
         return Path(path)
     from tuner.remote import open_run_dir
 
     run_dir, _, name = path.rpartition("/")
     store = open_run_dir(run_dir)
-    store.pull([name])
+    store.pull([name, settings.FOLDER])
     return store.local / name
 
 
@@ -209,7 +210,8 @@ def _nearest(token: str) -> str:
 
 def _read_yaml(path: str, problems: list[str]) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(_local_file(path).read_text("utf-8")) or {}
+        file = _local_file(path)
+        values = yaml.safe_load(file.read_text("utf-8")) or {}
     except (OSError, yaml.YAMLError) as error:
         problems.append(f"--config {path}: cannot be read as YAML: {error}")
         return {}
@@ -221,7 +223,7 @@ def _read_yaml(path: str, problems: list[str]) -> dict[str, Any]:
     values = {**arguments, **values}  # a seed among the arguments is not the search's
     known = {**accepted_arguments(), **search_options()}
     problems.extend(f"--config {path}: {_unknown_flag(f'--{name}')}" for name in values if name not in known)
-    return {name: value for name, value in values.items() if name in known}
+    return settings.found({name: value for name, value in values.items() if name in known}, file.parent)
 
 
 def _typed(values: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from search_spaces import Context, SearchSpace, load_search_space
+from search_spaces import Context, SearchSpace, identity, load_search_space
 from trainables.deepspeed_config import check_deepspeed
 from trainables.measures import objectives
 from tuner import data, guard_data
@@ -117,7 +117,7 @@ def facts(config: SearchConfig, dataset: data.Dataset) -> dict[str, str]:
     """What a search is over: it goes on over nothing else."""
     return {
         "data_hash": dataset.hash,
-        "search_space": str(config.search_space),
+        "search_space": identity(str(config.search_space)),
         "metric": config.metric,
         "model": config.model_name_or_path,
     }

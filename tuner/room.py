@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_WRITTEN = ("config.yaml", "data", "study.db", "trials", "best", "report.html", "result.json", ".ray")
+_WRITTEN = ("config.yaml", "data", "study.db", "trials", "best", "report.html", "result.json", "settings", ".ray")
 _BEGUN, _ASIDE, _FORGOTTEN = ".replaced-begun", ".replaced", ".replaced-forgotten"
 
 

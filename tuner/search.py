@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -108,13 +109,14 @@ def _search(
     train: "Train | None",
 ) -> None:
     from tuner.plan import make_plan, write_config
+    from tuner.settings import keep
 
     run_dir = store.local
     config = _with_study_name(config, run_dir)
     plan = make_plan(config, run_dir, lambda line: console.print(line, markup=False))
     config = plan.config
     if not (config.resume and config.dry_run):
-        write_config(plan, argv)
+        write_config(replace(plan, config=keep(config, run_dir)), argv)
     _say_plan(plan, console)
     if config.dry_run:
         _say_estimate(plan, console)
