@@ -129,7 +129,7 @@ def test_a_model_that_cuts_texts_elsewhere_is_refused(tmp_path: Path, monkeypatc
 
     run = make_run(tmp_path, arguments={"query_max_len": 32, "passage_max_len": 64})
     monkeypatch.setattr("tuner.export.write_model", shorter)
-    with pytest.raises(loading.EmbeddingsDifferError, match=r"after 64 tokens, .* sentence-transformers cuts .* 60"):
+    with pytest.raises(BundleRefusedError, match=r"after 64 tokens, .* sentence-transformers cuts .* 60"):
         write_bundle(run, tmp_path / "bundle")
 
 
