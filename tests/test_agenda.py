@@ -73,6 +73,23 @@ def test_without_a_scored_base_model_nothing_more_is_trained(tmp_path: Path) -> 
     assert not agenda.has_winner
 
 
+def test_trials_that_wait_when_the_base_model_is_given_up_fail(tmp_path: Path) -> None:
+    """Two slots: the user's own settings wait for their retry while the base model fails for the second time."""
+    agenda, failure = open_agenda(SearchConfig(num_trials=5), tmp_path), Failure(kind="error", message="no such model")
+    base, user = agenda.next(), agenda.next()
+    assert base is not None
+    assert user is not None
+    agenda.failed(base.name, failure)
+    assert agenda.next() == base
+    agenda.failed(user.name, Failure(kind="worker_lost", message="killed"))
+    agenda.failed(base.name, failure)
+    assert agenda.next() is None
+    assert agenda.finished
+    trials = read_studies(tmp_path)[0].trials
+    assert [trial.state.name for trial in trials] == ["FAIL", "FAIL"]
+    assert "the base model could not be scored" in trials[1].user_attrs["error"]
+
+
 def test_no_trial_is_started_that_the_time_budget_cannot_hold(tmp_path: Path) -> None:
     now = 0.0
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fake import METRIC
+from trainables.config import TrialConfig
 from tuner.config import SearchConfig
 from tuner.disk import TrialFolders, fit_to_disk, search_bytes, trial_bytes, weights_bytes
 from tuner.errors import RequestError
@@ -62,6 +64,10 @@ def _folder(trials: Path, name: str) -> None:
         (trials / name / part / "weights").write_bytes(os.urandom(500))
 
 
+def _scoring(name: str) -> TrialConfig:
+    return TrialConfig(name=name, directory="", arguments={}, eval_data="", metric=METRIC)
+
+
 def test_weights_of_the_best_and_states_of_the_living_stay(tmp_path: Path) -> None:
     for name in ("0001", "0002", "0003"):
         _folder(tmp_path, name)
@@ -74,7 +80,7 @@ def test_a_trial_is_not_started_beyond_the_budget(tmp_path: Path) -> None:
     folders = TrialFolders(tmp_path, trial_bytes=1500, budget=3000)
     assert folders.shortage(running=0) is None
     for name in ("0001", "0002"):
-        folders.opened(name)
+        folders.opened(_scoring(name))
         _folder(tmp_path, name)
     shortage = folders.shortage(running=0)
     assert shortage is not None

@@ -4,8 +4,6 @@ The agenda is the driver's side of a search without any Ray in it. An executor a
 of them; whatever must outlive the process is in the study.
 """
 
-import contextlib
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -19,7 +17,7 @@ from trainables.config import RungReport, TrialConfig
 from tuner import selection
 from tuner.arguments import translated
 from tuner.budget import TimeBudget
-from tuner.config import SECRETS, SearchConfig
+from tuner.config import SearchConfig
 from tuner.disk import TrialFolders
 from tuner.finals import Finals
 from tuner.interrupts import SearchStopped
@@ -120,15 +118,16 @@ class Agenda:
             raise SearchStopped(self._stop_reason)
         if self._is_paused():
             return None
+        if self._base_failed:
+            self._give_up_waiting()
         job = None if self._base_failed else self._retry() or self._search_job() or self._after_search()
         if job is None:
             self.finished = not self._running and not self._waiting and not self._twins
             return None
         self._running[job.config.name] = job
-        self._folders.opened(job.config.name)
         self.rows.append(job.row)
         try:
-            _record(job.config)
+            self._folders.opened(job.config)
         except OSError as error:
             self.failed(job.config.name, Failure(kind="disk_full", message=f"{type(error).__name__}: {error}"))
             return None
@@ -208,7 +207,7 @@ class Agenda:
         job.row.note = failure.message[:200]
         if failure.kind != "no_resources":
             self._placed = self._clock()
-        self._log(name, failure)
+        self._folders.log(name, f"{failure.message}\n{failure.traceback}\n")
         again = self._retries.next_attempt(job.config, job.tries, failure)
         if again is None:
             self._gave_up(job, failure)
@@ -244,12 +243,14 @@ class Agenda:
         else:
             self._study.failed(job.trial, failure.kind, failure.message)
 
-    def _log(self, name: str, failure: Failure) -> None:
-        folder = self._run_dir / "trials" / name
-        with contextlib.suppress(OSError):  # the disk may be what failed
-            folder.mkdir(parents=True, exist_ok=True)
-            with (folder / "log.txt").open("a", encoding="utf-8") as log:
-                log.write(f"{failure.message}\n{failure.traceback}\n")
+    def _give_up_waiting(self) -> None:
+        """Ends the trials that nothing can be compared with."""
+        without = Failure(kind="error", message="the base model could not be scored: no trial can be compared")
+        for job in self._waiting:
+            self._gave_up(job, without)
+        for trial, _ in self._twins:
+            self._study.failed(trial, without.kind, without.message)
+        self._waiting, self._twins = [], []
 
     def _close(self, name: str, state: str) -> _Running:
         job = self._running.pop(name)
@@ -368,14 +369,3 @@ class Agenda:
         kept = {f"{number:04d}" for number in [*best, *candidates, *users, *([] if winner is None else [winner])]}
         alive = {*self._running, *(job.config.name for job in self._waiting), *self._study.unfinished_names}
         self._mirror.drop([f"trials/{folder}" for folder in self._folders.keep(kept, alive)])
-
-
-def _record(config: TrialConfig) -> None:
-    """Leaves in the trial's folder what it was trained with: what the machine could honour, in the installed names."""
-    if not config.rungs:
-        return
-    folder = Path(config.directory)
-    folder.mkdir(parents=True, exist_ok=True)
-    values = config.to_dict()
-    values["arguments"] = {name: value for name, value in values["arguments"].items() if name not in SECRETS}
-    (folder / "config.json").write_text(json.dumps(values, indent=2, default=str), encoding="utf-8")

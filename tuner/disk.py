@@ -1,12 +1,15 @@
 """What a search keeps on disk, what that takes, and what happens when there is no room for more."""
 
+import contextlib
+import json
 import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tuner.config import SearchConfig
+from trainables.config import TrialConfig
+from tuner.config import SECRETS, SearchConfig
 from tuner.errors import RequestError
 from tuner.interrupts import SearchStopped
 
@@ -115,9 +118,27 @@ class TrialFolders:
         """Folders that may have weights or states in them."""
         self._failed, self._since = -math.inf, math.inf
 
-    def opened(self, name: str) -> None:
-        """Trial `name` starts."""
-        self._holding.add(name)
+    def opened(self, job: TrialConfig) -> None:
+        """A job starts; its folder says what it trains with: what the machine could honour, in the installed names.
+
+        Raises:
+            OSError: That could not be written.
+        """
+        self._holding.add(job.name)
+        if not job.rungs:
+            return
+        folder = Path(job.directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        values = job.to_dict()
+        values["arguments"] = {name: value for name, value in values["arguments"].items() if name not in SECRETS}
+        (folder / "config.json").write_text(json.dumps(values, indent=2, default=str), encoding="utf-8")
+
+    def log(self, name: str, text: str) -> None:
+        """Adds to the log of trial `name`, where the disk lets it."""
+        with contextlib.suppress(OSError):
+            (self._trials / name).mkdir(parents=True, exist_ok=True)
+            with (self._trials / name / "log.txt").open("a", encoding="utf-8") as log:
+                log.write(text)
 
     def keep(self, weights: set[str], alive: set[str]) -> list[str]:
         """Removes states of all but `alive`, and weights of all but those and `weights`; returns the folders."""
