@@ -83,6 +83,10 @@ def test_passwords_of_storages_are_not_written() -> None:
     assert redacted("postgresql://host/db?user=me&password=secret&x=1") == (
         "postgresql://host/db?user=me&password=***&x=1"
     )
+    assert redacted("mysql://host/db?passwd=secret") == "mysql://host/db?passwd=***"
+    assert redacted("mysql+pymysql://host/db?passwd=a&ssl_key_password=b") == (
+        "mysql+pymysql://host/db?passwd=***&ssl_key_password=***"
+    )
     assert redacted("sqlite:///study.db") == "sqlite:///study.db"
 
 

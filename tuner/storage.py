@@ -81,7 +81,7 @@ def redacted(url: str) -> str:
     scheme, separator, rest = url.partition("://")
     credentials, at, host = rest.rpartition("@")
     shown = f"{scheme}{separator}{credentials.split(':')[0]}:{HIDDEN}@{host}" if at and ":" in credentials else url
-    return re.sub(r"([?&]password=)[^&]*", rf"\1{HIDDEN}", shown)
+    return re.sub(r"([?&]\w*passw(?:or)?d=)[^&]*", rf"\1{HIDDEN}", shown)
 
 
 def _with_password(url: str) -> str:
