@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -95,7 +96,6 @@ def check_killed_equals_straight(config: TrialConfig, stop_at: int) -> None:
 
     assert reports(config) == reports(straight)
     assert tensor_hash(weights(config)) == tensor_hash(weights(straight))
-    assert not (Path(config.directory) / "resume").exists()
 
 
 def test_killed_and_resumed_equals_straight(config: TrialConfig) -> None:
@@ -111,7 +111,7 @@ def test_asked_to_stop_and_resumed_equals_straight(config: TrialConfig) -> None:
     run_trial(straight, lambda _: True)
     with pytest.raises(TrialInterrupted, match="stopped at step 7"):
         run_trial(config, lambda _: True, progress=lambda step, _: step != 7)
-    assert [path.name for path in (Path(config.directory) / "resume").iterdir()] == ["000000007"]
+    assert [path.name for path in (Path(config.directory) / "resume").glob("0*")] == ["000000007"]
     steps = list[int]()
     run_trial(config, lambda _: True, progress=lambda step, _: steps.append(step))
     assert steps[0] == 8
@@ -191,13 +191,34 @@ def test_sub_batch_size_does_not_change_what_is_computed(config: TrialConfig) ->
     assert config_hash(halved) == config_hash(config)
 
 
-def test_finished_rungs_are_reported_again(config: TrialConfig) -> None:
-    """A trial that was killed after its last report, before it removed its states."""
+def trained_again(config: TrialConfig) -> tuple[list[RungReport], list[int]]:
+    """Runs a trial in this process; returns its reports and the steps that it trained."""
     from trainables.trial import run_trial
 
-    found: list[RungReport] = []
-    run_trial(config, lambda report: not found.append(report))
-    States(Path(config.directory) / "resume", config).save(20, lambda _: None)
-    again: list[RungReport] = []
-    run_trial(config, lambda report: not again.append(report))
-    assert again == found
+    found, steps = list[RungReport](), list[int]()
+    run_trial(config, lambda report: not found.append(report), progress=lambda step, _: steps.append(step))
+    return found, steps
+
+
+@pytest.mark.parametrize("saved", [False, True], ids=["too short for a state", "with a state"])
+def test_a_trained_trial_that_nobody_heard_of_only_reports_again(config: TrialConfig, saved: bool) -> None:
+    """As when a search is told to end while the last rung is scored: the worker goes on to its end, unheard."""
+    found, steps = trained_again(config)
+    assert steps[-1] == 20
+    if saved:
+        States(Path(config.directory) / "resume", config).save(20, lambda _: None)
+    before = weights(config)
+    assert trained_again(config) == (found, [])
+    assert tensor_hash(weights(config)) == tensor_hash(before)
+
+
+def test_a_trained_trial_of_another_configuration_is_trained_again(config: TrialConfig) -> None:
+    trained_again(config)
+    other = replace(config, arguments={**config.arguments, "learning_rate": 2e-3})
+    assert trained_again(other)[1][-1] == 20
+
+
+def test_a_trained_trial_without_its_weights_is_trained_again(config: TrialConfig) -> None:
+    trained_again(config)
+    shutil.rmtree(Path(config.directory) / "checkpoint")
+    assert trained_again(config)[1][-1] == 20

@@ -1,4 +1,7 @@
-"""Training states on disk: the newest two of a trial, each whole or not there."""
+"""Training states on disk: the newest two of a trial, each whole or not there.
+
+A trial leaves them when it ends: whoever asked for it removes them, once that it ended is known there.
+"""
 
 import hashlib
 import json
@@ -22,6 +25,7 @@ _KEPT = 2
 _PART = 2**25
 """Bytes that go from host to host at once."""
 _MANIFEST = "manifest.json"
+_OWNER = "config.sha256"
 _ELSEWHERE = ("sub_batch_size", "cache_dir", "cache_path")
 
 
@@ -74,11 +78,17 @@ class States:
             else:
                 yield state.name
 
-    def remove(self) -> None:
-        """Removes all states, when nothing is left to resume."""
-        _wait()
-        if rank() == 0:
-            shutil.rmtree(self._folder, ignore_errors=True)
+    def begin(self) -> None:
+        """Removes all states, and says whose the next ones and the reports beside them are; for the first worker."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(parents=True)
+        write_text(self._folder / _OWNER, self._config)
+
+    @property
+    def are_ours(self) -> bool:
+        """Whether a trial of this configuration was the last one to begin here."""
+        owner = self._folder / _OWNER
+        return owner.is_file() and owner.read_text(encoding="utf-8") == self._config
 
     def _finish(self, temporary: Path, step: int) -> None:
         files = [file for file in sorted(temporary.rglob("*")) if file.is_file()]

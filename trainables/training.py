@@ -22,9 +22,10 @@ def train(config: TrialConfig, report: Report, base: BaseModels, progress: Progr
     folder = Path(config.directory)
     states = States(folder / "resume", config)
     state = states.newest()
-    done = _of_first_worker(read_records(folder)) if state else _start_anew(folder)
+    done = _of_first_worker(_known(folder, states, state))
+    if state is None and not done:
+        _start_anew(folder, states)
     if not _repeat(done, report, config):
-        states.remove()
         return
     values = {**config.arguments, "run_name": config.name}
     if values.get("deepspeed"):
@@ -47,18 +48,23 @@ def train(config: TrialConfig, report: Report, base: BaseModels, progress: Progr
             clock.go_on_from(done[-1].seconds if done else {})
             rungs.go_on_from(done)
             runner.trainer.resume(state)
-    states.remove()
 
 
-def _start_anew(folder: Path) -> list[RungReport]:
+def _known(folder: Path, states: States, state: Path | None) -> list[RungReport]:
+    """Returns what an earlier attempt has reported, where it left a state to go on from, or nothing to do."""
+    records = read_records(folder)
+    whole = bool(records) and records[-1].last and (folder / "checkpoint").is_dir()
+    return records if state or (whole and states.are_ours) else []
+
+
+def _start_anew(folder: Path, states: States) -> None:
     """Forgets what a trial of the same name has written."""
     agree(True)  # no worker may still have to look
     if rank() == 0:
-        for name in ("checkpoint", "resume"):
-            shutil.rmtree(folder / name, ignore_errors=True)
+        shutil.rmtree(folder / "checkpoint", ignore_errors=True)
         for name in ("metrics.jsonl", "dev.json"):
             (folder / name).unlink(missing_ok=True)
-    return []
+        states.begin()
 
 
 def _of_first_worker(records: list[RungReport]) -> list[RungReport]:
