@@ -46,6 +46,26 @@ def test_weights_stay_for_the_best_and_the_users_own_only(tmp_path: Path) -> Non
     assert kept == {"0001", *(f"{trial.number:04d}" for trial in best)}
 
 
+def test_states_of_a_trial_stay_until_the_study_was_told_of_its_end(tmp_path: Path) -> None:
+    """Of complete and pruned trials, and of the last one, which fails twice."""
+    found = list[str]()
+
+    def leaves_its_state(config: TrialConfig, report: Report, progress: Progress) -> None:
+        state = Path(config.directory) / "resume" / "000000050"
+        found.extend([config.name] if state.exists() else [])
+        if config.rungs:
+            state.mkdir(parents=True, exist_ok=True)
+        if config.name == "0011":
+            raise RuntimeError("boom")
+        fake_train(config, report, progress)
+
+    agenda = open_agenda(SearchConfig(num_trials=12, finalists=0), tmp_path)
+    run_in_process(agenda, leaves_its_state)
+    assert {row.state for row in agenda.rows} == {"complete", "pruned", "retried", "failed"}
+    assert found == ["0011"]
+    assert list((tmp_path / "trials").glob("*/resume")) == []
+
+
 def test_one_failed_trial_does_not_end_the_search(tmp_path: Path) -> None:
     def fails_once(config: TrialConfig, report: Report, progress: Progress) -> None:
         if config.name == "0002":

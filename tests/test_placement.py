@@ -123,6 +123,42 @@ def test_a_trial_goes_on_on_another_machine(machine: Machine, tmp_path: Path) ->
     _does(driver, goes_on, tmp_path)(_job(driver), _on, lambda *_: None)
 
 
+def test_training_states_are_not_brought_to_the_driver(machine: Machine, tmp_path: Path) -> None:
+    """They are in storage until the study was told that the trial ended, and then nowhere."""
+    driver, seen = _driver(machine), set[str]()
+
+    def train(config: TrialConfig, report: Report, progress: Progress) -> None:
+        if config.rungs:
+            (Path(config.directory) / "resume/000000050").mkdir(parents=True)
+            (Path(config.directory) / "resume/000000050/model.safetensors").write_text("half-way")
+        fake_train(config, report, progress)
+
+    def elsewhere(job: TrialConfig, report: Report, progress: Progress) -> None:
+        machine("worker")
+        _does(driver, train, tmp_path)(job, report, progress)
+        machine("looks").pull([f"trials/{job.name}"])
+        seen.update(path.parts[-3] for path in machine("looks").local.glob("trials/*/resume/*"))
+
+    pulled = list[str]()
+
+    class Watched(Mirror):
+        def ended(self, trial: str, *, stopped: bool = False) -> None:
+            super().ended(trial, stopped=stopped)
+            self.settle()
+            pulled.extend(path.name for path in (driver.local / "trials").glob("*/resume/*"))
+
+    mirror = Watched(driver)
+    mirror.begin()
+    run_in_process(
+        open_agenda(SearchConfig(num_trials=3, finalists=0, pruner="none"), driver.local, mirror=mirror), elsewhere
+    )
+    mirror.finish()
+    assert seen >= {"0001", "0002"}
+    assert pulled == []
+    machine("yet another").pull()
+    assert list(machine("yet another").local.glob("trials/*/resume/*")) == []
+
+
 def test_the_drivers_own_machine_keeps_its_files(machine: Machine, tmp_path: Path) -> None:
     driver = _driver(machine)
 

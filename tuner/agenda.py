@@ -185,8 +185,11 @@ class Agenda:
         """Job `name` did all it was asked, or stopped where it was told to."""
         self._placed = self._clock()
         job = self._close(name, "complete")
-        self._mirror.ended(name, stopped=job.stopped)
+        if job.stopped:
+            self._mirror.ended(name, stopped=True)
         self._take_in(job)
+        if not job.stopped:
+            self._mirror.ended(name)  # last: training states that were dropped are not brought here
         self._mirror.study_changed()
 
     def _take_in(self, job: _Running) -> None:
@@ -242,6 +245,7 @@ class Agenda:
             self._study.infeasible(job.trial, failure.message)
         else:
             self._study.failed(job.trial, failure.kind, failure.message)
+        self._drop_weights()
 
     def _give_up_waiting(self) -> None:
         """Ends the trials that nothing can be compared with."""
