@@ -21,16 +21,30 @@ import ray
 from trainables.config import Progress, Report, RungReport, Train, TrialConfig, TrialInterrupted
 
 RUNG, ENDED, FAILED = "rung", "ended", "failed"
-FailureKind = Literal["out_of_memory", "non_finite", "disk_full", "error", "worker_lost", "no_resources", "preempted"]
+FailureKind = Literal[
+    "out_of_memory", "non_finite", "disk_full", "storage", "error", "worker_lost", "no_resources", "preempted"
+]
+SOUND: tuple[FailureKind, ...] = ("out_of_memory", "non_finite", "disk_full", "storage")
+"""Failures after which a process is as good as new; after any other, CUDA may be beyond repair in it."""
 _BEAT_SECONDS = 1.0
 _BUSY_CPU_SECONDS = 10.0  # a process at work takes that in much less than Slots.idle_seconds; its heart alone in hours
 _CPU_AT_WORK = 0.1  # seconds from beat to beat; the beating itself takes a few milliseconds
 _BEATS_A_LOOK = 3
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 _DISK_FULL = ("No space left on device", "StorageFull", "Disk quota exceeded", "[Errno 28]", "[Errno 122]")
 
 
 class NonFiniteScore(ArithmeticError):  # noqa: N818
     """A score was NaN or infinite: the configuration diverged."""
+
+
+class StorageAway(OSError):  # noqa: N818
+    """The run directory's object storage cannot be reached, or the credentials for it have expired."""
 
 
 class StaleGroup(RuntimeError):  # noqa: N818
@@ -304,13 +318,17 @@ def _is_draining(node: str) -> bool:
 
 
 def failure_kind(error: BaseException) -> FailureKind:
-    """Returns ``out_of_memory``, ``non_finite``, ``disk_full`` or ``error``."""
+    """Tells what an exception of a job stands for; one of the device (a bit flipped, an assertion) ends its process."""
     names = {kind.__name__ for kind in type(error).__mro__}
-    if "OutOfMemoryError" in names or "can't allocate memory" in str(error) or "CUDA out of memory" in str(error):
+    if "OutOfMemoryError" in names or any(sign in str(error) for sign in _OUT_OF_MEMORY):
         return "out_of_memory"
     if names & {"NonFiniteLoss", "NonFiniteScore"}:
         return "non_finite"
-    return "disk_full" if any(sign in text for text in _chain(error) for sign in _DISK_FULL) else "error"
+    if any(sign in text for text in _chain(error) for sign in _DISK_FULL):
+        return "disk_full"
+    if "StorageAway" in names:
+        return "storage"
+    return "worker_lost" if "CUDA error" in str(error) else "error"
 
 
 def _chain(error: BaseException | None) -> list[str]:

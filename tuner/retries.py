@@ -1,6 +1,7 @@
 """Which failures are answered with another attempt at the same job, and how often."""
 
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 
 from trainables.config import TrialConfig
@@ -8,6 +9,8 @@ from trainables.worker import FailureKind
 
 ATTEMPTS = 3
 """How often a job is taken up again after its workers were lost, or after errors that differ."""
+
+_TRIALS = 2  # that end by the same error, before others that meet it are not tried again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,18 +35,20 @@ class Retries:
     """Tells failures of the machine from those of the configuration.
 
     Out of memory is answered with half the `sub_batch_size`: the same gradients in less memory. Lost workers and errors
-    are tried again, from the trial's last saved state; the same error twice is the configuration's own, in this trial
-    and in every other. A full disk, a missing place and a machine that is taken away are no fault of the job.
+    are tried again, in a fresh process, from the trial's last saved state. The same error twice is the end of a trial;
+    where it was the end of two, it is every trial's own, and not one machine's. A full disk, storage that is away, a
+    missing place and a machine that is taken away are no fault of the job.
     """
 
     def __init__(self) -> None:
-        self._deterministic: set[str] = set()
+        self._ended: Counter[str] = Counter()
+        """Error -> trials that met it twice."""
 
     def next_attempt(self, config: TrialConfig, tries: Tries, failure: Failure) -> TrialConfig | None:
         """Returns what to do in the place of the failed `config`; None where nothing would help."""
         if failure.kind == "out_of_memory":
             return _smaller_sub_batch(config)
-        if failure.kind in ("disk_full", "no_resources", "preempted"):
+        if failure.kind in ("disk_full", "storage", "no_resources", "preempted"):
             return config
         if failure.kind == "non_finite" or self._is_deterministic(tries, failure):
             return None
@@ -51,10 +56,12 @@ class Retries:
         return config if len(tries.causes) <= ATTEMPTS else None
 
     def _is_deterministic(self, tries: Tries, failure: Failure) -> bool:
+        if failure.kind != "error":
+            return False
         signature = _signature(failure)
-        if failure.kind == "error" and signature in tries.causes:
-            self._deterministic.add(signature)
-        return signature in self._deterministic
+        again = signature in tries.causes
+        self._ended[signature] += again
+        return again or self._ended[signature] >= _TRIALS
 
 
 def _signature(failure: Failure) -> str:

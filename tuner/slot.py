@@ -17,7 +17,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from trainables.config import Train
-from trainables.worker import FAILED, RUNG, FailureKind, Mailbox, one_line, worker_loop
+from trainables.worker import FAILED, RUNG, SOUND, FailureKind, Mailbox, one_line, worker_loop
 
 WAITING = "waiting"
 MAILBOX = "mailbox-"
@@ -140,10 +140,8 @@ class Slot(tune.Trainable):
     def _next_event(self) -> dict[str, Any]:
         event = ray.get(self._box.event.remote(self._slots.poll_seconds))
         if event is not None:
-            if event["event"] == FAILED and event["kind"] == "preempted":
-                self._end_workers()
-            elif event["event"] == FAILED and self._slots.workers > 1:
-                self._group.join(_END_SECONDS)  # its workers wait in a collective: Train ends them
+            if event["event"] == FAILED:
+                self._after_failure(event["kind"])
             return dict(event)
         status = ray.get(self._box.status.remote())
         if not self._group.is_alive():
@@ -157,6 +155,13 @@ class Slot(tune.Trainable):
             return self._given_up()
         note = f"waiting for a worker group: {self._shortage()}" if self._waited > _SAY_SECONDS else ""
         return {"event": WAITING, "position": status["position"], "note": note}
+
+    def _after_failure(self, kind: FailureKind) -> None:
+        """The next attempt is in a fresh process, unless this one cannot have suffered."""
+        if self._slots.workers > 1 and kind != "preempted":
+            self._group.join(_END_SECONDS)  # its workers wait in a collective: Train ends them
+        elif kind not in SOUND:
+            self._end_workers()
 
     def _not_started(self) -> dict[str, Any]:
         error = self._group_error

@@ -92,6 +92,8 @@ def _count_attempt(config: TrialConfig) -> None:
     Path(config.directory).mkdir(parents=True, exist_ok=True)
     with (Path(config.directory) / "attempts.txt").open("a") as attempts:
         attempts.write(f"{config.arguments.get('sub_batch_size')}\n")
+    with (Path(config.directory) / "processes.txt").open("a") as processes:
+        processes.write(f"{os.getpid()}\n")
 
 
 def _signalled_once(number: signal.Signals) -> Callable[[TrialConfig, Report, Progress], None]:

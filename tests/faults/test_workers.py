@@ -95,7 +95,10 @@ def test_a_trial_that_kills_its_workers_is_given_up(run_dir: Path) -> None:
 
 def test_an_exception_in_the_data_loader_twice_is_an_end(run_dir: Path) -> None:
     _check_failed(run_dir, 5, "error", "row 3 has no 'pos'", attempts=2)
-    _check_failed(run_dir, 6, "error", "row 3 has no 'pos'", attempts=1)  # known by then
+    _check_failed(run_dir, 6, "error", "row 3 has no 'pos'", attempts=2)
+    for number in (5, 6):
+        first, second = (run_dir / "trials" / f"{number:04d}" / "processes.txt").read_text().split()
+        assert first != second
 
 
 def test_errors_that_pass_are_survived(run_dir: Path, straight: optuna.Study) -> None:
