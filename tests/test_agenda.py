@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 from fake import fake_rungs, fake_train, open_agenda
 
-from trainables.config import Progress, Report, RungReport, TrialConfig
+from trainables.config import Progress, Report, RungReport, Train, TrialConfig
+from trainables.worker import StorageAway
 from tuner.agenda import Agenda
 from tuner.config import SearchConfig
 from tuner.executor import run_in_process
@@ -16,6 +17,12 @@ def _run(config: SearchConfig, run_dir: Path) -> Agenda:
     agenda = open_agenda(config, run_dir)
     run_in_process(agenda, fake_train)
     return agenda
+
+
+def _run_again_and_again(agenda: Agenda, train: Train) -> None:
+    """As Tune asks."""
+    while not agenda.finished:
+        run_in_process(agenda, train)
 
 
 def test_base_then_user_then_samples_then_finalists_then_test(tmp_path: Path) -> None:
@@ -108,6 +115,44 @@ def test_trials_that_wait_when_the_base_model_is_given_up_fail(tmp_path: Path) -
     trials = read_studies(tmp_path)[0].trials
     assert [trial.state.name for trial in trials] == ["FAIL", "FAIL"]
     assert "the base model could not be scored" in trials[1].user_attrs["error"]
+
+
+def test_storage_that_is_away_fails_no_trial(tmp_path: Path) -> None:
+    now, attempts = 0.0, 0
+
+    def away_for_a_while(config: TrialConfig, report: Report, progress: Progress) -> None:
+        nonlocal attempts
+        attempts += 1
+        if attempts < 20:
+            raise StorageAway("s3://bucket/run cannot be reached: ExpiredToken")
+        fake_train(config, report, progress)
+
+    agenda, notes = open_agenda(SearchConfig(num_trials=3, finalists=0), tmp_path, clock=lambda: now), list[str]()
+    while not agenda.finished:  # as Tune asks again and again
+        run_in_process(agenda, away_for_a_while)
+        notes.append(agenda.note)
+        now += 31
+    assert [row.state for row in agenda.rows if row.role == "base"] == ["retried"] * 19 + ["complete"]
+    assert "ExpiredToken; the search goes on by itself when it can be reached" in notes[0]
+    assert agenda.has_winner
+
+
+def test_storage_that_stays_away_stops_the_search(tmp_path: Path) -> None:
+    now = 0.0
+
+    def away(*_: object) -> None:
+        raise StorageAway("s3://bucket/run cannot be reached: ExpiredToken")
+
+    def clock() -> float:
+        nonlocal now
+        now += 0.25
+        return now
+
+    agenda = open_agenda(SearchConfig(num_trials=3, finalists=0), tmp_path, clock=clock)
+    with pytest.raises(SearchStopped, match="ExpiredToken"):
+        _run_again_and_again(agenda, away)
+    assert now > 1800
+    assert read_studies(tmp_path)[0].trials[0].state.name == "RUNNING"
 
 
 def test_no_trial_is_started_that_the_time_budget_cannot_hold(tmp_path: Path) -> None:

@@ -11,12 +11,13 @@ import pytest
 import tuner
 from tests.fake import METRIC, fake_train, open_agenda
 from trainables.config import Progress, Report, RungReport, TrialConfig
+from trainables.worker import StorageAway
 from tuner.config import SearchConfig
 from tuner.errors import RequestError
 from tuner.executor import run_in_process
-from tuner.mirror import Mirror
+from tuner.mirror import Mirror, Pusher
 from tuner.placement import MARK, OnAnyMachine
-from tuner.remote import RunStore, open_run_dir
+from tuner.remote import MirroredRunStore, RunStore, open_run_dir
 from tuner.study import read_studies
 
 Machine = Callable[[str], RunStore]
@@ -184,6 +185,35 @@ def test_weights_of_a_stopped_trial_do_not_stay_in_storage(machine: Machine, tmp
     _does(driver, train, tmp_path)(_job(driver), lambda _: False, lambda *_: None)
     machine("driver").pull(["trials/0002"])
     assert [path.name for path in (driver.local / "trials/0002").iterdir()] == ["metrics.jsonl"]
+
+
+def test_storage_that_is_away_is_told_from_an_error_and_costs_no_training(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Away when the trained trial is brought there, and when the next attempt begins."""
+    driver, worker = _driver(machine), machine("worker")
+    weights = worker.local / "trials/0002/checkpoint/model.safetensors"
+
+    def train(config: TrialConfig, report: Report, progress: Progress) -> None:
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        weights.write_text("weights")
+
+    def refuse(*_: object) -> None:
+        raise OSError("ExpiredToken")
+
+    does = _does(driver, train, tmp_path)
+    with monkeypatch.context() as away:
+        away.setattr(Pusher, "close", refuse)
+        with pytest.raises(StorageAway, match=r"storage/run cannot be reached: ExpiredToken"):
+            does(_job(driver), _on, lambda *_: None)
+    with monkeypatch.context() as away:
+        away.setattr(MirroredRunStore, "_stored_parts", refuse)
+        with pytest.raises(StorageAway, match="ExpiredToken; check bucket, region and credentials"):
+            does(_job(driver), _on, lambda *_: None)
+    assert weights.exists()
+    does(_job(driver), _on, lambda *_: None)
+    machine("driver").pull(["trials/0002"])
+    assert (driver.local / "trials/0002/checkpoint/model.safetensors").exists()
 
 
 def test_a_disk_that_a_machine_does_not_see_is_said(tmp_path: Path) -> None:

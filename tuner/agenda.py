@@ -22,6 +22,7 @@ from tuner.disk import TrialFolders
 from tuner.finals import Finals
 from tuner.interrupts import SearchStopped
 from tuner.mirror import Mirror
+from tuner.outage import Outage
 from tuner.remote import RunStore
 from tuner.retries import Failure, Retries, Tries
 from tuner.study import BASE, SAMPLED, USER, SearchStudy
@@ -92,6 +93,7 @@ class Agenda:
         self._folders = TrialFolders(
             run_dir / "trials", trial_bytes=trial_bytes, budget=config.disk_budget_bytes, clock=clock
         )
+        self._outage = Outage(clock)
         self._running: dict[str, _Running] = {}
         self._retries, self._waiting = Retries(), list[_Running]()
         self._twins: list[tuple[Trial, Mapping[str, Any]]] = []
@@ -112,7 +114,7 @@ class Agenda:
         """Returns the next job, or None when there is none now: wait for a running one, or `finished`.
 
         Raises:
-            SearchStopped: No machine has a place for a worker group, or the disk has been full for long.
+            SearchStopped: No machine has a place for a worker group, the disk was full for long, or storage away.
         """
         if self._stop_reason:
             raise SearchStopped(self._stop_reason)
@@ -134,12 +136,14 @@ class Agenda:
         return job.config
 
     def _is_paused(self) -> bool:
-        shortage = self._folders.shortage(len(self._running))
-        if shortage is not None:
-            self._drop_weights(fewest=True)
-            shortage = self._folders.shortage(len(self._running))
-        self.note = shortage or ""
-        return shortage is not None
+        self.note = self._outage.pause(len(self._running)) or self._shortage() or ""
+        return bool(self.note)
+
+    def _shortage(self) -> str | None:
+        if self._folders.shortage(len(self._running)) is None:
+            return None
+        self._drop_weights(fewest=True)
+        return self._folders.shortage(len(self._running))
 
     @property
     def has_winner(self) -> bool:
@@ -189,6 +193,7 @@ class Agenda:
             self._mirror.ended(name, stopped=True)
         self._take_in(job)
         if not job.stopped:
+            self._outage.passed()
             self._mirror.ended(name)  # last: training states that were dropped are not brought here
         self._mirror.study_changed()
 
@@ -225,6 +230,8 @@ class Agenda:
             self._stop_reason = failure.message
         if failure.kind == "disk_full":
             self._folders.refused()
+        if failure.kind == "storage":
+            self._outage.met(failure.message)
         row = self._row(job.row.name, job.row.role, job.row.params)
         self._waiting.append(replace(job, config=config, row=row, stopped=False, best=None))
 

@@ -7,13 +7,15 @@ import secrets
 import shutil
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trainables.config import Progress, Report, RungReport, Train, TrialConfig
 from trainables.process import rank
-from trainables.worker import one_line, train_trial
+from trainables.worker import StorageAway, one_line, train_trial
+from tuner.errors import RequestError
 from tuner.mirror import Pusher, alone_on_this_machine
 from tuner.models import model_here
 from tuner.plan import Plan
@@ -47,22 +49,35 @@ class OnAnyMachine:
 
         Raises:
             RuntimeError: This machine does not see the run directory.
+            StorageAway: It is on object storage, which cannot be reached; what that lacks stays on this machine's disk.
         """
-        store = open_run_dir(self.run_dir)
+        with self._reaching():
+            store = open_run_dir(self.run_dir)
         if not store.is_remote:
             self._require_shared(Path(self.root))
             self.train(self._here(config, Path(self.root)), report, progress)
             return
         parts = self._bring(config, store)
         here = self._here(config, store.local)
+        stays = self._is_drivers(store)
         try:
             if rank() == 0:
                 self._work_and_keep(config, here, store, report, progress)
             else:
                 self.train(here, report, progress)
+        except StorageAway:
+            stays = True
+            raise
         finally:
-            if not self._is_drivers(store):
+            if not stays:
                 store.forget(part for part in parts if part.startswith("trials/"))
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RequestError) as error:
+            raise StorageAway(f"{self.run_dir} cannot be reached: {error}") from error
 
     def _require_shared(self, root: Path) -> None:
         if not (root / MARK).exists() or (root / MARK).read_text() != self.mark:
@@ -74,7 +89,7 @@ class OnAnyMachine:
     def _bring(self, config: TrialConfig, store: RunStore) -> list[str]:
         mentioned = {part_of(path) for path in _inside(config.to_dict(), self.root)}
         parts = sorted({"data", *mentioned})
-        with alone_on_this_machine(store.local, "pulling"):
+        with self._reaching(), alone_on_this_machine(store.local, "pulling"):
             store.pull(parts)
         return parts
 
@@ -120,7 +135,8 @@ class OnAnyMachine:
             if stopped:
                 for unwanted in ("checkpoint", "resume"):
                     shutil.rmtree(folder / unwanted, ignore_errors=True)
-            pusher.close()
+            with self._reaching():
+                pusher.close()
 
     def _is_drivers(self, store: RunStore) -> bool:
         mark = store.local / MARK
