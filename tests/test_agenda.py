@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,29 @@ def test_storage_that_stays_away_stops_the_search(tmp_path: Path) -> None:
         _run_again_and_again(agenda, away)
     assert now > 1800
     assert read_studies(tmp_path)[0].trials[0].state.name == "RUNNING"
+
+
+@pytest.mark.parametrize(("name", "decides"), [("0000", True), ("0001", False), ("0003", True)])
+def test_without_the_test_scores_of_base_model_and_winner_the_search_stops(
+    name: str, decides: bool, tmp_path: Path
+) -> None:
+    """Trial 3 wins; what the user's own settings score is only shown beside it."""
+
+    def fails_on_test(config: TrialConfig, report: Report, progress: Progress) -> None:
+        if config.name == name and config.split == "test":
+            raise RuntimeError("boom")
+        better = replace(
+            config, arguments={**config.arguments, "learning_rate": 1e-5 if config.name == "0003" else 1e-6}
+        )
+        fake_train(better, report, progress)
+
+    config = SearchConfig(num_trials=4, finalists=0, pruner="none")
+    if decides:
+        with pytest.raises(SearchStopped, match=f"{name} could not be scored on test: RuntimeError: boom"):
+            run_in_process(open_agenda(config, tmp_path), fails_on_test)
+    resumed = open_agenda(config, tmp_path)
+    run_in_process(resumed, fake_train if decides else fails_on_test)
+    assert resumed.finished
 
 
 def test_no_trial_is_started_that_the_time_budget_cannot_hold(tmp_path: Path) -> None:

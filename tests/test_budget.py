@@ -1,8 +1,8 @@
 """Time budgets, with durations that can be added up by hand."""
 
-from tuner.agenda import Row
 from tuner.budget import TimeBudget
 from tuner.config import SearchConfig
+from tuner.jobs import Row
 
 CONFIG = SearchConfig(time_budget="1000", finalists=2, finalist_seeds=2, concurrent_trials=2, rungs=(0.25, 0.5, 1.0))
 """4 retrainings on 2 slots: two rounds."""

@@ -7,7 +7,7 @@ of them; whatever must outlive the process is in the study.
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,43 +21,12 @@ from tuner.config import SearchConfig
 from tuner.disk import TrialFolders
 from tuner.finals import Finals
 from tuner.interrupts import SearchStopped
+from tuner.jobs import Job, Row
 from tuner.mirror import Mirror
 from tuner.outage import Outage
 from tuner.remote import RunStore
-from tuner.retries import Failure, Retries, Tries
+from tuner.retries import Failure, Retries
 from tuner.study import BASE, SAMPLED, USER, SearchStudy
-
-
-@dataclass(kw_only=True)
-class Row:
-    """One job as the progress table shows it."""
-
-    name: str
-    role: str
-    params: Mapping[str, Any]
-    state: str = "running"
-    rung: int = 0
-    step: int = 0
-    steps: int = 0
-    scoring: float = 0.0
-    """Seconds of scoring so far."""
-    value: float | None = None
-    note: str = ""
-    """Why nothing moves."""
-    started: float
-    ended: float | None = None
-
-
-@dataclass(kw_only=True)
-class _Running:
-    config: TrialConfig
-    row: Row
-    trial: Trial | None = None
-    """The study's trial; None for a job that scores the test set."""
-    finalist: bool = False
-    stopped: bool = False
-    best: float | None = None
-    tries: Tries = field(default_factory=Tries)
 
 
 class Agenda:
@@ -94,11 +63,11 @@ class Agenda:
             run_dir / "trials", trial_bytes=trial_bytes, budget=config.disk_budget_bytes, clock=clock
         )
         self._outage = Outage(clock)
-        self._running: dict[str, _Running] = {}
-        self._retries, self._waiting = Retries(), list[_Running]()
+        self._running: dict[str, Job] = {}
+        self._retries, self._waiting = Retries(), list[Job]()
         self._twins: list[tuple[Trial, Mapping[str, Any]]] = []
         """Trials that wait for the end of one with the same parameters."""
-        self._stop_reason = ""
+        self._stop_reason = self._unscored = ""
         self._placed = -math.inf
         """When a job that had a worker group last ended."""
         self._finals = Finals(config, study, run_dir=run_dir, job=self._job)
@@ -114,11 +83,12 @@ class Agenda:
         """Returns the next job, or None when there is none now: wait for a running one, or `finished`.
 
         Raises:
-            SearchStopped: No machine has a place for a worker group, the disk was full for long, or storage away.
+            SearchStopped: No machine has a place for a worker group, the disk was full for long, or storage away; or
+                the base model or the winner could not be scored on test.
         """
-        if self._stop_reason:
-            raise SearchStopped(self._stop_reason)
-        if self._is_paused():
+        if self._stop_reason or (self._unscored and not self._running):
+            raise SearchStopped(self._stop_reason or self._unscored)
+        if self._unscored or self._is_paused():
             return None
         if self._base_failed:
             self._give_up_waiting()
@@ -197,7 +167,7 @@ class Agenda:
             self._mirror.ended(name)  # last: training states that were dropped are not brought here
         self._mirror.study_changed()
 
-    def _take_in(self, job: _Running) -> None:
+    def _take_in(self, job: Job) -> None:
         if job.trial is None:
             return
         if job.finalist:
@@ -222,7 +192,7 @@ class Agenda:
         else:
             self._take_up_again(job, again, failure)
 
-    def _take_up_again(self, job: _Running, config: TrialConfig, failure: Failure) -> None:
+    def _take_up_again(self, job: Job, config: TrialConfig, failure: Failure) -> None:
         job.row.state = "retried"
         if job.trial is not None:
             self._study.retried(job.trial, failure.kind, failure.message)
@@ -235,15 +205,17 @@ class Agenda:
         row = self._row(job.row.name, job.row.role, job.row.params)
         self._waiting.append(replace(job, config=config, row=row, stopped=False, best=None))
 
-    def _others_had_a_group(self, job: _Running) -> bool:
+    def _others_had_a_group(self, job: Job) -> bool:
         """Whether what `job` waited for was, or is, held by another job or by the group that it left behind."""
         has_group = any(not other.row.note for other in self._running.values())
         return has_group or self._placed > job.row.started
 
-    def _gave_up(self, job: _Running, failure: Failure) -> None:
+    def _gave_up(self, job: Job, failure: Failure) -> None:
         self.failures.append(failure)
         self._base_failed |= job.row.role == BASE  # nothing can be compared with
         self._mirror.study_changed()
+        if job.trial is None and self._is_decisive(job.config):
+            self._unscored = f"{job.config.name} could not be scored on test: {failure.message}"
         if job.trial is None:
             return
         if job.finalist:
@@ -263,7 +235,7 @@ class Agenda:
             self._study.failed(trial, without.kind, without.message)
         self._waiting, self._twins = [], []
 
-    def _close(self, name: str, state: str) -> _Running:
+    def _close(self, name: str, state: str) -> Job:
         job = self._running.pop(name)
         job.row.state, job.row.ended = state, self._clock()
         self._study.spent = self._budget.spent
@@ -272,12 +244,12 @@ class Agenda:
     def _row(self, name: str, role: str, params: Mapping[str, Any]) -> Row:
         return Row(name=name, role=role, params=params, started=self._clock())
 
-    def _retry(self) -> _Running | None:
+    def _retry(self) -> Job | None:
         return self._waiting.pop(0) if self._waiting else None
 
     # The search
 
-    def _search_job(self) -> _Running | None:
+    def _search_job(self) -> Job | None:
         if self._config.guard_constraint and any(job.row.role == BASE for job in self._running.values()):
             return None  # what is lost on the guards is measured against it
         while (asked := self._asked()) is not None:
@@ -312,13 +284,13 @@ class Agenda:
     def _may_issue(self) -> bool:
         return self._study.issued < self._config.num_trials and self._budget.allows_trial(self.rows)
 
-    def _trial_job(self, trial: Trial, params: Mapping[str, Any]) -> _Running:
+    def _trial_job(self, trial: Trial, params: Mapping[str, Any]) -> Job:
         role = self._study.role(trial)
         rungs = () if role == BASE else self._config.rungs
         guards = self._config.guard if self._config.guard_constraint else ()
         config = self._job(f"{trial.number:04d}", params, rungs=rungs, guards=guards)
         trial.set_user_attr("seed", self._config.seed)
-        return _Running(config=config, row=self._row(config.name, role, params), trial=trial)
+        return Job(config=config, row=self._row(config.name, role, params), trial=trial)
 
     def _job(self, name: str, params: Mapping[str, Any], *, seed: int | None = None, **kind: Any) -> TrialConfig:
         arguments = translated({**self._arguments, **params, "seed": self._config.seed if seed is None else seed})
@@ -333,7 +305,7 @@ class Agenda:
 
     # Finalists and test
 
-    def _after_search(self) -> _Running | None:
+    def _after_search(self) -> Job | None:
         searching = any(job.trial is not None and not job.finalist for job in self._running.values())
         if searching or not self.has_winner:
             return None
@@ -346,7 +318,7 @@ class Agenda:
         trials = self._study.search.get_trials(deepcopy=False)
         return [trials[number] for number in numbers]
 
-    def _finalist_job(self) -> _Running | None:
+    def _finalist_job(self) -> Job | None:
         if self._config.finalist_count == 0 or not self._budget.allows_retraining(self.rows):
             return None
         for source in self._candidates():
@@ -357,10 +329,10 @@ class Agenda:
                 if trial is not None:
                     config = self._job(name, source.params, seed=seed, rungs=self._config.rungs)
                     row = self._row(name, "finalist", source.params)
-                    return _Running(config=config, row=row, trial=trial, finalist=True)
+                    return Job(config=config, row=row, trial=trial, finalist=True)
         return None
 
-    def _final_job(self) -> _Running | None:
+    def _final_job(self) -> Job | None:
         """A stage begins when all of the one before it has ended: it depends on what that found."""
         if not self._scorings and not self._running:
             self._scorings = self._finals.next_stage()
@@ -368,15 +340,26 @@ class Agenda:
             return None
         config = self._scorings.pop(0)
         role = "test" if config.split == "test" else "mixtures" if config.alphas else "guards"
-        return _Running(config=config, row=self._row(config.name, role, {}))
+        return Job(config=config, row=self._row(config.name, role, {}))
+
+    def _is_decisive(self, config: TrialConfig) -> bool:
+        """Whether there is no verdict without a job; the user's own settings are only shown beside the winner's."""
+        tolerance = self._config.guard_tolerance
+        winner = selection.winner(self._study.search, self._study.finalists, run_dir=self._run_dir, tolerance=tolerance)
+        shown = {f"{number:04d}" for number in self._users() if number != winner}
+        return config.split == "test" and config.name not in shown
+
+    def _users(self) -> list[int]:
+        trials = self._study.search.get_trials(deepcopy=False)
+        return [trial.number for trial in trials if trial.user_attrs.get("role") == USER]
 
     def _drop_weights(self, *, fewest: bool = False) -> None:
         """Weights stay for the user's own settings and for the best trials only; resume state for running ones."""
         least = max(1, self._config.finalist_count)
         best = selection.finalists(self._study.search, least if fewest else max(least, self._config.keep_checkpoints))
         winner = selection.winner(self._study.search, self._study.finalists)
-        users = [t.number for t in self._study.search.get_trials(deepcopy=False) if t.user_attrs.get("role") == USER]
         candidates = [trial.number for trial in self._candidates()]
-        kept = {f"{number:04d}" for number in [*best, *candidates, *users, *([] if winner is None else [winner])]}
+        others = [*candidates, *self._users(), *([] if winner is None else [winner])]
+        kept = {f"{number:04d}" for number in [*best, *others]}
         alive = {*self._running, *(job.config.name for job in self._waiting), *self._study.unfinished_names}
         self._mirror.drop([f"trials/{folder}" for folder in self._folders.keep(kept, alive)])

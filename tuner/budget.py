@@ -13,7 +13,7 @@ _TESTS = 3  # the base model, the user's own settings and the winner
 
 
 class Timed(Protocol):
-    """A job with its times, as `tuner.agenda.Row` has them."""
+    """A job with its times, as `tuner.jobs.Row` has them."""
 
     role: str
     state: str

@@ -11,7 +11,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from tuner.agenda import Agenda, Row
+from tuner.agenda import Agenda
+from tuner.jobs import Row
 
 _SHORT = {
     "learning_rate": "lr",
