@@ -2,15 +2,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake import fake_rungs, fake_train, open_agenda
+from fake import fake_rungs, fake_train, open_agenda, open_study
 
 from trainables.config import Progress, Report, RungReport, Train, TrialConfig
 from trainables.worker import StorageAway
+from tuner import executor
 from tuner.agenda import Agenda
 from tuner.config import SearchConfig
 from tuner.executor import run_in_process
-from tuner.interrupts import SearchStopped
+from tuner.interrupts import Interrupted, SearchStopped
 from tuner.retries import Failure
+from tuner.slot import Slots
 from tuner.study import read_studies
 
 
@@ -232,3 +234,75 @@ def test_slots_that_all_wait_for_a_place_do_not_wait_for_each_other(tmp_path: Pa
     agenda.failed(first.name, NO_PLACE)
     with pytest.raises(SearchStopped, match="free is 0 GPU"):
         agenda.next()
+
+
+class _Killed(BaseException):
+    pass
+
+
+def _killed_in_the_fifth_trial(run_dir: Path, config: SearchConfig, rungs_reached: int) -> float:
+    """Runs a search until it is killed in trial 4, and returns when; the study was told of that trial's first rung.
+
+    Trainings take 60 s, rungs at a quarter and a half of it; the base model is scored in 6 s.
+    """
+    now = 0.0
+
+    def minute(job: TrialConfig, report: Report, progress: Progress) -> None:
+        started = now
+
+        def in_time(rung: RungReport) -> bool:
+            nonlocal now
+            took = 60 * rung.fraction if job.rungs else 6
+            now = started + took
+            if job.name == "0004" and rung.rung == 2:
+                (Path(job.directory) / "metrics.jsonl").write_text("{}\n" * rungs_reached)
+                raise _Killed
+            return report(replace(rung, seconds={"training": 0.0, "scoring": took}))
+
+        fake_train(job, in_time, progress)
+
+    with pytest.raises(_Killed):
+        run_in_process(open_agenda(config, run_dir, clock=lambda: now), minute)
+    return now
+
+
+@pytest.mark.parametrize(("rungs_reached", "state"), [(1, "PRUNED"), (3, "COMPLETE")])
+def test_a_resumed_search_starts_nothing_that_its_time_budget_cannot_hold(
+    rungs_reached: int, state: str, tmp_path: Path
+) -> None:
+    """90 s are left, and 66 + 3 x 6 s are kept for a retraining and the test: too few for the 15 s of a next rung.
+
+    A trial that is trained, and only has to say so, needs none.
+    """
+    config = SearchConfig(num_trials=9, time_budget="360", finalists=1, finalist_seeds=1, pruner="none")
+    killed = _killed_in_the_fifth_trial(tmp_path, config, rungs_reached)
+    study = open_study(config, tmp_path)
+    assert study.spent == killed - 15  # at the rung before
+    study.spent = 360 - 90
+    agenda = open_agenda(config, tmp_path, clock=lambda: 0.0)
+    run_in_process(agenda, fake_train)
+    trials = read_studies(tmp_path)[0].trials
+    assert trials[4].state.name == state
+    assert len(trials) == 5
+    assert [row.role for row in agenda.rows].count("finalist") == 1
+
+
+def test_the_time_is_written_down_when_a_search_is_told_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    class Told:
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def fit(self) -> None:
+            nonlocal now
+            now = 25.0
+            raise Interrupted(130)
+
+    for name in ("with_parameters", "with_resources"):
+        monkeypatch.setattr(executor.tune, name, lambda *_, **__: None)
+    monkeypatch.setattr(executor.tune, "Tuner", Told)
+    monkeypatch.setattr(executor, "_save_running", lambda _: None)
+    slots = Slots(count=1, workers=1, cpus=1, gpus=0, folder=tmp_path)
+    with pytest.raises(Interrupted):
+        executor.run_on_ray(open_agenda(SearchConfig(), tmp_path, clock=lambda: now), slots)
+    assert read_studies(tmp_path)[0].user_attrs["seconds"] == 25.0

@@ -1,5 +1,9 @@
 """Time budgets, with durations that can be added up by hand."""
 
+from collections.abc import Sequence
+
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
 from tuner.budget import TimeBudget
 from tuner.config import SearchConfig
 from tuner.jobs import Row
@@ -22,9 +26,19 @@ ROWS = [_base(), _row("user", 10, 110), _row("sampled", 110, 160)]
 """Scoring takes 10 s, a whole training 100 s: the finalists and the test need 1.1 x 2 x 100 + 3 x 10 = 250 s."""
 
 
-def _budget(now: float, spent: float = 0) -> TimeBudget:
+def _budget(now: float, spent: float = 0, told: Sequence[FrozenTrial] = ()) -> TimeBudget:
     times = iter([0.0])
-    return TimeBudget(CONFIG, spent=spent, clock=lambda: next(times, now))
+    return TimeBudget(CONFIG, spent=spent, told=lambda: told, clock=lambda: next(times, now))
+
+
+def _told(role: str, state: TrialState, training: float, **rungs: float) -> FrozenTrial:
+    """A trial as the study has it: 10 s of scoring, and 5 s of neither."""
+    return create_trial(
+        state=state,
+        value=0.6 if state == TrialState.COMPLETE else None,
+        intermediate_values={int(rung.removeprefix("rung")): value for rung, value in rungs.items()},
+        user_attrs={"role": role, "seconds": {"training": training, "scoring": 10.0, "overhead": 5.0}},
+    )
 
 
 def test_a_trial_starts_while_its_first_rung_and_the_finalists_have_time() -> None:
@@ -58,8 +72,26 @@ def test_time_spent_before_a_resume_counts() -> None:
     assert _budget(300, spent=500).spent == 800
 
 
+def test_what_earlier_processes_took_counts() -> None:
+    """Of the base model its scoring alone; a whole training took 85 + 10 + 5 s: as in `ROWS`, up to 725 s."""
+    told = [_told("base", TrialState.COMPLETE, 500), _told("user", TrialState.COMPLETE, 85)]
+    assert _budget(24, spent=700, told=told).allows_trial([])
+    assert not _budget(26, spent=700, told=told).allows_trial([])
+
+
+def test_a_trial_that_an_earlier_process_did_not_end_tells_how_long_a_training_takes() -> None:
+    """35 + 10 + 5 s to the second rung, half of the training."""
+    told = [_told("base", TrialState.COMPLETE, 0), _told("user", TrialState.RUNNING, 35, rung1=0.5, rung2=0.6)]
+    assert _budget(724, told=told).allows_trial([])
+    assert not _budget(726, told=told).allows_trial([])
+
+
+def test_a_trained_trial_needs_no_time() -> None:
+    assert _budget(999).allows_next_rung(3, ROWS)
+
+
 def test_without_a_budget_everything_may_start() -> None:
-    budget = TimeBudget(SearchConfig(), spent=1e9, clock=lambda: 1e9)
+    budget = TimeBudget(SearchConfig(), spent=1e9, told=list, clock=lambda: 1e9)
     assert budget.allows_trial(ROWS)
     assert budget.allows_next_rung(1, ROWS)
     assert budget.allows_retraining(ROWS)

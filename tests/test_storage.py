@@ -8,11 +8,13 @@ import optuna
 import postgres
 import pytest
 from optuna.distributions import FloatDistribution
-from optuna.storages import BaseStorage
+from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.testing.pytest_storages import StorageTestCase
 from optuna.trial import FrozenTrial, TrialState
 
+from tuner.interrupts import SearchStopped
+from tuner.patience import PatientStorage
 from tuner.storage import RememberedStorage, open_storage
 
 
@@ -133,3 +135,21 @@ def test_nothing_is_remembered_that_the_storage_did_not_take(
     trial = storage.get_trial(trial_id)
     assert (trial.params, trial.user_attrs, trial.intermediate_values) == ({}, {}, {})
     assert trial.state is TrialState.RUNNING
+
+
+def test_a_storage_that_was_given_up_is_not_waited_for_again() -> None:
+    """What is still to be written as the search ends is tried once."""
+    attempts, said = list[None](), list[str]()
+
+    def away() -> None:
+        attempts.append(None)
+        raise OSError("connection refused")
+
+    storage = PatientStorage(InMemoryStorage(), say=said.append, seconds=0.3)
+    with pytest.raises(SearchStopped, match="has not answered"):
+        storage.ask(away)
+    assert len(attempts) > 1
+    attempts.clear()
+    with pytest.raises(SearchStopped, match="has not answered"):
+        storage.ask(away)
+    assert len(attempts) == len(said) == 1

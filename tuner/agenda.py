@@ -28,6 +28,8 @@ from tuner.remote import RunStore
 from tuner.retries import Failure, Retries
 from tuner.study import BASE, SAMPLED, USER, SearchStudy
 
+_NO_TIME = "no time for its next rung"
+
 
 class Agenda:
     """Hands out jobs and takes in their rungs and ends.
@@ -58,7 +60,7 @@ class Agenda:
         self._config, self._study, self._run_dir = config, study, run_dir
         self._mirror = mirror or Mirror(RunStore(str(run_dir), run_dir))
         self._arguments, self._eval_data, self._clock = arguments, eval_data, clock
-        self._budget = TimeBudget(config, spent=study.spent, clock=clock)
+        self._budget = TimeBudget(config, spent=study.spent, told=lambda: study.trials, clock=clock)
         self._folders = TrialFolders(
             run_dir / "trials", trial_bytes=trial_bytes, budget=config.disk_budget_bytes, clock=clock
         )
@@ -137,6 +139,7 @@ class Agenda:
     def rung(self, name: str, report: RungReport) -> bool:
         """Takes in a rung of job `name`; returns whether it goes on."""
         self._folders.wrote()
+        self.remember_time()
         job = self._running[name]
         job.row.rung, job.row.step = report.rung, report.step
         job.row.scoring = report.seconds.get("scoring", 0.0)
@@ -149,11 +152,15 @@ class Agenda:
             return True
         goes_on = self._study.report(job.trial, report)
         self._mirror.study_changed()
-        if goes_on and not report.last and job.row.role == SAMPLED:
-            goes_on = self._budget.allows_next_rung(report.rung, self.rows)
-            job.row.note = "" if goes_on else "no time for its next rung"
+        if goes_on and not report.last:
+            goes_on = self._has_time(name, job.row.role, report.rung)
+            job.row.note = "" if goes_on else _NO_TIME
         job.stopped = not goes_on
         return goes_on
+
+    def remember_time(self) -> None:
+        """Writes down how long the search has taken, for the next process to go on from."""
+        self._study.spent = self._budget.spent
 
     def ended(self, name: str) -> None:
         """Job `name` did all it was asked, or stopped where it was told to."""
@@ -238,7 +245,7 @@ class Agenda:
     def _close(self, name: str, state: str) -> Job:
         job = self._running.pop(name)
         job.row.state, job.row.ended = state, self._clock()
-        self._study.spent = self._budget.spent
+        self.remember_time()
         return job
 
     def _row(self, name: str, role: str, params: Mapping[str, Any]) -> Row:
@@ -268,7 +275,25 @@ class Agenda:
         for index, (_, params) in enumerate(self._twins):
             if not self._runs_already(params):
                 return self._twins.pop(index)
-        return self._study.ask() if self._study.has_unfinished or self._may_issue() else None
+        while self._study.has_unfinished:
+            trial, params = self._study.ask()
+            if self._has_time(f"{trial.number:04d}", self._study.role(trial), 0):
+                return trial, params
+            self._leave_out(trial, params)
+        return self._study.ask() if self._may_issue() else None
+
+    def _has_time(self, name: str, role: str, rung: int) -> bool:
+        """Whether a trial at `rung`, or at a later one that it repeats the reports up to, reaches the one after it."""
+        reached = max(rung, self._folders.rungs_reached(name))
+        return role != SAMPLED or self._budget.allows_next_rung(reached, self.rows)
+
+    def _leave_out(self, trial: Trial, params: Mapping[str, Any]) -> None:
+        """Ends a trial where it stands, as at a rung."""
+        self._study.pruned(trial)
+        row = self._row(f"{trial.number:04d}", SAMPLED, params)
+        row.state, row.note, row.ended = "pruned", _NO_TIME, row.started
+        self.rows.append(row)
+        self._drop_weights()
 
     def _runs_already(self, params: Mapping[str, Any]) -> bool:
         """Whether another slot, or one that is to take it up again, has a trial of the same parameters."""

@@ -1,9 +1,10 @@
 """The time that a search was given, and what can still be done in it."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
+
+from optuna.trial import FrozenTrial, TrialState
 
 from tuner.config import SearchConfig
 from tuner.study import BASE, SAMPLED, USER
@@ -30,11 +31,19 @@ class TimeBudget:
     Args:
         config: The search, with its `time_budget`.
         spent: Seconds that earlier processes of the same search have used.
+        told: The study's trials and retrainings, which know what earlier processes took for them.
         clock: Seconds, monotonic.
     """
 
-    def __init__(self, config: SearchConfig, *, spent: float, clock: Callable[[], float]) -> None:
-        self._config, self._clock = config, clock
+    def __init__(
+        self,
+        config: SearchConfig,
+        *,
+        spent: float,
+        told: Callable[[], Iterable[FrozenTrial]],
+        clock: Callable[[], float],
+    ) -> None:
+        self._config, self._told, self._clock = config, told, clock
         self._began = clock() - spent
 
     @property
@@ -50,18 +59,15 @@ class TimeBudget:
 
     def allows_trial(self, rows: Iterable[Timed]) -> bool:
         """Whether a trial that starts now reaches its first rung, and leaves the finalists their time."""
-        if self._config.time_budget is None:
-            return True
-        whole, scoring = self._longest(rows)
-        return self.left > whole * self._config.rungs[0] + self._reserve(whole, scoring)
+        return self.allows_next_rung(0, rows)
 
     def allows_next_rung(self, rung: int, rows: Iterable[Timed]) -> bool:
         """Whether a trial that stands at `rung` reaches the next one, and leaves the finalists their time."""
-        if self._config.time_budget is None:
+        if self._config.time_budget is None or rung >= len(self._config.rungs):
             return True
         whole, scoring = self._longest(rows)
-        shares = {number: after - before for number, (before, after) in enumerate(pairwise(self._config.rungs), 1)}
-        return self.left > whole * shares.get(rung, 0.0) + self._reserve(whole, scoring)
+        before, after = (0.0, *self._config.rungs)[rung : rung + 2]
+        return self.left > whole * (after - before) + self._reserve(whole, scoring)
 
     def allows_retraining(self, rows: Iterable[Timed]) -> bool:
         """Whether a finalist's retraining that starts now ends, and leaves the test its time."""
@@ -80,9 +86,19 @@ class TimeBudget:
 
         Of the base model only the scoring counts: it is the first job, and its time holds the start of the workers.
         """
-        rows = list(rows)
-        scoring = (row.scoring for row in rows if row.role == BASE)
-        return max(self._trainings(rows), default=0.0), max(scoring, default=0.0)
+        rows, told = list(rows), list(self._told())
+        scorings = [row.scoring for row in rows if row.role == BASE]
+        scorings += [_seconds(trial)["scoring"] for trial in told if _is_base(trial) and _seconds(trial)]
+        return max([*self._trainings(rows), *self._trainings_told(told)], default=0.0), max(scorings, default=0.0)
+
+    def _trainings_told(self, trials: Iterable[FrozenTrial]) -> Iterator[float]:
+        """What whole trainings took or, from the rung that was reached, would take, over all processes."""
+        fractions = dict(enumerate(self._config.rungs, 1))
+        for trial in trials:
+            rung = max(trial.intermediate_values, default=0)
+            share = 1.0 if trial.state == TrialState.COMPLETE else fractions.get(rung)
+            if share is not None and not _is_base(trial):
+                yield sum(_seconds(trial).values()) / share
 
     def _trainings(self, rows: Iterable[Timed]) -> Iterator[float]:
         """What whole trainings took or, from the steps that were done, would take."""
@@ -94,3 +110,11 @@ class TimeBudget:
                 yield seconds
             elif row.state in ("running", "pruned") and row.step and row.steps:
                 yield seconds * row.steps / row.step
+
+
+def _is_base(trial: FrozenTrial) -> bool:
+    return trial.user_attrs.get("role") == BASE
+
+
+def _seconds(trial: FrozenTrial) -> Mapping[str, float]:
+    return trial.user_attrs.get("seconds") or {}

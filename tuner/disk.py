@@ -133,6 +133,11 @@ class TrialFolders:
         values["arguments"] = {name: value for name, value in values["arguments"].items() if name not in SECRETS}
         (folder / "config.json").write_text(json.dumps(values, indent=2, default=str), encoding="utf-8")
 
+    def rungs_reached(self, name: str) -> int:
+        """How many rungs trial `name` has written the scores of, whether the study was told of them or not."""
+        metrics = self._trials / name / "metrics.jsonl"
+        return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+
     def log(self, name: str, text: str) -> None:
         """Adds to the log of trial `name`, where the disk lets it."""
         with contextlib.suppress(OSError):

@@ -78,6 +78,8 @@ def run_on_ray(
         tuner.fit()
     except Interrupted as interrupted:
         _save_running(interrupted.grace_seconds)
+        with contextlib.suppress(Interrupted):  # the study's storage may be what is away
+            agenda.remember_time()
         raise
 
 

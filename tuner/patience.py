@@ -43,6 +43,7 @@ class PatientStorage(_Patient):  # type: ignore[misc]
         seconds: float = 900.0,
     ) -> None:
         self.inner, self._say, self._seconds = inner, say, seconds
+        self._gave_up = False
         self.check: Callable[[], None] = lambda: None
         """Called between two attempts; what it raises ends the waiting."""
 
@@ -50,7 +51,7 @@ class PatientStorage(_Patient):  # type: ignore[misc]
         """Returns what `method` returns, once it does.
 
         Raises:
-            SearchStopped: It did not within the time.
+            SearchStopped: It did not within the time; once that is over, the next time it does not at once.
         """
         lost, pause = 0.0, 0.25
         while True:
@@ -72,14 +73,16 @@ class PatientStorage(_Patient):  # type: ignore[misc]
                 return answer
 
     def _away(self, error: Exception) -> float:
-        self._say(
-            f"the study's storage does not answer ({_cause(error)}); running trials go on, and it is asked again for "
-            f"{self._seconds:.0f} s"
-        )
+        if not self._gave_up:
+            self._say(
+                f"the study's storage does not answer ({_cause(error)}); running trials go on, and it is asked again "
+                f"for {self._seconds:.0f} s"
+            )
         return time.monotonic()
 
     def _wait(self, lost: float, pause: float, error: Exception) -> None:
-        if time.monotonic() - lost > self._seconds:
+        if self._gave_up or time.monotonic() - lost > self._seconds:
+            self._gave_up = True
             raise SearchStopped(
                 f"the study's storage has not answered for {self._seconds:.0f} s ({_cause(error)})"
             ) from error

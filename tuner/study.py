@@ -147,6 +147,11 @@ class SearchStudy:
         self.search.set_user_attr("seconds", seconds)
 
     @property
+    def trials(self) -> list[FrozenTrial]:
+        """Those of the search and the finalists' retrainings."""
+        return [*self.search.get_trials(deepcopy=False), *self.finalists.get_trials(deepcopy=False)]
+
+    @property
     def issued(self) -> int:
         """Trials that were handed out, the unfinished ones of a broken search included."""
         waiting = (TrialState.WAITING,)
