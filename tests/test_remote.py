@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 import sqlite3
 import time
@@ -17,6 +18,7 @@ from tuner.interrupts import SearchStopped
 from tuner.mirror import Mirror
 from tuner.object_storage import file_system
 from tuner.remote import MirroredRunStore, RunStore, open_run_dir, part_of
+from tuner.search import main
 
 NewMachine = Callable[[], RunStore]
 
@@ -316,6 +318,18 @@ def test_a_prefix_has_one_search(new_machine: NewMachine, url: str, monkeypatch:
     with second.held():
         second.pull()
     assert contents(second) == {"best/model": "first"}
+
+
+def test_the_command_is_refused_where_another_machine_s_search_runs(
+    new_machine: NewMachine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = new_machine()
+    write(first, config_dot_yaml="num_trials: 3")
+    first.push()
+    with first.held():
+        new_machine()
+        assert main(["--resume", first.url]) == 2
+    assert f"another search is running there, process {os.getpid()} on " in capsys.readouterr().err
 
 
 def test_a_search_that_died_is_taken_up_at_once_on_its_machine_and_soon_on_others(
