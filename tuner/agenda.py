@@ -26,7 +26,8 @@ from tuner.mirror import Mirror
 from tuner.outage import Outage
 from tuner.remote import RunStore
 from tuner.retries import Failure, Retries
-from tuner.study import BASE, SAMPLED, USER, SearchStudy
+from tuner.study import BASE, SAMPLED, SearchStudy
+from tuner.verdict import rests_on
 
 _NO_TIME = "no time for its next rung"
 
@@ -221,7 +222,7 @@ class Agenda:
         self.failures.append(failure)
         self._base_failed |= job.row.role == BASE  # nothing can be compared with
         self._mirror.study_changed()
-        if job.trial is None and self._is_decisive(job.config):
+        if job.trial is None and rests_on(job.config, self._run_dir, self._study, self._config.guard_tolerance):
             self._unscored = f"{job.config.name} could not be scored on test: {failure.message}"
         if job.trial is None:
             return
@@ -367,24 +368,13 @@ class Agenda:
         role = "test" if config.split == "test" else "mixtures" if config.alphas else "guards"
         return Job(config=config, row=self._row(config.name, role, {}))
 
-    def _is_decisive(self, config: TrialConfig) -> bool:
-        """Whether there is no verdict without a job; the user's own settings are only shown beside the winner's."""
-        tolerance = self._config.guard_tolerance
-        winner = selection.winner(self._study.search, self._study.finalists, run_dir=self._run_dir, tolerance=tolerance)
-        shown = {f"{number:04d}" for number in self._users() if number != winner}
-        return config.split == "test" and config.name not in shown
-
-    def _users(self) -> list[int]:
-        trials = self._study.search.get_trials(deepcopy=False)
-        return [trial.number for trial in trials if trial.user_attrs.get("role") == USER]
-
     def _drop_weights(self, *, fewest: bool = False) -> None:
         """Weights stay for the user's own settings and for the best trials only; resume state for running ones."""
         least = max(1, self._config.finalist_count)
         best = selection.finalists(self._study.search, least if fewest else max(least, self._config.keep_checkpoints))
         winner = selection.winner(self._study.search, self._study.finalists)
         candidates = [trial.number for trial in self._candidates()]
-        others = [*candidates, *self._users(), *([] if winner is None else [winner])]
+        others = [*candidates, *self._study.users, *([] if winner is None else [winner])]
         kept = {f"{number:04d}" for number in [*best, *others]}
         alive = {*self._running, *(job.config.name for job in self._waiting), *self._study.unfinished_names}
         self._mirror.drop([f"trials/{folder}" for folder in self._folders.keep(kept, alive)])

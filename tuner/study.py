@@ -152,6 +152,12 @@ class SearchStudy:
         return [*self.search.get_trials(deepcopy=False), *self.finalists.get_trials(deepcopy=False)]
 
     @property
+    def users(self) -> list[int]:
+        """Numbers of the trials of the user's own settings."""
+        trials = self.search.get_trials(deepcopy=False)
+        return [trial.number for trial in trials if trial.user_attrs.get("role") == USER]
+
+    @property
     def issued(self) -> int:
         """Trials that were handed out, the unfinished ones of a broken search included."""
         waiting = (TrialState.WAITING,)

@@ -13,11 +13,13 @@ from typing import Any
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from trainables.config import TrialConfig
 from trainables.measures import Scores
 from tuner import guards
 from tuner.guards import Mixture
 from tuner.selection import Standing, chosen_mixture, mixtures, noise, standings, ties, winner
 from tuner.statistics import Comparison, compare
+from tuner.study import SearchStudy
 
 FINE_TUNE, KEEP = "fine-tune", "keep the base model"
 QUERIES_SHOWN = 10
@@ -97,6 +99,16 @@ def judge(
         "hybrid_weights": _hybrid_weights(run_dir, {"base": base, "user": user, "best": best}),
         "queries": _moved_queries(run_dir / "data" / "eval", before, after, metric),
     }
+
+
+def rests_on(config: TrialConfig, run_dir: Path, study: SearchStudy, tolerance: float) -> bool:
+    """Whether there is no verdict without a job: it scores the base model or the winner on test.
+
+    The user's own settings, where they do not win, are only shown beside those.
+    """
+    number = winner(study.search, study.finalists, run_dir=run_dir, tolerance=tolerance)
+    shown = {_folder(user, None) for user in study.users if user != number}
+    return config.split == "test" and config.name not in shown
 
 
 def decide(gain: Comparison, guard: Mapping[str, Any] | None = None) -> tuple[str, str]:
