@@ -302,6 +302,7 @@ def test_the_time_is_written_down_when_a_search_is_told_to_end(tmp_path: Path, m
         monkeypatch.setattr(executor.tune, name, lambda *_, **__: None)
     monkeypatch.setattr(executor.tune, "Tuner", Told)
     monkeypatch.setattr(executor, "_save_running", lambda _: None)
+    monkeypatch.setattr(executor, "_beside_the_driver", lambda: None)  # it would start Ray
     slots = Slots(count=1, workers=1, cpus=1, gpus=0, folder=tmp_path)
     with pytest.raises(Interrupted):
         executor.run_on_ray(open_agenda(SearchConfig(), tmp_path, clock=lambda: now), slots)
