@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 import tuner
+import tuner.mirror
 from tests.fake import METRIC, fake_train, open_agenda
 from trainables.config import Progress, Report, RungReport, TrialConfig
 from trainables.worker import StorageAway
 from tuner.config import SearchConfig
 from tuner.errors import RequestError
 from tuner.executor import run_in_process
+from tuner.interrupts import SearchStopped
 from tuner.mirror import Mirror, Pusher
 from tuner.placement import MARK, OnAnyMachine
 from tuner.remote import MirroredRunStore, RunStore, open_run_dir
@@ -214,6 +216,34 @@ def test_storage_that_is_away_is_told_from_an_error_and_costs_no_training(
     does(_job(driver), _on, lambda *_: None)
     machine("driver").pull(["trials/0002"])
     assert (driver.local / "trials/0002/checkpoint/model.safetensors").exists()
+
+
+def test_a_base_model_that_is_away_is_no_error_of_the_trial(machine: Machine, tmp_path: Path) -> None:
+    driver = _driver(machine)
+    url = f"file://{tmp_path}/not-mounted/model"
+    does = replace(_does(driver, fake_train, tmp_path), model=url)
+    machine("worker")
+    with pytest.raises(StorageAway, match="not-mounted/model cannot be reached"):
+        does(_job(driver), _on, lambda *_: None)
+
+
+def test_a_driver_stops_in_order_when_storage_cannot_be_listed(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that it says how to go on; at the start the same is told as a wrong request."""
+
+    def refuse(*_: object) -> None:
+        raise OSError("ExpiredToken")
+
+    monkeypatch.setattr(tuner.mirror, "_PAUSE_SECONDS", 0.0)
+    mirror = Mirror(_driver(machine))
+    with monkeypatch.context() as away:
+        away.setattr(MirroredRunStore, "_stored_parts", refuse)
+        mirror.ended("0002")
+        with pytest.raises(SearchStopped, match=r"cannot be reached: .*ExpiredToken"):
+            mirror.settle()
+    mirror.ended("0002")
+    mirror.settle()
 
 
 def test_a_disk_that_a_machine_does_not_see_is_said(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ class NonFiniteScore(ArithmeticError):  # noqa: N818
 
 
 class StorageAway(OSError):  # noqa: N818
-    """The run directory's object storage cannot be reached, or the credentials for it have expired."""
+    """Object storage or the model hub cannot be reached, or the credentials for it have expired."""
 
 
 class StaleGroup(RuntimeError):  # noqa: N818

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tuner.errors import RequestError
 from tuner.interrupts import SearchStopped
 from tuner.remote import RunStore, part_of, parts_of
 
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
 _PAUSE_SECONDS = 10.0
+_AWAY = (OSError, RequestError)
+"""What `RunStore` raises where storage does not answer; a search that runs has been answered before."""
 
 
 class Mirror:
@@ -79,7 +82,7 @@ class Mirror:
         try:
             for future in asked:
                 future.result()
-        except OSError as error:
+        except _AWAY as error:
             raise SearchStopped(f"{self._store.url} cannot be reached: {error}") from error
 
     def finish(self) -> None:
@@ -172,7 +175,7 @@ def _patiently(what: Callable[[], Any]) -> None:
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             what()
-        except OSError as error:
+        except _AWAY as error:
             if attempt == _ATTEMPTS:
                 raise
             logger.warning("object storage: %s; trying again in %.0f s", error, _PAUSE_SECONDS)

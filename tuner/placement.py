@@ -49,9 +49,10 @@ class OnAnyMachine:
 
         Raises:
             RuntimeError: This machine does not see the run directory.
-            StorageAway: It is on object storage, which cannot be reached; what that lacks stays on this machine's disk.
+            StorageAway: Object storage, or the hub where the model is there, cannot be reached; what storage lacks of
+                the trial stays on this machine's disk.
         """
-        with self._reaching():
+        with _reaching(self.run_dir):
             store = open_run_dir(self.run_dir)
         if not store.is_remote:
             self._require_shared(Path(self.root))
@@ -72,13 +73,6 @@ class OnAnyMachine:
             if not stays:
                 store.forget(part for part in parts if part.startswith("trials/"))
 
-    @contextmanager
-    def _reaching(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, RequestError) as error:
-            raise StorageAway(f"{self.run_dir} cannot be reached: {error}") from error
-
     def _require_shared(self, root: Path) -> None:
         if not (root / MARK).exists() or (root / MARK).read_text() != self.mark:
             raise RuntimeError(
@@ -89,7 +83,7 @@ class OnAnyMachine:
     def _bring(self, config: TrialConfig, store: RunStore) -> list[str]:
         mentioned = {part_of(path) for path in _inside(config.to_dict(), self.root)}
         parts = sorted({"data", *mentioned})
-        with self._reaching(), alone_on_this_machine(store.local, "pulling"):
+        with _reaching(self.run_dir), alone_on_this_machine(store.local, "pulling"):
             store.pull(parts)
         return parts
 
@@ -97,7 +91,8 @@ class OnAnyMachine:
         values = _moved(config.to_dict(), self.root, str(local))
         arguments = values["arguments"]
         if not Path(self.model_path).exists() and arguments.get("model_name_or_path") == self.model_path:
-            arguments["model_name_or_path"] = model_here(self.model, cache_dir=arguments.get("cache_dir"))
+            with _reaching(self.model):
+                arguments["model_name_or_path"] = model_here(self.model, cache_dir=arguments.get("cache_dir"))
         settings = arguments.get("deepspeed")
         if isinstance(settings, str) and not Path(settings).exists():
             arguments["deepspeed"] = str(local / DEEPSPEED)
@@ -135,7 +130,7 @@ class OnAnyMachine:
             if stopped:
                 for unwanted in ("checkpoint", "resume"):
                     shutil.rmtree(folder / unwanted, ignore_errors=True)
-            with self._reaching():
+            with _reaching(self.run_dir):
                 pusher.close()
 
     def _is_drivers(self, store: RunStore) -> bool:
@@ -157,6 +152,15 @@ def on_any_machine(plan: Plan, store: RunStore, train: Train) -> OnAnyMachine:
         deepspeed=Path(settings).read_text("utf-8") if isinstance(settings, str) else "",
         train=train,
     )
+
+
+@contextmanager
+def _reaching(place: str) -> Iterator[None]:
+    """Tells a `place` that is away, for a while perhaps, from an error of the trial's own."""
+    try:
+        yield
+    except (OSError, RequestError) as error:
+        raise StorageAway(f"{place} cannot be reached: {error}") from error
 
 
 class _States:
