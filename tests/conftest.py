@@ -1,6 +1,32 @@
 """What every test may use. Nothing here needs a network; nothing is left running."""
 
 import os
+from pathlib import Path
+
+import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of a run with all heads, mean pooling and two workers; not to be changed."""
+    from tests.export_fixtures import SECRET, UNIFIED, make_run
+    from tuner.export import write_bundle
+
+    root = tmp_path_factory.mktemp("export")
+    arguments = {
+        **UNIFIED,
+        "sentence_pooling_method": "mean",
+        "token": SECRET,
+        "cache_dir": "/somewhere/cache",
+        "output_dir": "out",
+        "deepspeed": str(root / "ds.json"),
+        "negatives_cross_device": True,
+        "query_instruction_for_retrieval": "w7 w7",
+        "query_instruction_format": "{}\\n{}",
+    }
+    (root / "ds.json").write_text('{"zero_optimization": {"stage": 0}}')
+    run = make_run(root, arguments=arguments, options={"gpus_per_trial": 0, "workers_per_trial": 2})
+    return write_bundle(run, run / "best")

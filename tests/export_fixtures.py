@@ -1,11 +1,18 @@
-"""A finished run of a tiny random model: data, one trained trial's files and result.json."""
+"""A finished run of a tiny random model: data, one trained trial's files and result.json; what train.sh would start."""
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import yaml
+from FlagEmbedding.finetune.embedder.encoder_only.m3 import (
+    EncoderOnlyEmbedderM3DataArguments,
+    EncoderOnlyEmbedderM3ModelArguments,
+    EncoderOnlyEmbedderM3TrainingArguments,
+)
+from transformers import HfArgumentParser
 
 from tests.m3_fixtures import make_eval, make_model, make_rows
 from trainables.measures import MEASURES
@@ -15,6 +22,15 @@ from tuner.config import SearchConfig
 
 SECRET = "hf_secret"
 RUNGS = (0.25, 1.0)
+UNIFIED = {"unified_finetuning": True, "use_self_distill": True}
+UPSTREAM = HfArgumentParser(
+    (
+        EncoderOnlyEmbedderM3ModelArguments,
+        EncoderOnlyEmbedderM3DataArguments,
+        EncoderOnlyEmbedderM3TrainingArguments,
+    )
+)
+"""FlagEmbedding's own reading of arguments."""
 
 
 def make_run(
@@ -53,6 +69,31 @@ def make_run(
     _write_trial(run / "trials" / "0007", trained, model, best_rung)
     (run / "result.json").write_text(json.dumps(_result(verdict, params, trained.get("unified_finetuning", False))))
     return run
+
+
+def rename_base(run: Path, named: str, found: Path | None = None) -> None:
+    """Lets the user have named the base model `named`, and the trials have found it in `found`."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["arguments"]["model_name_or_path"] = named
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    if found is not None:
+        record = run / "trials" / "0007" / "config.json"
+        values = json.loads(record.read_text())
+        values["arguments"]["model_name_or_path"] = str(found)
+        record.write_text(json.dumps(values))
+
+
+def command_of(bundle: Path, *extra: str) -> list[str]:
+    """What train.sh would start, word by word."""
+    shown = bundle.parent / "shown"
+    shown.mkdir(exist_ok=True)
+    python = shown / "python"
+    python.write_text('#!/usr/bin/env bash\n[ "$1" = -c ] || printf "%s\\0" "$@"\n')
+    python.chmod(0o755)
+    script = ["env", f"PYTHON={python}", "bash", str(bundle / "train.sh"), *extra]
+    words = subprocess.run(script, capture_output=True, text=True, check=True, cwd="/").stdout.split("\0")[:-1]
+    assert words[:2] == ["-m", "torch.distributed.run"]
+    return words[2:]
 
 
 def _write_trial(trial: Path, trained: dict[str, Any], model: Path, best_rung: int) -> None:
