@@ -136,6 +136,16 @@ def _restore_determinism(deterministic: bool) -> None:
     torch.backends.cudnn.deterministic = deterministic
 
 
+def spare_what_is_kept() -> None:
+    """Lets garbage collections pass over everything that is alive between two trials: libraries and base models.
+
+    Accelerate collects when it begins to train and `trial_process` does at its end, 0.3 s each on half a million
+    objects. To be called where nothing of a trial is alive: what is spared is never collected.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 def _collect() -> None:
     gc.collect()
     if torch.cuda.is_available():

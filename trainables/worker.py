@@ -221,8 +221,10 @@ def worker_loop(config: Mapping[str, Any]) -> None:
 
 def train_trial(config: TrialConfig, report: Report, progress: Progress) -> None:
     """Runs a trial with the base models that this process has kept from the trials before."""
+    from trainables.process import spare_what_is_kept
     from trainables.trial import run_trial
 
+    spare_what_is_kept()
     run_trial(config, report, base=_base_models(), progress=progress)
 
 
