@@ -1,7 +1,7 @@
 """A search of many trials that cost nothing, on two slots: ``python many_trials.py RUN_DIR TRIALS SAMPLER``.
 
-The last line is JSON: seconds from the first rung to the end, seconds until then, and the process's memory in MiB after
-each tenth of the trials.
+Says when the first trial has begun. The last line is JSON: seconds from the first rung to the end, seconds until then,
+and the process's memory in MiB after each tenth of the trials.
 """
 
 import json
@@ -34,14 +34,15 @@ def main(run_dir: Path, trials: int, sampler: str) -> None:
         def watch() -> None:
             if not first and any(row.rung or row.ended for row in agenda.rows):
                 first.append(time.monotonic())
+                print("begun", flush=True)
             if len(agenda.rows) >= (len(memory) + 1) * max(1, trials // 10):
                 memory.append(psutil.Process().memory_info().rss / 2**20)
-                print(f"{len(agenda.rows)} trials", flush=True)
 
         slots = Slots(count=2, workers=1, cpus=1, gpus=0, folder=run_dir / ".ray")
         run_on_ray(agenda, slots, watch, train=fault_trains.steady)
         ended = time.monotonic()
-    figures = {"seconds": ended - first[0], "start_up": first[0] - started, "memory_mib": memory}
+    begun = first[0] if first else ended
+    figures = {"seconds": ended - begun, "start_up": begun - started, "memory_mib": memory}
     print(json.dumps(figures), flush=True)
 
 
