@@ -14,10 +14,10 @@ from tuner.plan import CONFIG_FILE, Plan, honoured, make_plan, write_config
 from tuner.storage import redacted
 
 
-def _plan(folder: Path, **arguments: object) -> Plan:
+def _plan(folder: Path, *, space: str = "m3", **arguments: object) -> Plan:
     data = {"train_data": [str(make_rows(folder / "rows.jsonl", rows=120))]}
     model = {"model_name_or_path": str(make_model(folder / "model"))}
-    config = SearchConfig(arguments={**data, **model, **arguments}, search_space="m3")
+    config = SearchConfig(arguments={**data, **model, **arguments}, search_space=space)
     return make_plan(config, folder / "run", lambda _line: None)
 
 
@@ -33,6 +33,22 @@ def test_budgets_are_counted_in_examples(tmp_path: Path) -> None:
 def test_what_the_user_gave_is_where_the_search_starts(tmp_path: Path) -> None:
     start = _plan(tmp_path, learning_rate=3e-6, train_group_size=4).context.start
     assert (start["learning_rate"], start["train_group_size"], start["temperature"]) == (3e-6, 4, 0.02)
+
+
+def test_the_users_own_value_of_whatever_the_space_varies_is_in_it(tmp_path: Path) -> None:
+    """4 passages a query and 48 tokens of it are asked for; FlagEmbedding's default for passages is 128."""
+    space = tmp_path / "space.yaml"
+    space.write_text(
+        "train_group_size: {choices: [8, 16]}\nquery_max_len: {choices: [32]}\npassage_max_len: {choices: [64]}"
+    )
+    start = _plan(tmp_path, space=str(space), train_group_size=4, query_max_len=48).context.start
+    assert (start["train_group_size"], start["query_max_len"], start["passage_max_len"]) == (4, 48, 128)
+
+
+def test_a_space_without_place_for_the_users_own_value_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "space.yaml").write_text("weight_decay: {low: 0.001, high: 0.1, log: true}")
+    with pytest.raises(RequestError, match="log has no place for your own value 0"):
+        _plan(tmp_path, space=str(tmp_path / "space.yaml"))
 
 
 def test_queries_are_not_trained_with_the_word_none_before_them(tmp_path: Path) -> None:

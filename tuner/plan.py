@@ -5,7 +5,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,12 @@ from tuner.errors import RequestError
 from tuner.inputs import local_copy
 from tuner.models import model_here
 from tuner.object_storage import is_url
+from tuner.rehearsal import rehearse
 from tuner.storage import HIDDEN, redacted
 from tuner.study import check_claim, pruner_names, sampler_names
 
 CONFIG_FILE = "config.yaml"
+DEFAULT_SPACE = "m3"
 _SEARCHABLE = (
     "learning_rate",
     "temperature",
@@ -81,6 +83,7 @@ def make_plan(config: SearchConfig, run_dir: Path, say: Callable[[str], None]) -
     say(f"checking {', '.join(map(str, arguments['train_data']))}")
     with _beside(run_dir / "data") as folder:
         dataset, model = _data_and_model(config, arguments, folder)
+        context = _context(config, space, arguments, dataset)
         if config.resume:
             check_claim(facts(config, dataset), run_dir, config.storage, config.study_name)
         dataset = _in_place(dataset, run_dir / "data")
@@ -95,11 +98,9 @@ def make_plan(config: SearchConfig, run_dir: Path, say: Callable[[str], None]) -
     config, lowered = fit_to_disk(config, weights, run_dir)
     warnings += lowered
     arguments |= {"model_name_or_path": model, "train_data": list(dataset.train_data)}
-    start = _numbers(arguments, dataset.rows)
     arguments = {
         name: value for name, value in arguments.items() if name not in ("max_steps", "warmup_steps", *SECRETS)
     }
-    context = Context(rows=dataset.rows, negatives=dataset.negatives, start=start)
     return Plan(
         config=config,
         run_dir=run_dir,
@@ -107,7 +108,7 @@ def make_plan(config: SearchConfig, run_dir: Path, say: Callable[[str], None]) -
         space=space,
         context=context,
         guards=guards,
-        arguments={**arguments, **start},
+        arguments={**arguments, **context.start},
         weights_bytes=weights,
         warnings=warnings,
     )
@@ -152,7 +153,7 @@ def _check_names(config: SearchConfig) -> SearchSpace:
         problems.append(f"--metric {config.metric}: cmaes takes one objective; use --sampler tpe")
     problems += _missing_trackers(config.arguments.get("report_to"))
     try:
-        space = load_search_space(config.search_space or "m3")
+        space = load_search_space(config.search_space or DEFAULT_SPACE)
     except ValueError as error:
         problems.extend(f"--search_space: {line}" for line in str(error).splitlines())
     if problems:
@@ -274,6 +275,19 @@ def _numbers(arguments: Mapping[str, Any], rows: int) -> dict[str, int | float]:
     warmup = arguments.get("warmup_steps") or 0
     share = warmup if warmup < 1 else min(0.5, warmup * batch / (rows * numbers["num_train_epochs"]))
     return {**numbers, "warmup_ratio": arguments.get("warmup_ratio", share)}
+
+
+def _context(config: SearchConfig, space: SearchSpace, arguments: Mapping[str, Any], dataset: data.Dataset) -> Context:
+    """What `space` may know: the user's own value of every argument that it varies is in it."""
+    start = _numbers(arguments, dataset.rows)
+    context = Context(rows=dataset.rows, negatives=dataset.negatives, start=start)
+    called, known = config.search_space or DEFAULT_SPACE, upstream_arguments()
+    others = [known[name] for name in rehearse(called, space, context).difference(start) if name in known]
+    own = {argument.name: arguments.get(argument.name, argument.default) for argument in others}
+    given = {name: value for name, value in own.items() if value is not None}
+    context = replace(context, start={**given, **start})
+    rehearse(called, space, context)
+    return context
 
 
 def _default(name: str) -> Any:
