@@ -1,6 +1,9 @@
 """From a request to everything a search needs, checked before anything expensive starts."""
 
+import hashlib
 import importlib.util
+import json
+import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +18,7 @@ from search_spaces import Context, SearchSpace, identity, load_search_space
 from trainables.deepspeed_config import check_deepspeed
 from trainables.measures import objectives
 from tuner import data, guard_data
-from tuner.arguments import upstream_arguments
+from tuner.arguments import translated, upstream_arguments
 from tuner.config import SECRETS, SearchConfig, new_run_dir
 from tuner.disk import fit_to_disk, weights_bytes
 from tuner.errors import RequestError
@@ -42,6 +45,13 @@ _PATHS = ("deepspeed", "cache_dir", "cache_path")
 _TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "mlflow": ("mlflow",), "wandb": ("wandb",)}
 """What ``--report_to`` names -> packages of which one is needed."""
 _OWN_BUSINESS = ("output_dir", "resume_from_checkpoint", "save_steps", "save_strategy", "save_total_limit", "do_train")
+_HARMLESS = re.compile(
+    "train_data|model_name_or_path|seed|max_steps|warmup_steps|sub_batch_size|gradient_checkpointing|disable_tqdm|"
+    "report_to|run_name|project|trackio_.*|.*token|push_to_hub.*|hub_.*|log(ging)?_.*|save_.*|eval_.*|do_.*|"
+    "output_dir|cache_.*|resume_from_checkpoint|dataloader_(num_workers|p).*|ddp_timeout|debug|trust_remote_code|"
+    "skip_memory_metrics|include_.*|load_best_model_at_end|metric_for_best_model|greater_is_better|use_cpu"
+)
+"""Arguments that no score depends on, or that other facts hold."""
 _DS_STAGE0 = Path(__file__).parent.parent / "trainables" / "ds_stage0.json"
 
 
@@ -114,14 +124,37 @@ def make_plan(config: SearchConfig, run_dir: Path, say: Callable[[str], None]) -
     )
 
 
-def facts(config: SearchConfig, dataset: data.Dataset) -> dict[str, str]:
-    """What a search is over: it goes on over nothing else."""
+def facts(config: SearchConfig, dataset: data.Dataset) -> dict[str, Any]:
+    """What a search is over, and what its trials can be compared by: it goes on over nothing else."""
     return {
         "data_hash": dataset.hash,
         "search_space": identity(str(config.search_space)),
         "metric": config.metric,
         "model": config.model_name_or_path,
+        "rungs": list(config.rungs),
+        "seed": config.seed,
+        "workers": config.workers,
+        "arguments": {**_decisive(config.arguments), **_numbers(config.arguments, dataset.rows)},
     }
+
+
+def _decisive(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The user's arguments that change what a trial computes, where they are not upstream's defaults."""
+    known = upstream_arguments()
+    given = {
+        name: _content(value)
+        for name, value in translated(arguments).items()
+        if not _HARMLESS.fullmatch(name) and (name not in known or value != known[name].default)
+    }
+    return dict(json.loads(json.dumps(given, default=str)))
+
+
+def _content(value: Any) -> Any:
+    """What tells a value from others: of a settings file the content, wherever it lies."""
+    if not isinstance(value, str) or not value.endswith(".json"):
+        return value
+    path = Path(value) if Path(value).is_file() else _DS_STAGE0
+    return f"a file of content {hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
 
 
 def honoured(arguments: Mapping[str, Any], *, gpu: bool) -> tuple[dict[str, Any], list[str]]:

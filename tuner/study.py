@@ -5,7 +5,7 @@ Suggestions are a function of (seed, trial number, history) alone, so that a res
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,7 @@ class SearchStudy:
             if role not in known:
                 self.search.enqueue_trial(params, user_attrs={"role": role})
 
-    def claim(self, facts: Mapping[str, str]) -> None:
+    def claim(self, facts: Mapping[str, Any]) -> None:
         """Writes down what the search is over, or refuses to go on over something else.
 
         Raises:
@@ -302,7 +302,7 @@ class SearchStudy:
         return trial
 
 
-def check_claim(facts: Mapping[str, str], run_dir: Path, storage: str | None, name: str | None) -> None:
+def check_claim(facts: Mapping[str, Any], run_dir: Path, storage: str | None, name: str | None) -> None:
     """Refuses what `SearchStudy.claim` would refuse, and leaves the study as it is.
 
     Args:
@@ -322,14 +322,19 @@ def check_claim(facts: Mapping[str, str], run_dir: Path, storage: str | None, na
             _refuse_others(facts, optuna.load_study(study_name=study_names(name)[0], storage=opened).user_attrs)
 
 
-def _refuse_others(facts: Mapping[str, str], known: Mapping[str, str]) -> None:
-    differing = [
-        f"--resume: {name} was {known[name]} when the search began and is {value} now; start a new --run_dir"
-        for name, value in facts.items()
-        if known.get(name, value) != value
-    ]
+def _refuse_others(facts: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    differing = [line for name, value in facts.items() if name in known for line in _changes(name, known[name], value)]
     if differing:
         raise RequestError(differing)
+
+
+def _changes(name: str, before: Any, now: Any) -> Iterator[str]:
+    """One line for a fact that changed; for a mapping, one for each of its names."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for part in sorted({*before, *now}):
+            yield from _changes(part, before.get(part, "the default"), now.get(part, "the default"))
+    elif before != now:
+        yield f"--resume: {name} was {before} when the search began and is {now} now; start a new --run_dir"
 
 
 def study_names(name: str | None) -> tuple[str, str]:
