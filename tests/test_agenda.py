@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +37,11 @@ def test_base_then_user_then_samples_then_finalists_then_test(tmp_path: Path) ->
     assert roles[6:10] == ["finalist"] * 4
     assert set(roles[10:]) == {"test"}
     assert agenda.finished
+
+
+def test_a_trial_s_record_says_how_many_workers_train_it(tmp_path: Path) -> None:
+    _run(SearchConfig(num_trials=2, finalists=0, gpus_per_trial=3), tmp_path)
+    assert json.loads((tmp_path / "trials" / "0001" / "config.json").read_text())["workers"] == 3
 
 
 def test_pruned_trials_are_pruned_in_the_study(tmp_path: Path) -> None:

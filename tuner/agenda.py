@@ -326,6 +326,7 @@ class Agenda:
             arguments=arguments,
             eval_data=self._eval_data,
             metric=self._config.metric,
+            workers=self._config.workers,
             **kind,
         )
 
