@@ -228,8 +228,8 @@ class Agenda:
             return
         if job.finalist:
             self._study.finalists.tell(job.trial, state=TrialState.FAIL)
-        elif failure.kind == "out_of_memory":
-            self._study.infeasible(job.trial, failure.message)
+        elif failure.kind in ("out_of_memory", "non_finite") and job.row.role != BASE:
+            self._study.infeasible(job.trial, failure.kind, failure.message)
         else:
             self._study.failed(job.trial, failure.kind, failure.message)
         self._drop_weights()

@@ -78,8 +78,13 @@ def pruner_names() -> list[str]:
 
 
 def _constraints(trial: FrozenTrial) -> Sequence[float]:
-    """Above 0 where the trial did not fit the device, or lost more on a guard than it may: the sampler stays away."""
+    """Above 0 where the trial did not fit the device, diverged, or lost more on a guard than it may: stay away."""
     return (1.0 if trial.user_attrs.get(_INFEASIBLE) else -1.0, trial.user_attrs.get(GUARD_EXCESS, -1.0))
+
+
+def has_failed(trial: FrozenTrial) -> bool:
+    """Whether the trial could not be trained: it raised, or the sampler is told of it as a violated constraint."""
+    return trial.state == TrialState.FAIL or bool(trial.user_attrs.get(_INFEASIBLE))
 
 
 def value_of(trial: FrozenTrial) -> float:
@@ -207,7 +212,7 @@ class SearchStudy:
     def reuse(self, trial: Trial, earlier: FrozenTrial) -> None:
         """Tells `trial` the end of `earlier`, which had the same parameters."""
         trial.set_user_attr("duplicate_of", earlier.number)
-        for name in ("scores", "best_rung", "best_value", "guard", GUARD_EXCESS, _INFEASIBLE):
+        for name in ("scores", "best_rung", "best_value", "guard", GUARD_EXCESS, _INFEASIBLE, "error_kind", "error"):
             if name in earlier.user_attrs:
                 trial.set_user_attr(name, earlier.user_attrs[name])
         if earlier.state == TrialState.COMPLETE:
@@ -278,9 +283,9 @@ class SearchStudy:
         self._explain(trial, kind, message)
         self.search.tell(trial, state=TrialState.FAIL)
 
-    def infeasible(self, trial: Trial, message: str) -> None:
-        """The trial fits the device in no way: a violated constraint, which the sampler learns from."""
-        self._explain(trial, "out_of_memory", message)
+    def infeasible(self, trial: Trial, kind: str, message: str) -> None:
+        """The trial fits the device in no way, or diverges: a violated constraint, which the sampler learns from."""
+        self._explain(trial, kind, message)
         trial.set_user_attr(_INFEASIBLE, True)
         self.search.tell(trial, state=TrialState.PRUNED)
 
