@@ -136,6 +136,17 @@ def test_a_trial_that_diverges_is_a_violated_constraint_and_counts_as_failed(tmp
         assert has_failed(trial)
 
 
+def test_a_trial_taken_up_again_keeps_its_constraint(tmp_path: Path) -> None:
+    config = SearchConfig(num_trials=3)
+    study = open_study(config, tmp_path)
+    study.ask(), study.ask()
+    again = open_study(config, tmp_path)
+    again.ask()
+    user, _ = again.ask()
+    again.infeasible(user, "out_of_memory", "CUDA out of memory")
+    assert read_studies(tmp_path)[0].trials[1].system_attrs["constraints"][0] > 0
+
+
 def _only_score() -> RungReport:
     return RungReport(rung=0, fraction=0, step=0, examples=0, loss=None, value=0.6, scores={METRIC: 0.6}, last=True)
 

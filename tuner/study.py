@@ -170,11 +170,9 @@ class SearchStudy:
 
     def ask(self) -> tuple[Trial, dict[str, Any]]:
         """Returns the next trial and its parameters: an unfinished one first, under its own number."""
-        if self._unfinished:
-            trial = self._again(self._unfinished.pop(0))
-        else:
-            self.search.sampler = self._make_sampler(self.issued)
-            trial = self.search.ask()
+        unfinished = self._unfinished.pop(0) if self._unfinished else None
+        self.search.sampler = self._make_sampler(unfinished.number if unfinished else self.issued)
+        trial = self._again(unfinished) if unfinished else self.search.ask()
         if self.role(trial) == BASE:
             return trial, {}
         with warnings.catch_warnings():
