@@ -242,6 +242,20 @@ def test_slots_that_all_wait_for_a_place_do_not_wait_for_each_other(tmp_path: Pa
         agenda.next()
 
 
+def test_a_retraining_of_what_is_no_finalist_any_more_is_given_up(tmp_path: Path) -> None:
+    """The driver was killed in the retraining of a trial that is not among the best now."""
+    config = SearchConfig(num_trials=3, finalists=1, finalist_seeds=1, pruner="none")
+    study = open_study(config, tmp_path)
+    assert study.retraining(99, 43) is not None
+    state = tmp_path / "trials" / "0099-seed43" / "resume"
+    state.mkdir(parents=True)
+    run_in_process(open_agenda(config, tmp_path), fake_train)
+    _, finalists = read_studies(tmp_path)
+    assert [trial.state.name for trial in finalists.trials] == ["FAIL", "COMPLETE"]
+    assert finalists.trials[0].user_attrs["error"] == "no finalist any more"
+    assert not state.exists()
+
+
 class _Killed(BaseException):
     pass
 

@@ -337,7 +337,15 @@ class Agenda:
         if searching or not self.has_winner:
             return None
         self._mirror.settle()
-        return self._finalist_job() or self._final_job()
+        job = self._finalist_job()
+        if job is None:
+            self._give_up_retrainings()
+        return job or self._final_job()
+
+    def _give_up_retrainings(self) -> None:
+        finalists = [trial.number for trial in self._candidates()] if self._config.finalist_count else []
+        if self._study.give_up_retrainings(finalists):
+            self._drop_weights()
 
     def _candidates(self) -> list[FrozenTrial]:
         """The best trials whose weights are there: one that wins is scored on test and exported."""

@@ -5,7 +5,7 @@ Suggestions are a function of (seed, trial number, history) alone, so that a res
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ SEARCH, FINALISTS = "search", "finalists"
 BASE, USER, SAMPLED = "base", "user", "sampled"
 _INFEASIBLE, _PRUNED_AT = "infeasible", "pruned_at"
 GUARD_EXCESS = "guard_excess"
+_NO_FINALIST = "no_finalist"
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -297,12 +298,24 @@ class SearchStudy:
     def retraining(self, source: int, seed: int) -> Trial | None:
         """Returns the finalists' trial for retraining trial `source` with `seed`; None where it is done."""
         for known in self.finalists.get_trials(deepcopy=False):
+            if known.user_attrs.get("error_kind") == _NO_FINALIST:
+                continue
             if known.user_attrs.get("source") == source and known.user_attrs.get("seed") == seed:
                 return None if known.state.is_finished() else Trial(self.finalists, known._trial_id)
         trial = self.finalists.ask()
         trial.set_user_attr("source", source)
         trial.set_user_attr("seed", seed)
         return trial
+
+    def give_up_retrainings(self, finalists: Collection[int]) -> bool:
+        """Ends retrainings of a broken search whose trials are not among `finalists` any more; whether there were."""
+        running = self.finalists.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        left = [trial for trial in running if trial.user_attrs.get("source") not in finalists]
+        for known in left:
+            trial = Trial(self.finalists, known._trial_id)
+            self._explain(trial, _NO_FINALIST, "no finalist any more")
+            self.finalists.tell(trial, state=TrialState.FAIL)
+        return bool(left)
 
 
 def check_claim(facts: Mapping[str, Any], run_dir: Path, storage: str | None, name: str | None) -> None:
