@@ -182,6 +182,10 @@ def _check_names(config: SearchConfig) -> SearchSpace:
     heads = {name.partition(".")[0] for part in objectives(config.metric) for name in part}
     if heads != {"dense"} and not config.arguments.get("unified_finetuning"):
         problems.append(f"--metric {config.metric}: only the dense head is trained; add --unified_finetuning True")
+    if config.sampler == "cmaes" and not importlib.util.find_spec("cmaes"):
+        problems.append(
+            "--sampler cmaes: its package is not installed; pip install -e '.[cmaes]', or use --sampler tpe"
+        )
     if len(config.objectives) > 1 and config.sampler == "cmaes":
         problems.append(f"--metric {config.metric}: cmaes takes one objective; use --sampler tpe")
     problems += _missing_trackers(config.arguments.get("report_to"))
