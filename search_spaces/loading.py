@@ -3,7 +3,8 @@
 import hashlib
 import importlib
 import importlib.util
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def load_search_space(name: str) -> SearchSpace:
     """Returns the space called `name`: a built-in name, a YAML file, or ``module:function``.
 
     A YAML file holds ``argument: {low: 1e-6, high: 3e-5, log: true}`` or ``argument: {choices: [2, 4, 8]}`` lines
-    (``step`` and ``int: true`` as in Optuna's ``suggest_int``).
+    (``step`` and ``int: true`` as in Optuna's ``suggest_int``). The user's own value is added where it is not in it.
 
     Raises:
         ValueError: Nobody has that name, or the file or function is no search space.
@@ -75,7 +76,7 @@ def _from_yaml(path: Path) -> SearchSpace:
     problems = [f"{path}: {problem}" for name, entry in entries.items() for problem in _entry_problems(name, entry)]
     if problems:
         raise ValueError("\n".join(problems))
-    return lambda trial, _context: {name: _suggest(trial, name, entry) for name, entry in entries.items()}
+    return lambda trial, context: {name: _suggest(trial, context, name, entry) for name, entry in entries.items()}
 
 
 def _entry_problems(name: str, entry: Any) -> list[str]:
@@ -88,21 +89,53 @@ def _entry_problems(name: str, entry: Any) -> list[str]:
             else [f"{name}: choices must be a list of values"]
         )
     try:
-        low, high = float(entry["low"]), float(entry["high"])
+        low, high, step = float(entry["low"]), float(entry["high"]), float(entry.get("step", 1))
     except (KeyError, TypeError, ValueError):
-        return [f"{name}: low and high must be numbers, but got low={entry.get('low')!r}, high={entry.get('high')!r}"]
-    if low > high or (entry.get("log") and low <= 0):
-        return [f"{name}: {'0 < ' if entry.get('log') else ''}low <= high must hold, but got low={low}, high={high}"]
-    return []
+        return [
+            f"{name}: low, high and step must be numbers, but got low={entry.get('low')!r}, "
+            f"high={entry.get('high')!r}, step={entry.get('step')!r}"
+        ]
+    return [f"{name}: {problem}" for problem in _range_problems(entry, low, high, step)]
 
 
-def _suggest(trial: optuna.Trial, name: str, entry: Mapping[str, Any]) -> Any:
+def _range_problems(entry: Mapping[str, Any], low: float, high: float, step: float) -> Iterator[str]:
+    is_log, is_int = bool(entry.get("log")), bool(entry.get("int"))
+    if not low <= high or (is_log and low <= 0):
+        yield f"{'0 < ' if is_log else ''}low <= high must hold, but got low={low}, high={high}"
+    if not step > 0:
+        yield f"step > 0 must hold, but got step={step}"
+    if is_log and "step" in entry:
+        yield f"log and step exclude each other, but both are given (step={step}); drop one"
+    if is_int and not (low.is_integer() and high.is_integer() and step.is_integer()):
+        yield f"with int, low, high and step must be whole numbers, but got low={low}, high={high}, step={step}"
+
+
+def _suggest(trial: optuna.Trial, context: Context, name: str, entry: Mapping[str, Any]) -> Any:
+    """Suggests from what `entry` says, and the user's own value besides."""
     if "choices" in entry:
-        return trial.suggest_categorical(name, entry["choices"])
-    low, high, log = float(entry["low"]), float(entry["high"]), bool(entry.get("log"))
+        own, choices = context.start.get(name), entry["choices"]
+        return trial.suggest_categorical(name, choices if own is None or own in choices else [*choices, own])
+    low, high = _bounds(context, name, entry)
+    log, step = bool(entry.get("log")), float(entry["step"]) if "step" in entry else None
     if entry.get("int"):
-        return trial.suggest_int(name, int(low), int(high), step=int(entry.get("step", 1)), log=log)
-    return trial.suggest_float(name, low, high, step=entry.get("step"), log=log)
+        return trial.suggest_int(name, math.floor(low), math.ceil(high), step=int(step or 1), log=log)
+    return trial.suggest_float(name, low, high, step=step, log=log)
+
+
+def _bounds(context: Context, name: str, entry: Mapping[str, Any]) -> tuple[float, float]:
+    """The range of `entry`, widened to hold the user's own value; by whole steps, where it has steps."""
+    low, high = float(entry["low"]), float(entry["high"])
+    wide_low, wide_high = context.bounds(name, low, high)
+    if entry.get("log") and wide_low <= 0:
+        raise ValueError(f"{name}: log has no place for your own value {wide_low}; drop log, or give another --{name}")
+    if "step" not in entry:
+        return wide_low, wide_high
+    step = float(entry["step"])
+    return low - _steps(low - wide_low, step) * step, high + _steps(wide_high - high, step) * step
+
+
+def _steps(distance: float, step: float) -> int:
+    return math.ceil(round(distance / step, 9))
 
 
 def suggest(space: SearchSpace, trial: optuna.Trial, context: Context) -> dict[str, Any]:

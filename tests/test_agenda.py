@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +37,11 @@ def test_base_then_user_then_samples_then_finalists_then_test(tmp_path: Path) ->
     assert roles[6:10] == ["finalist"] * 4
     assert set(roles[10:]) == {"test"}
     assert agenda.finished
+
+
+def test_a_trial_s_record_says_how_many_workers_train_it(tmp_path: Path) -> None:
+    _run(SearchConfig(num_trials=2, finalists=0, gpus_per_trial=3), tmp_path)
+    assert json.loads((tmp_path / "trials" / "0001" / "config.json").read_text())["workers"] == 3
 
 
 def test_pruned_trials_are_pruned_in_the_study(tmp_path: Path) -> None:
@@ -234,6 +240,20 @@ def test_slots_that_all_wait_for_a_place_do_not_wait_for_each_other(tmp_path: Pa
     agenda.failed(first.name, NO_PLACE)
     with pytest.raises(SearchStopped, match="free is 0 GPU"):
         agenda.next()
+
+
+def test_a_retraining_of_what_is_no_finalist_any_more_is_given_up(tmp_path: Path) -> None:
+    """The driver was killed in the retraining of a trial that is not among the best now."""
+    config = SearchConfig(num_trials=3, finalists=1, finalist_seeds=1, pruner="none")
+    study = open_study(config, tmp_path)
+    assert study.retraining(99, 43) is not None
+    state = tmp_path / "trials" / "0099-seed43" / "resume"
+    state.mkdir(parents=True)
+    run_in_process(open_agenda(config, tmp_path), fake_train)
+    _, finalists = read_studies(tmp_path)
+    assert [trial.state.name for trial in finalists.trials] == ["FAIL", "COMPLETE"]
+    assert finalists.trials[0].user_attrs["error"] == "no finalist any more"
+    assert not state.exists()
 
 
 class _Killed(BaseException):

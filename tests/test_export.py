@@ -143,6 +143,20 @@ def test_best_config_is_only_the_arguments(bundle: Path) -> None:
     assert not config.keys() & {"output_dir", "token", "cache_dir", "verdict", "warmup_ratio"}
 
 
+@pytest.mark.parametrize(("recorded", "workers"), [(4, 4), (None, 2)])
+def test_the_winner_was_trained_by_as_many_workers_as_its_own_record_says(
+    recorded: int | None, workers: int, tmp_path: Path
+) -> None:
+    """config.yaml, which a resumed search rewrites, says 2; older records say nothing."""
+    run = make_run(tmp_path)
+    asked = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump({**asked, "gpus_per_trial": 2.0}))
+    record = run / "trials" / "0007" / "config.json"
+    if recorded is not None:
+        record.write_text(json.dumps({**json.loads(record.read_text()), "workers": recorded}))
+    assert read_run(run).workers == workers
+
+
 def test_best_arguments_are_ready_for_the_dataclasses(tmp_path: Path) -> None:
     run = make_run(tmp_path, arguments={"num_train_epochs": 2.0, "fp16": False})
     model, data, training = UPSTREAM.parse_dict(best_arguments(run))

@@ -4,20 +4,22 @@ from pathlib import Path
 
 import pytest
 import yaml
+from fake import open_study
 
 import tuner
 from tests.m3_fixtures import make_model, make_rows
 from tuner.command import parse
 from tuner.config import SearchConfig
 from tuner.errors import RequestError
-from tuner.plan import CONFIG_FILE, Plan, honoured, make_plan, write_config
+from tuner.plan import CONFIG_FILE, Plan, facts, honoured, make_plan, write_config
 from tuner.storage import redacted
+from tuner.study import check_claim
 
 
-def _plan(folder: Path, **arguments: object) -> Plan:
+def _plan(folder: Path, *, space: str = "m3", **arguments: object) -> Plan:
     data = {"train_data": [str(make_rows(folder / "rows.jsonl", rows=120))]}
     model = {"model_name_or_path": str(make_model(folder / "model"))}
-    config = SearchConfig(arguments={**data, **model, **arguments}, search_space="m3")
+    config = SearchConfig(arguments={**data, **model, **arguments}, search_space=space)
     return make_plan(config, folder / "run", lambda _line: None)
 
 
@@ -33,6 +35,22 @@ def test_budgets_are_counted_in_examples(tmp_path: Path) -> None:
 def test_what_the_user_gave_is_where_the_search_starts(tmp_path: Path) -> None:
     start = _plan(tmp_path, learning_rate=3e-6, train_group_size=4).context.start
     assert (start["learning_rate"], start["train_group_size"], start["temperature"]) == (3e-6, 4, 0.02)
+
+
+def test_the_users_own_value_of_whatever_the_space_varies_is_in_it(tmp_path: Path) -> None:
+    """4 passages a query and 48 tokens of it are asked for; FlagEmbedding's default for passages is 128."""
+    space = tmp_path / "space.yaml"
+    space.write_text(
+        "train_group_size: {choices: [8, 16]}\nquery_max_len: {choices: [32]}\npassage_max_len: {choices: [64]}"
+    )
+    start = _plan(tmp_path, space=str(space), train_group_size=4, query_max_len=48).context.start
+    assert (start["train_group_size"], start["query_max_len"], start["passage_max_len"]) == (4, 48, 128)
+
+
+def test_a_space_without_place_for_the_users_own_value_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "space.yaml").write_text("weight_decay: {low: 0.001, high: 0.1, log: true}")
+    with pytest.raises(RequestError, match="log has no place for your own value 0"):
+        _plan(tmp_path, space=str(tmp_path / "space.yaml"))
 
 
 def test_queries_are_not_trained_with_the_word_none_before_them(tmp_path: Path) -> None:
@@ -61,6 +79,66 @@ def test_flagembeddings_own_deepspeed_file_need_not_be_there(tmp_path: Path) -> 
 def test_what_cannot_work_is_refused(tmp_path: Path, changes: dict[str, object], words: str) -> None:
     with pytest.raises(RequestError, match=words):
         _plan(tmp_path, **changes)
+
+
+def _refusals(plan: Plan, **changes: object) -> list[str]:
+    """What a search over `plan` refuses to go on with after `changes` of options and arguments."""
+    options = {name: changes.pop(name) for name in list(changes) if hasattr(plan.config, name)}
+    config = plan.config.replace(arguments={**plan.config.arguments, **changes}, **options)
+    study = open_study(SearchConfig(), plan.run_dir)
+    study.claim(facts(plan.config, plan.dataset))
+    try:
+        check_claim(facts(config, plan.dataset), plan.run_dir, None, None)
+    except RequestError as error:
+        return list(error.findings)
+    return []
+
+
+def test_a_search_does_not_go_on_with_what_makes_other_trials(tmp_path: Path) -> None:
+    plan = _plan(tmp_path)
+    changes = {"gpus_per_trial": 2.0, "rungs": (0.5, 1.0), "query_max_len": 64, "per_device_train_batch_size": 128}
+    assert _refusals(plan, **changes) == [
+        f"--resume: {line} now; start a new --run_dir"
+        for line in (
+            "rungs was [0.25, 0.5, 1.0] when the search began and is [0.5, 1.0]",
+            "workers was 1 when the search began and is 2",
+            "per_device_train_batch_size was 8 when the search began and is 128",
+            "query_max_len was the default when the search began and is 64",
+        )
+    ]
+
+
+def test_a_search_goes_on_with_what_changes_no_trial(tmp_path: Path) -> None:
+    """A query has 32 tokens by default; and one GPU a trial is one worker, as none named is."""
+    plan = _plan(tmp_path)
+    options = {"num_trials": 99, "time_budget": "8h", "concurrent_trials": 4, "gpus_per_trial": 1.0, "pruner": "none"}
+    arguments = {"report_to": "mlflow", "logging_steps": 3, "save_steps": 9, "query_max_len": 32, "token": "hf_secret"}
+    assert _refusals(plan, **options, **arguments) == []
+
+
+def test_a_search_that_wrote_down_less_goes_on(tmp_path: Path) -> None:
+    plan = _plan(tmp_path)
+    known = facts(plan.config, plan.dataset)
+    before = {name: known[name] for name in ("data_hash", "search_space", "metric", "model")}
+    open_study(SearchConfig(), plan.run_dir).claim(before)
+    check_claim(facts(plan.config.replace(gpus_per_trial=2.0), plan.dataset), plan.run_dir, None, None)
+
+
+def test_a_deepspeed_file_is_known_by_its_content(tmp_path: Path) -> None:
+    plan = _plan(tmp_path)
+    for name in ("a.json", "b.json"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "c.json").write_text('{"zero_optimization": {"stage": 1}}')
+    config = plan.config.replace(arguments={**plan.config.arguments, "deepspeed": str(tmp_path / "a.json")})
+    asked = replace(plan, config=config)
+    assert _refusals(asked, deepspeed=str(tmp_path / "b.json")) == []
+    assert "deepspeed was a file of content" in _refusals(asked, deepspeed=str(tmp_path / "c.json"))[0]
+
+
+def test_a_sampler_whose_package_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(RequestError, match=r"cmaes: its package is not installed; pip install -e '.\[cmaes\]'"):
+        make_plan(SearchConfig(sampler="cmaes"), tmp_path, lambda _line: None)
 
 
 def test_wrong_names_are_told_together(tmp_path: Path) -> None:

@@ -218,6 +218,14 @@ def test_a_trained_trial_of_another_configuration_is_trained_again(config: Trial
     assert trained_again(other)[1][-1] == 20
 
 
+def test_a_state_of_another_number_of_workers_is_not_taken_up(
+    config: TrialConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = config_hash(config)
+    monkeypatch.setattr("trainables.resume.world_size", lambda: 2)
+    assert config_hash(config) != one
+
+
 def test_a_trained_trial_without_its_weights_is_trained_again(config: TrialConfig) -> None:
     trained_again(config)
     shutil.rmtree(Path(config.directory) / "checkpoint")

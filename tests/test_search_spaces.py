@@ -5,8 +5,9 @@ from pathlib import Path
 
 import optuna
 import pytest
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from search_spaces import Context, load_search_space, names
+from search_spaces import Context, SearchSpace, load_search_space, names
 from search_spaces.loading import suggest
 from tuner.arguments import translated, upstream_arguments
 from tuner.config import SearchConfig
@@ -51,6 +52,46 @@ def test_the_users_own_values_lie_in_the_space(name: str) -> None:
     suggest(load_search_space(name), trial, context)
     for argument, value in start.items():
         assert trial.distributions[argument]._contains(trial.distributions[argument].to_internal_repr(value))
+
+
+def _from_yaml(text: str, folder: Path) -> SearchSpace:
+    (folder / "space.yaml").write_text(text)
+    return load_search_space(str(folder / "space.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("entry", "own", "distribution"),
+    [
+        ("choices: [8, 16]", 4, CategoricalDistribution((8, 16, 4))),
+        ("choices: [8, 16]", 16, CategoricalDistribution((8, 16))),
+        ("low: 8, high: 16, int: true", 4, IntDistribution(4, 16)),
+        ("low: 8, high: 16, int: true, step: 4", 2, IntDistribution(0, 16, step=4)),
+        ("low: 0.1, high: 0.3, step: 0.1", 0.45, FloatDistribution(0.1, 0.5, step=0.1)),
+        ("low: 1.0e-6, high: 1e-4, log: true", 1e-3, FloatDistribution(1e-6, 1e-3, log=True)),
+    ],
+)
+def test_a_yaml_space_holds_the_users_own_value(
+    entry: str, own: float, distribution: BaseDistribution, tmp_path: Path
+) -> None:
+    """Ranges with steps grow by whole steps: the others of their values stay as they are."""
+    trial = optuna.create_study().ask()
+    suggest(_from_yaml(f"value: {{{entry}}}", tmp_path), trial, Context(rows=1, negatives=1, start={"value": own}))
+    assert trial.distributions == {"value": distribution}
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ("low: 0.1, high: 1, log: true, step: 0.1", "log and step exclude each other"),
+        ("low: 1, high: 8, int: true, log: true, step: 2", "log and step exclude each other"),
+        ("low: 0.5, high: 8, int: true", "must be whole numbers, but got low=0.5"),
+        ("low: 0, high: 1, step: 0", "step > 0 must hold, but got step=0.0"),
+        ("low: 0, high: 1, step: much", "step='much'"),
+    ],
+)
+def test_ranges_that_optuna_does_not_take_are_refused(entry: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=words):
+        _from_yaml(f"weight_decay: {{{entry}}}", tmp_path)
 
 
 def test_group_sizes_stop_at_the_negatives_there_are() -> None:

@@ -11,7 +11,7 @@ from tuner.config import SearchConfig
 from tuner.errors import RequestError
 from tuner.executor import run_in_process
 from tuner.retries import Failure
-from tuner.study import pruner_names, read_studies, sampler_names, value_of
+from tuner.study import has_failed, pruner_names, read_studies, sampler_names, value_of
 
 SAMPLERS = [name for name in sampler_names() if name not in ("gp", "cmaes")]  # they need scipy/cmaes beyond our own
 
@@ -116,6 +116,35 @@ def test_a_trial_that_does_not_fit_is_a_violated_constraint(tmp_path: Path) -> N
     assert trial.user_attrs["infeasible"] is True
     assert agenda.finished
     assert not agenda.has_winner
+
+
+def test_a_trial_that_diverges_is_a_violated_constraint_and_counts_as_failed(tmp_path: Path) -> None:
+    """The user's own settings and a third trial of them diverge: the second one's end is the first one's."""
+    study = open_study(SearchConfig(num_trials=3), tmp_path)
+    study.ask()
+    user, own = study.ask()
+    study.search.enqueue_trial(own)
+    study.infeasible(user, "non_finite", "the loss is nan")
+    twin, params = study.ask()
+    earlier = study.duplicate_of(twin, params)
+    assert earlier is not None
+    study.reuse(twin, earlier)
+    for trial in read_studies(tmp_path)[0].trials[1:]:
+        assert trial.state == optuna.trial.TrialState.PRUNED
+        assert trial.user_attrs["error_kind"] == "non_finite"
+        assert trial.system_attrs["constraints"][0] > 0
+        assert has_failed(trial)
+
+
+def test_a_trial_taken_up_again_keeps_its_constraint(tmp_path: Path) -> None:
+    config = SearchConfig(num_trials=3)
+    study = open_study(config, tmp_path)
+    study.ask(), study.ask()
+    again = open_study(config, tmp_path)
+    again.ask()
+    user, _ = again.ask()
+    again.infeasible(user, "out_of_memory", "CUDA out of memory")
+    assert read_studies(tmp_path)[0].trials[1].system_attrs["constraints"][0] > 0
 
 
 def _only_score() -> RungReport:

@@ -35,6 +35,9 @@ class TrialConfig:
     alpha: float | None = None
     """Share of `checkpoint` in the one mixture that a score-only job scores and saves. None: no mixture."""
 
+    workers: int = 1
+    """Processes that train it side by side, for the record: how many negatives a query had depends on it."""
+
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values."""
         lists = {name: list(getattr(self, name)) for name in _TUPLES}

@@ -123,7 +123,8 @@ class States:
 def config_hash(config: TrialConfig) -> str:
     """Identifies what a trial computes, on whichever machine its files lie.
 
-    `sub_batch_size` bounds its memory and changes nothing else.
+    The number of its workers changes how many negatives a query has; `sub_batch_size` bounds its memory and changes
+    nothing else.
     """
     values = config.to_dict()
     values["eval_data"] = Path(config.eval_data).name
@@ -131,6 +132,7 @@ def config_hash(config: TrialConfig) -> str:
         name: _without_place(value) for name, value in config.arguments.items() if name not in _ELSEWHERE
     }
     parts = {name: values[name] for name in ("arguments", "eval_data", "metric", "rungs", "split")}
+    parts["workers"] = world_size()
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -228,8 +228,8 @@ class Agenda:
             return
         if job.finalist:
             self._study.finalists.tell(job.trial, state=TrialState.FAIL)
-        elif failure.kind == "out_of_memory":
-            self._study.infeasible(job.trial, failure.message)
+        elif failure.kind in ("out_of_memory", "non_finite") and job.row.role != BASE:
+            self._study.infeasible(job.trial, failure.kind, failure.message)
         else:
             self._study.failed(job.trial, failure.kind, failure.message)
         self._drop_weights()
@@ -326,6 +326,7 @@ class Agenda:
             arguments=arguments,
             eval_data=self._eval_data,
             metric=self._config.metric,
+            workers=self._config.workers,
             **kind,
         )
 
@@ -336,7 +337,15 @@ class Agenda:
         if searching or not self.has_winner:
             return None
         self._mirror.settle()
-        return self._finalist_job() or self._final_job()
+        job = self._finalist_job()
+        if job is None:
+            self._give_up_retrainings()
+        return job or self._final_job()
+
+    def _give_up_retrainings(self) -> None:
+        finalists = [trial.number for trial in self._candidates()] if self._config.finalist_count else []
+        if self._study.give_up_retrainings(finalists):
+            self._drop_weights()
 
     def _candidates(self) -> list[FrozenTrial]:
         """The best trials whose weights are there: one that wins is scored on test and exported."""

@@ -47,11 +47,14 @@ class Result:
 
     @property
     def trials(self) -> "pd.DataFrame":
-        """The study's trials, one a row, as Optuna's ``study.trials_dataframe`` gives them."""
-        from tuner.study import read_studies
+        """The study's trials, one a row, as Optuna's ``study.trials_dataframe`` gives them; FAIL where it failed."""
+        from tuner.study import has_failed, read_studies
 
         config = _config(self.run_dir)
-        return read_studies(self.run_dir, config.storage, config.study_name)[0].trials_dataframe()
+        study = read_studies(self.run_dir, config.storage, config.study_name)[0]
+        frame = study.trials_dataframe()
+        frame.loc[[has_failed(trial) for trial in study.trials], "state"] = "FAIL"
+        return frame
 
 
 def run(config: SearchConfig, *, console: Console | None = None) -> Result:

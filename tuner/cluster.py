@@ -122,7 +122,7 @@ def slots_for(config: SearchConfig, folder: Path) -> Slots:
 def fitting_slots(config: SearchConfig, folder: Path, cluster: Prospect) -> Slots:
     """Returns the slots of `config` on `cluster`; errors as `slots_for`'s."""
     gpus = config.gpus_per_trial if config.gpus_per_trial is not None else float(cluster.most("GPU") > 0)
-    workers = config.workers_per_trial or max(1, math.ceil(gpus))
+    workers = config.workers
     problems = [*_too_few_gpus(config, gpus, cluster), *_no_such_accelerator(config, gpus, cluster)]
     if problems:
         raise RequestError(problems)

@@ -189,6 +189,11 @@ class SearchConfig:
         return tuple(self.metric.split(","))
 
     @property
+    def workers(self) -> int:
+        """`workers_per_trial`, decided."""
+        return self.workers_per_trial or max(1, math.ceil(self.gpus_per_trial or 0))
+
+    @property
     def is_example(self) -> bool:
         """Neither data nor a model is named: the embedded example is meant."""
         return not self.arguments.get("train_data") and not self.arguments.get("model_name_or_path")

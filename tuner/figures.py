@@ -14,7 +14,7 @@ import plotly.io
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from tuner.study import value_of
+from tuner.study import has_failed, value_of
 
 INK, MUTED, RULE = "#1f2933", "#66727f", "#dde2e7"
 ACCENT, FADED, WARM = "#2171b5", "#b9c3cc", "#b4622d"
@@ -133,7 +133,7 @@ def _rungs(study: Study, metric: str, rungs: Sequence[float], winner: int | None
     title, trials = "Rungs and pruned trials", {t.number: t for t in study.get_trials(deepcopy=False)}
     if len(study.directions) > 1:
         return Picture(title=title, caption="Left out: with two objectives no trial is pruned.", html="")
-    if not any(trial.intermediate_values for trial in trials.values() if trial.state != TrialState.FAIL):
+    if not any(trial.intermediate_values for trial in trials.values() if not has_failed(trial)):
         return Picture(title=title, caption="No trial that held reached its first rung.", html="")
     figure = optuna.visualization.plot_intermediate_values(study)
     for trace in figure.data:

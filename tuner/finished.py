@@ -31,6 +31,8 @@ class FinishedRun:
     rung: Mapping[str, Any]
     """The winner's best rung, whose weights `checkpoint` holds: a `RungReport`."""
     checkpoint: Path
+    recorded_workers: int | None = None
+    """Workers that the winner's own record names; None in runs that did not write them down."""
 
     @property
     def number(self) -> int:
@@ -49,8 +51,7 @@ class FinishedRun:
     @property
     def workers(self) -> int:
         """Worker processes that trained a trial side by side, and shared negatives if asked to."""
-        whole_gpus = -int(-(self.config.gpus_per_trial or 1) // 1)
-        return self.config.workers_per_trial or max(1, whole_gpus)
+        return self.recorded_workers or self.config.workers
 
     def argument(self, name: str) -> Any:
         """Returns the winner's value of an argument, or upstream's default; ``\\n`` in a format is a line's end."""
@@ -78,6 +79,7 @@ def read_run(folder: Path) -> FinishedRun:
         result=result,
         dataset=data.load(folder / "data"),
         trained=_trained(trial, config, result["best"]["params"]),
+        recorded_workers=_record(trial).get("workers"),
         rung=_best_rung(trial),
         checkpoint=checkpoint,
     )
@@ -100,10 +102,15 @@ def _read_result(folder: Path) -> dict[str, Any]:
 
 def _trained(trial: Path, config: SearchConfig, params: Mapping[str, Any]) -> dict[str, Any]:
     """The trial's own record; where it left none, what the user asked for and the search varied."""
-    if (trial / TRIAL_FILE).is_file():
-        record: dict[str, Any] = json.loads((trial / TRIAL_FILE).read_text("utf-8"))["arguments"]
-        return record
-    return translated({**config.arguments, **params, "seed": config.seed})
+    arguments: dict[str, Any] | None = _record(trial).get("arguments")
+    return translated({**config.arguments, **params, "seed": config.seed}) if arguments is None else arguments
+
+
+def _record(trial: Path) -> dict[str, Any]:
+    """What the trial was asked, as it was written down when it started; empty where it was not."""
+    file = trial / TRIAL_FILE
+    record: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    return record
 
 
 def _best_rung(trial: Path) -> dict[str, Any]:

@@ -1,11 +1,14 @@
 """From a request to everything a search needs, checked before anything expensive starts."""
 
+import hashlib
 import importlib.util
+import json
+import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +18,19 @@ from search_spaces import Context, SearchSpace, identity, load_search_space
 from trainables.deepspeed_config import check_deepspeed
 from trainables.measures import objectives
 from tuner import data, guard_data
-from tuner.arguments import upstream_arguments
+from tuner.arguments import translated, upstream_arguments
 from tuner.config import SECRETS, SearchConfig, new_run_dir
 from tuner.disk import fit_to_disk, weights_bytes
 from tuner.errors import RequestError
 from tuner.inputs import local_copy
 from tuner.models import model_here
 from tuner.object_storage import is_url
+from tuner.rehearsal import rehearse
 from tuner.storage import HIDDEN, redacted
 from tuner.study import check_claim, pruner_names, sampler_names
 
 CONFIG_FILE = "config.yaml"
+DEFAULT_SPACE = "m3"
 _SEARCHABLE = (
     "learning_rate",
     "temperature",
@@ -40,6 +45,13 @@ _PATHS = ("deepspeed", "cache_dir", "cache_path")
 _TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "mlflow": ("mlflow",), "wandb": ("wandb",)}
 """What ``--report_to`` names -> packages of which one is needed."""
 _OWN_BUSINESS = ("output_dir", "resume_from_checkpoint", "save_steps", "save_strategy", "save_total_limit", "do_train")
+_HARMLESS = re.compile(
+    "train_data|model_name_or_path|seed|max_steps|warmup_steps|sub_batch_size|gradient_checkpointing|disable_tqdm|"
+    "report_to|run_name|project|trackio_.*|.*token|push_to_hub.*|hub_.*|log(ging)?_.*|save_.*|eval_.*|do_.*|"
+    "output_dir|cache_.*|resume_from_checkpoint|dataloader_(num_workers|p).*|ddp_timeout|debug|trust_remote_code|"
+    "skip_memory_metrics|include_.*|load_best_model_at_end|metric_for_best_model|greater_is_better|use_cpu"
+)
+"""Arguments that no score depends on, or that other facts hold."""
 _DS_STAGE0 = Path(__file__).parent.parent / "trainables" / "ds_stage0.json"
 
 
@@ -81,6 +93,7 @@ def make_plan(config: SearchConfig, run_dir: Path, say: Callable[[str], None]) -
     say(f"checking {', '.join(map(str, arguments['train_data']))}")
     with _beside(run_dir / "data") as folder:
         dataset, model = _data_and_model(config, arguments, folder)
+        context = _context(config, space, arguments, dataset)
         if config.resume:
             check_claim(facts(config, dataset), run_dir, config.storage, config.study_name)
         dataset = _in_place(dataset, run_dir / "data")
@@ -95,11 +108,9 @@ def make_plan(config: SearchConfig, run_dir: Path, say: Callable[[str], None]) -
     config, lowered = fit_to_disk(config, weights, run_dir)
     warnings += lowered
     arguments |= {"model_name_or_path": model, "train_data": list(dataset.train_data)}
-    start = _numbers(arguments, dataset.rows)
     arguments = {
         name: value for name, value in arguments.items() if name not in ("max_steps", "warmup_steps", *SECRETS)
     }
-    context = Context(rows=dataset.rows, negatives=dataset.negatives, start=start)
     return Plan(
         config=config,
         run_dir=run_dir,
@@ -107,20 +118,43 @@ def make_plan(config: SearchConfig, run_dir: Path, say: Callable[[str], None]) -
         space=space,
         context=context,
         guards=guards,
-        arguments={**arguments, **start},
+        arguments={**arguments, **context.start},
         weights_bytes=weights,
         warnings=warnings,
     )
 
 
-def facts(config: SearchConfig, dataset: data.Dataset) -> dict[str, str]:
-    """What a search is over: it goes on over nothing else."""
+def facts(config: SearchConfig, dataset: data.Dataset) -> dict[str, Any]:
+    """What a search is over, and what its trials can be compared by: it goes on over nothing else."""
     return {
         "data_hash": dataset.hash,
         "search_space": identity(str(config.search_space)),
         "metric": config.metric,
         "model": config.model_name_or_path,
+        "rungs": list(config.rungs),
+        "seed": config.seed,
+        "workers": config.workers,
+        "arguments": {**_decisive(config.arguments), **_numbers(config.arguments, dataset.rows)},
     }
+
+
+def _decisive(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The user's arguments that change what a trial computes, where they are not upstream's defaults."""
+    known = upstream_arguments()
+    given = {
+        name: _content(value)
+        for name, value in translated(arguments).items()
+        if not _HARMLESS.fullmatch(name) and (name not in known or value != known[name].default)
+    }
+    return dict(json.loads(json.dumps(given, default=str)))
+
+
+def _content(value: Any) -> Any:
+    """What tells a value from others: of a settings file the content, wherever it lies."""
+    if not isinstance(value, str) or not value.endswith(".json"):
+        return value
+    path = Path(value) if Path(value).is_file() else _DS_STAGE0
+    return f"a file of content {hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
 
 
 def honoured(arguments: Mapping[str, Any], *, gpu: bool) -> tuple[dict[str, Any], list[str]]:
@@ -148,11 +182,15 @@ def _check_names(config: SearchConfig) -> SearchSpace:
     heads = {name.partition(".")[0] for part in objectives(config.metric) for name in part}
     if heads != {"dense"} and not config.arguments.get("unified_finetuning"):
         problems.append(f"--metric {config.metric}: only the dense head is trained; add --unified_finetuning True")
+    if config.sampler == "cmaes" and not importlib.util.find_spec("cmaes"):
+        problems.append(
+            "--sampler cmaes: its package is not installed; pip install -e '.[cmaes]', or use --sampler tpe"
+        )
     if len(config.objectives) > 1 and config.sampler == "cmaes":
         problems.append(f"--metric {config.metric}: cmaes takes one objective; use --sampler tpe")
     problems += _missing_trackers(config.arguments.get("report_to"))
     try:
-        space = load_search_space(config.search_space or "m3")
+        space = load_search_space(config.search_space or DEFAULT_SPACE)
     except ValueError as error:
         problems.extend(f"--search_space: {line}" for line in str(error).splitlines())
     if problems:
@@ -274,6 +312,19 @@ def _numbers(arguments: Mapping[str, Any], rows: int) -> dict[str, int | float]:
     warmup = arguments.get("warmup_steps") or 0
     share = warmup if warmup < 1 else min(0.5, warmup * batch / (rows * numbers["num_train_epochs"]))
     return {**numbers, "warmup_ratio": arguments.get("warmup_ratio", share)}
+
+
+def _context(config: SearchConfig, space: SearchSpace, arguments: Mapping[str, Any], dataset: data.Dataset) -> Context:
+    """What `space` may know: the user's own value of every argument that it varies is in it."""
+    start = _numbers(arguments, dataset.rows)
+    context = Context(rows=dataset.rows, negatives=dataset.negatives, start=start)
+    called, known = config.search_space or DEFAULT_SPACE, upstream_arguments()
+    others = [known[name] for name in rehearse(called, space, context).difference(start) if name in known]
+    own = {argument.name: arguments.get(argument.name, argument.default) for argument in others}
+    given = {name: value for name, value in own.items() if value is not None}
+    context = replace(context, start={**given, **start})
+    rehearse(called, space, context)
+    return context
 
 
 def _default(name: str) -> Any:

@@ -18,7 +18,7 @@ from tuner.errors import EXIT_DONE, EXIT_REQUEST, RequestError
 from tuner.figures import search_pictures, seeds_picture
 from tuner.remote import open_run_dir, run_folder
 from tuner.report_queries import moved_queries
-from tuner.study import read_studies, value_of
+from tuner.study import has_failed, read_studies, value_of
 from tuner.verdict import FINE_TUNE, modes
 
 REPORT_FILE = "report.html"
@@ -234,7 +234,7 @@ def _trial_row(trial: FrozenTrial) -> dict[str, Any]:
     return {
         "number": trial.number,
         "role": trial.user_attrs.get("role", "sampled"),
-        "state": trial.state.name.lower(),
+        "state": "fail" if has_failed(trial) else trial.state.name.lower(),
         "params": trial.params,
         "value": value_of(trial) if trial.values else max(trial.intermediate_values.values(), default=None),
         "seconds": sum(trial.user_attrs.get("seconds", {}).values()),

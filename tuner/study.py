@@ -5,7 +5,7 @@ Suggestions are a function of (seed, trial number, history) alone, so that a res
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ SEARCH, FINALISTS = "search", "finalists"
 BASE, USER, SAMPLED = "base", "user", "sampled"
 _INFEASIBLE, _PRUNED_AT = "infeasible", "pruned_at"
 GUARD_EXCESS = "guard_excess"
+_NO_FINALIST = "no_finalist"
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -78,8 +79,13 @@ def pruner_names() -> list[str]:
 
 
 def _constraints(trial: FrozenTrial) -> Sequence[float]:
-    """Above 0 where the trial did not fit the device, or lost more on a guard than it may: the sampler stays away."""
+    """Above 0 where the trial did not fit the device, diverged, or lost more on a guard than it may: stay away."""
     return (1.0 if trial.user_attrs.get(_INFEASIBLE) else -1.0, trial.user_attrs.get(GUARD_EXCESS, -1.0))
+
+
+def has_failed(trial: FrozenTrial) -> bool:
+    """Whether the trial could not be trained: it raised, or the sampler is told of it as a violated constraint."""
+    return trial.state == TrialState.FAIL or bool(trial.user_attrs.get(_INFEASIBLE))
 
 
 def value_of(trial: FrozenTrial) -> float:
@@ -127,7 +133,7 @@ class SearchStudy:
             if role not in known:
                 self.search.enqueue_trial(params, user_attrs={"role": role})
 
-    def claim(self, facts: Mapping[str, str]) -> None:
+    def claim(self, facts: Mapping[str, Any]) -> None:
         """Writes down what the search is over, or refuses to go on over something else.
 
         Raises:
@@ -165,11 +171,9 @@ class SearchStudy:
 
     def ask(self) -> tuple[Trial, dict[str, Any]]:
         """Returns the next trial and its parameters: an unfinished one first, under its own number."""
-        if self._unfinished:
-            trial = self._again(self._unfinished.pop(0))
-        else:
-            self.search.sampler = self._make_sampler(self.issued)
-            trial = self.search.ask()
+        unfinished = self._unfinished.pop(0) if self._unfinished else None
+        self.search.sampler = self._make_sampler(unfinished.number if unfinished else self.issued)
+        trial = self._again(unfinished) if unfinished else self.search.ask()
         if self.role(trial) == BASE:
             return trial, {}
         with warnings.catch_warnings():
@@ -207,7 +211,7 @@ class SearchStudy:
     def reuse(self, trial: Trial, earlier: FrozenTrial) -> None:
         """Tells `trial` the end of `earlier`, which had the same parameters."""
         trial.set_user_attr("duplicate_of", earlier.number)
-        for name in ("scores", "best_rung", "best_value", "guard", GUARD_EXCESS, _INFEASIBLE):
+        for name in ("scores", "best_rung", "best_value", "guard", GUARD_EXCESS, _INFEASIBLE, "error_kind", "error"):
             if name in earlier.user_attrs:
                 trial.set_user_attr(name, earlier.user_attrs[name])
         if earlier.state == TrialState.COMPLETE:
@@ -278,9 +282,9 @@ class SearchStudy:
         self._explain(trial, kind, message)
         self.search.tell(trial, state=TrialState.FAIL)
 
-    def infeasible(self, trial: Trial, message: str) -> None:
-        """The trial fits the device in no way: a violated constraint, which the sampler learns from."""
-        self._explain(trial, "out_of_memory", message)
+    def infeasible(self, trial: Trial, kind: str, message: str) -> None:
+        """The trial fits the device in no way, or diverges: a violated constraint, which the sampler learns from."""
+        self._explain(trial, kind, message)
         trial.set_user_attr(_INFEASIBLE, True)
         self.search.tell(trial, state=TrialState.PRUNED)
 
@@ -294,6 +298,8 @@ class SearchStudy:
     def retraining(self, source: int, seed: int) -> Trial | None:
         """Returns the finalists' trial for retraining trial `source` with `seed`; None where it is done."""
         for known in self.finalists.get_trials(deepcopy=False):
+            if known.user_attrs.get("error_kind") == _NO_FINALIST:
+                continue
             if known.user_attrs.get("source") == source and known.user_attrs.get("seed") == seed:
                 return None if known.state.is_finished() else Trial(self.finalists, known._trial_id)
         trial = self.finalists.ask()
@@ -301,8 +307,18 @@ class SearchStudy:
         trial.set_user_attr("seed", seed)
         return trial
 
+    def give_up_retrainings(self, finalists: Collection[int]) -> bool:
+        """Ends retrainings of a broken search whose trials are not among `finalists` any more; whether there were."""
+        running = self.finalists.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        left = [trial for trial in running if trial.user_attrs.get("source") not in finalists]
+        for known in left:
+            trial = Trial(self.finalists, known._trial_id)
+            self._explain(trial, _NO_FINALIST, "no finalist any more")
+            self.finalists.tell(trial, state=TrialState.FAIL)
+        return bool(left)
 
-def check_claim(facts: Mapping[str, str], run_dir: Path, storage: str | None, name: str | None) -> None:
+
+def check_claim(facts: Mapping[str, Any], run_dir: Path, storage: str | None, name: str | None) -> None:
     """Refuses what `SearchStudy.claim` would refuse, and leaves the study as it is.
 
     Args:
@@ -322,14 +338,19 @@ def check_claim(facts: Mapping[str, str], run_dir: Path, storage: str | None, na
             _refuse_others(facts, optuna.load_study(study_name=study_names(name)[0], storage=opened).user_attrs)
 
 
-def _refuse_others(facts: Mapping[str, str], known: Mapping[str, str]) -> None:
-    differing = [
-        f"--resume: {name} was {known[name]} when the search began and is {value} now; start a new --run_dir"
-        for name, value in facts.items()
-        if known.get(name, value) != value
-    ]
+def _refuse_others(facts: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    differing = [line for name, value in facts.items() if name in known for line in _changes(name, known[name], value)]
     if differing:
         raise RequestError(differing)
+
+
+def _changes(name: str, before: Any, now: Any) -> Iterator[str]:
+    """One line for a fact that changed; for a mapping, one for each of its names."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for part in sorted({*before, *now}):
+            yield from _changes(part, before.get(part, "the default"), now.get(part, "the default"))
+    elif before != now:
+        yield f"--resume: {name} was {before} when the search began and is {now} now; start a new --run_dir"
 
 
 def study_names(name: str | None) -> tuple[str, str]:

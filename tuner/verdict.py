@@ -19,7 +19,7 @@ from tuner import guards
 from tuner.guards import Mixture
 from tuner.selection import Standing, chosen_mixture, mixtures, noise, standings, ties, winner
 from tuner.statistics import Comparison, compare
-from tuner.study import SearchStudy
+from tuner.study import SearchStudy, has_failed
 
 FINE_TUNE, KEEP = "fine-tune", "keep the base model"
 QUERIES_SHOWN = 10
@@ -206,9 +206,10 @@ def _hybrid_weights(run_dir: Path, models: Mapping[str, Mapping[str, Any] | None
 
 
 def _counts(study: Study) -> dict[str, int]:
-    states = Counter(trial.state for trial in study.get_trials(deepcopy=False))
-    names = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
-    return {name: states[state] for name, state in names.items()}
+    trials = study.get_trials(deepcopy=False)
+    failed = sum(map(has_failed, trials))
+    states = Counter(trial.state for trial in trials if not has_failed(trial))
+    return {"complete": states[TrialState.COMPLETE], "pruned": states[TrialState.PRUNED], "failed": failed}
 
 
 def _seconds(studies: Sequence[Study | None], total: float) -> dict[str, float]:

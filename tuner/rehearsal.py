@@ -1,0 +1,63 @@
+"""The search space, tried out before a search: what it cannot do is told before anything starts."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import optuna
+
+from search_spaces import Context, SearchSpace
+from search_spaces.loading import suggest
+from tuner.arguments import translated, upstream_arguments
+from tuner.errors import RequestError
+
+_TRIALS = 50
+
+
+def rehearse(name: str, space: SearchSpace, context: Context) -> set[str]:
+    """Suggests from `space`, first the user's own settings and then at random; returns the arguments that it varies.
+
+    Args:
+        name: What ``--search_space`` calls it.
+        space: The space.
+        context: The search; its `start` are the user's own settings.
+
+    Raises:
+        RequestError: The space raises, has no place for the user's own value, or names what is no argument.
+    """
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    study.enqueue_trial(dict(context.start))
+    varied: dict[str, Any] = {}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # as in the search
+            for _ in range(_TRIALS):
+                varied |= suggest(space, study.ask(), context)
+    except Exception as error:
+        raise RequestError(
+            [
+                f"--search_space {name}: it cannot be searched: {type(error).__name__}: {error}; your own settings are "
+                "a trial, so the space must hold them (context.with_start and context.bounds add them)"
+            ]
+        ) from error
+    problems = [*_misplaced(study.trials[0].params, context.start), *_unknown(varied)]
+    if problems:
+        raise RequestError([f"--search_space {name}: {problem}" for problem in problems])
+    return set(varied)
+
+
+def _misplaced(taken: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
+    """One line for each of the user's own values that the space makes another one of, as an int range of 1.5."""
+    return [
+        f"{name}: your own value {own[name]} is no value of the space, which takes it for {value}; give another"
+        for name, value in taken.items()
+        if name in own and value != own[name]
+    ]
+
+
+def _unknown(varied: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{argument} is no argument of FlagEmbedding or transformers"
+        for argument in translated(varied)
+        if argument not in upstream_arguments()
+    ]
