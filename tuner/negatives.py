@@ -73,8 +73,9 @@ class Negatives:
     def on(self, workers: int) -> dict[str, Any]:
         """Returns the arguments that change on another number of workers, so that the step computes the same.
 
-        The loss that workers share gives each the gradient of its own passages alone, and they take the mean: a gradient
-        shared by N workers is an Nth of one worker's. AdamW does not mind, clipping does: its norm shrinks as much.
+        The loss that workers share gives each the gradient of its own passages alone, and they take the mean: a
+        gradient shared by N workers is an Nth of one worker's. AdamW does not mind, clipping does: its norm shrinks as
+        much.
 
         Raises:
             RequestError: No batch size and no accumulation would do that.
