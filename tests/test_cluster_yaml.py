@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,32 @@ def test_every_node_starts_with_token_authentication(key: str) -> None:
 def test_workers_pass_on_that_a_spot_machine_is_taken_away() -> None:
     start = cluster()["worker_start_ray_commands"][-1]
     assert start.index("ray start") < start.index("python -m tuner.spot --address $RAY_HEAD_IP:6379")
+
+
+def test_a_worker_that_cannot_start_ray_is_not_taken_for_one_that_did() -> None:
+    start = cluster()["worker_start_ray_commands"][-1]
+    assert "--object-manager-port=8076 && (nohup" in start
+
+
+def test_deepspeed_compiles_with_the_cuda_of_pytorch_where_the_image_has_it(tmp_path: Path) -> None:
+    start = cluster()["worker_start_ray_commands"][-1]
+    lines = start[start.index("export CUDA_HOME") : start.index("ray start")]
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho 13.0\n")
+    python.chmod(0o755)
+    script = lines.replace("/usr/local", str(tmp_path)) + "echo ${CUDA_HOME:-none}"
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    for expected in ("none", str(tmp_path / "cuda-13.0")):
+        said = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True)
+        assert said.stdout.strip() == expected
+        (tmp_path / "cuda-13.0").mkdir(exist_ok=True)
+
+
+def test_apt_waits_for_a_machine_that_updates_itself() -> None:
+    commands = cluster()["setup_commands"]
+    (update,) = (index for index, command in enumerate(commands) if "apt-get update" in command)
+    assert commands[update].startswith("cloud-init status --wait")
+    assert "apt-get -o DPkg::Lock::Timeout=300 install" in commands[update + 1]
 
 
 def test_workers_install_the_versions_of_the_head() -> None:

@@ -24,6 +24,7 @@ from tuner.errors import EXIT_STOPPED, BundleRefusedError, RequestError
 from tuner.export import best_arguments, main, write_bundle
 from tuner.finished import FinishedRun, read_run
 from tuner.layout import write_model
+from tuner.remote import open_run_dir
 
 TEXTS = ["w1 w2 w3", "w5 w5 w8 w13 w21 w34 unknown"]
 
@@ -53,6 +54,19 @@ def test_poolings_and_lengths_survive(pooling: str, normalize: bool, tmp_path: P
     bundle = write_bundle(make_run(tmp_path, arguments=arguments, bert=True), tmp_path / "bundle")
     norms = torch.tensor(SentenceTransformer(str(bundle), device="cpu").encode(TEXTS)).norm(dim=1)
     assert bool((norms - 1 < 1e-5).all()) == normalize
+
+
+def test_a_run_on_object_storage_is_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "laptop"))
+    monkeypatch.setattr("tuner.export._verify", lambda *_: None)
+    url = f"file://{tmp_path}/storage"
+    store = open_run_dir(url)
+    shutil.copytree(make_run(tmp_path), store.local, dirs_exist_ok=True)
+    store.push()
+    shutil.rmtree(tmp_path / "laptop")
+    assert not (tmp_path / "storage/result.json").is_file()  # it lies under the push that brought it
+    assert main([url, "--to", str(tmp_path / "bundle")]) == 0
+    assert (tmp_path / "bundle/model.safetensors").is_file()
 
 
 def test_a_model_that_embeds_otherwise_is_refused(

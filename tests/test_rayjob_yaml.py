@@ -16,6 +16,8 @@ import jsonschema
 import pytest
 import yaml
 
+from tuner.command import parse
+
 ROOT = Path(__file__).parents[1]
 QUANTITY = r"^([0-9]+(\.[0-9]+)?)(m|[KMGT]i?)?$"
 
@@ -130,6 +132,13 @@ def test_the_entrypoint_is_the_search_with_its_run_directory_outside_the_pods(jo
     command = shlex.split(job["spec"]["entrypoint"])
     assert command[:3] == ["python", "-m", "tuner.search"]
     assert command[command.index("--run_dir") + 1].startswith("s3://")
+
+
+def test_as_many_trials_run_as_there_are_workers(job: dict[str, Any]) -> None:
+    config = parse(shlex.split(job["spec"]["entrypoint"])[3:])
+    (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert config.concurrent_trials == group["maxReplicas"]
+    assert config.gpus_per_trial == 1
 
 
 def test_only_workers_have_a_gpu_and_all_pods_one_image(job: dict[str, Any]) -> None:
