@@ -8,13 +8,14 @@ from fake import METRIC, fake_train, open_agenda
 
 from tests.test_beir import lay
 from trainables.config import Progress, Report, TrialConfig
+from tuner.attributes import GUARD_EXCESS
 from tuner.config import SearchConfig
 from tuner.errors import RequestError
 from tuner.executor import run_in_process
 from tuner.guard_data import prepare
 from tuner.guards import Mixture, choose, excess, lost
 from tuner.selection import standings, winner
-from tuner.study import GUARD_EXCESS, read_studies
+from tuner.study import read_studies
 
 BASE = {"news": 0.70, "law": 0.50}
 

@@ -135,12 +135,6 @@ def test_a_deepspeed_file_is_known_by_its_content(tmp_path: Path) -> None:
     assert "deepspeed was a file of content" in _refusals(asked, deepspeed=str(tmp_path / "c.json"))[0]
 
 
-def test_a_sampler_whose_package_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    with pytest.raises(RequestError, match=r"cmaes: its package is not installed; pip install -e '.\[cmaes\]'"):
-        make_plan(SearchConfig(sampler="cmaes"), tmp_path, lambda _line: None)
-
-
 def test_wrong_names_are_told_together(tmp_path: Path) -> None:
     config = SearchConfig(sampler="tpo", pruner="asha", search_space="m4", metric="sparse.ndcg_at_10")
     with pytest.raises(RequestError) as caught:
@@ -234,5 +228,3 @@ def test_two_objectives_are_said_to_prune_nothing(tmp_path: Path) -> None:
     arguments = {"train_data": [str(rows)], "model_name_or_path": str(model), "unified_finetuning": True}
     config = SearchConfig(arguments=arguments, metric="dense.ndcg_at_10,sparse.ndcg_at_10")
     assert any("no trial is pruned" in line for line in make_plan(config, tmp_path / "run", print).warnings)
-    with pytest.raises(RequestError, match="cmaes takes one objective; use --sampler tpe"):
-        make_plan(config.replace(sampler="cmaes"), tmp_path / "run", print)

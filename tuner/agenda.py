@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from trainables.config import RungReport, TrialConfig
 from tuner import selection
 from tuner.arguments import translated
+from tuner.attributes import BASE, SAMPLED
 from tuner.budget import TimeBudget
 from tuner.config import SearchConfig
 from tuner.disk import TrialFolders
@@ -26,7 +27,7 @@ from tuner.mirror import Mirror
 from tuner.outage import Outage
 from tuner.remote import RunStore
 from tuner.retries import Failure, Retries
-from tuner.study import BASE, SAMPLED, SearchStudy
+from tuner.study import SearchStudy
 from tuner.verdict import rests_on
 
 _NO_TIME = "no time for its next rung"

@@ -6,8 +6,8 @@ from typing import Protocol
 
 from optuna.trial import FrozenTrial, TrialState
 
+from tuner.attributes import BASE, SAMPLED, USER
 from tuner.config import SearchConfig
-from tuner.study import BASE, SAMPLED, USER
 
 _MARGIN = 1.1  # what is kept back for a retraining must be enough when its time comes
 _TESTS = 3  # the base model, the user's own settings and the winner

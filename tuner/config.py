@@ -69,7 +69,7 @@ class SearchConfig:
     search_space: str | None = None
     """A name in search_spaces/, a YAML file, or module:function. None: m3, and `example` for the embedded example."""
     sampler: str = "tpe"
-    """Optuna sampler: tpe, random, qmc, gp or cmaes."""
+    """Optuna sampler: tpe, random, qmc or gp."""
     pruner: str = "successive_halving"
     """Optuna pruner: successive_halving, hyperband, median or none."""
     metric: str = "dense.ndcg_at_10"

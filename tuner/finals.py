@@ -12,8 +12,9 @@ from optuna.trial import FrozenTrial
 
 from trainables.config import TrialConfig
 from tuner import guards, selection
+from tuner.attributes import USER
 from tuner.config import SearchConfig
-from tuner.study import USER, SearchStudy
+from tuner.study import SearchStudy
 
 MakeJob = Callable[..., TrialConfig]
 """(name, params, **fields of TrialConfig) -> a job."""

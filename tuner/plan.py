@@ -26,8 +26,9 @@ from tuner.inputs import local_copy
 from tuner.models import model_here
 from tuner.object_storage import is_url
 from tuner.rehearsal import rehearse
+from tuner.samplers import sampler_names
 from tuner.storage import HIDDEN, redacted
-from tuner.study import check_claim, pruner_names, sampler_names
+from tuner.study import check_claim, pruner_names
 
 CONFIG_FILE = "config.yaml"
 DEFAULT_SPACE = "m3"
@@ -182,12 +183,6 @@ def _check_names(config: SearchConfig) -> SearchSpace:
     heads = {name.partition(".")[0] for part in objectives(config.metric) for name in part}
     if heads != {"dense"} and not config.arguments.get("unified_finetuning"):
         problems.append(f"--metric {config.metric}: only the dense head is trained; add --unified_finetuning True")
-    if config.sampler == "cmaes" and not importlib.util.find_spec("cmaes"):
-        problems.append(
-            "--sampler cmaes: its package is not installed; pip install -e '.[cmaes]', or use --sampler tpe"
-        )
-    if len(config.objectives) > 1 and config.sampler == "cmaes":
-        problems.append(f"--metric {config.metric}: cmaes takes one objective; use --sampler tpe")
     problems += _missing_trackers(config.arguments.get("report_to"))
     try:
         space = load_search_space(config.search_space or DEFAULT_SPACE)

@@ -12,9 +12,10 @@ from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from tuner import guards
+from tuner.attributes import GUARD_EXCESS
 from tuner.guards import Mixture
 from tuner.statistics import lower_bound, pooled_spread
-from tuner.study import GUARD_EXCESS, value_of
+from tuner.study import value_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,16 +1,15 @@
 """The Optuna study: the one place where a search is kept.
 
 Two studies share a storage: ``search`` holds the trials, ``finalists`` the retrainings of the best with other seeds.
-Suggestions are a function of (seed, trial number, history) alone, so that a resumed search goes on as an unbroken one.
 """
 
+import functools
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from search_spaces.context import Context, SearchSpace
@@ -18,13 +17,13 @@ from search_spaces.loading import suggest
 from trainables.config import RungReport
 from trainables.measures import combined
 from tuner import guards
+from tuner.attributes import BASE, GUARD_EXCESS, INFEASIBLE, ROLE, SAMPLED, USER
 from tuner.errors import RequestError
+from tuner.samplers import draw_again, make_sampler
 from tuner.storage import RememberedStorage, open_storage, readable
 
 SEARCH, FINALISTS = "search", "finalists"
-BASE, USER, SAMPLED = "base", "user", "sampled"
-_INFEASIBLE, _PRUNED_AT = "infeasible", "pruned_at"
-GUARD_EXCESS = "guard_excess"
+_PRUNED_AT = "pruned_at"
 _NO_FINALIST = "no_finalist"
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -32,34 +31,6 @@ warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning
 warnings.filterwarnings("ignore", message=".*constraints_func", category=FutureWarning)
 
 
-def _tpe(seed: int, number: int, trials: int) -> BaseSampler:
-    """TPE: a random start of a third of the trials, at most Optuna's own 10; grouped, as the base has no parameters."""
-    startup = max(3, min(10, trials // 3))
-    return optuna.samplers.TPESampler(
-        seed=_mixed(seed, number),
-        multivariate=True,
-        group=True,
-        constant_liar=True,
-        n_startup_trials=startup,
-        constraints_func=_constraints,
-    )
-
-
-def _mixed(seed: int, number: int) -> int:
-    return (seed * 1_000_003 + number) % 2**32
-
-
-_SAMPLERS: Mapping[str, Callable[[int, int, int], BaseSampler]] = {
-    "tpe": _tpe,
-    "random": lambda seed, number, _: optuna.samplers.RandomSampler(seed=_mixed(seed, number)),
-    "qmc": lambda seed, _number, _: optuna.samplers.QMCSampler(
-        seed=seed, scramble=True, warn_independent_sampling=False
-    ),
-    "gp": lambda seed, number, _: optuna.samplers.GPSampler(seed=_mixed(seed, number), constraints_func=_constraints),
-    "cmaes": lambda seed, number, _: optuna.samplers.CmaEsSampler(
-        seed=_mixed(seed, number), warn_independent_sampling=False
-    ),
-}
 _PRUNERS: Mapping[str, Callable[[], optuna.pruners.BasePruner]] = {
     "successive_halving": lambda: optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2),
     "hyperband": lambda: optuna.pruners.HyperbandPruner(min_resource=1, max_resource=4, reduction_factor=2),
@@ -68,24 +39,14 @@ _PRUNERS: Mapping[str, Callable[[], optuna.pruners.BasePruner]] = {
 }
 
 
-def sampler_names() -> list[str]:
-    """What ``--sampler`` takes."""
-    return sorted(_SAMPLERS)
-
-
 def pruner_names() -> list[str]:
     """What ``--pruner`` takes."""
     return sorted(_PRUNERS)
 
 
-def _constraints(trial: FrozenTrial) -> Sequence[float]:
-    """Above 0 where the trial did not fit the device, diverged, or lost more on a guard than it may: stay away."""
-    return (1.0 if trial.user_attrs.get(_INFEASIBLE) else -1.0, trial.user_attrs.get(GUARD_EXCESS, -1.0))
-
-
 def has_failed(trial: FrozenTrial) -> bool:
     """Whether the trial could not be trained: it raised, or the sampler is told of it as a violated constraint."""
-    return trial.state == TrialState.FAIL or bool(trial.user_attrs.get(_INFEASIBLE))
+    return trial.state == TrialState.FAIL or bool(trial.user_attrs.get(INFEASIBLE))
 
 
 def value_of(trial: FrozenTrial) -> float:
@@ -114,7 +75,7 @@ class SearchStudy:
         self._objectives, self._guard_tolerance = objectives, guard_tolerance
         search, finalists = study_names(name)
         storage = RememberedStorage(storage, (search, finalists))
-        self._make_sampler: Callable[[int], BaseSampler] = lambda number: _SAMPLERS[sampler](seed, number, num_trials)
+        self._sampler = functools.partial(make_sampler, sampler, seed=seed, trials=num_trials)
         self.search = optuna.create_study(
             storage=storage,
             study_name=search,
@@ -128,10 +89,10 @@ class SearchStudy:
         )
         self.finalists.set_metric_names([", ".join(objectives)])
         self._unfinished = list(self.search.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
-        known = {trial.user_attrs.get("role") for trial in self.search.get_trials(deepcopy=False)}
+        known = {trial.user_attrs.get(ROLE) for trial in self.search.get_trials(deepcopy=False)}
         for role, params in ((BASE, {}), (USER, dict(context.start))):
             if role not in known:
-                self.search.enqueue_trial(params, user_attrs={"role": role})
+                self.search.enqueue_trial(params, user_attrs={ROLE: role})
 
     def claim(self, facts: Mapping[str, Any]) -> None:
         """Writes down what the search is over, or refuses to go on over something else.
@@ -161,7 +122,7 @@ class SearchStudy:
     def users(self) -> list[int]:
         """Numbers of the trials of the user's own settings."""
         trials = self.search.get_trials(deepcopy=False)
-        return [trial.number for trial in trials if trial.user_attrs.get("role") == USER]
+        return [trial.number for trial in trials if trial.user_attrs.get(ROLE) == USER]
 
     @property
     def issued(self) -> int:
@@ -172,7 +133,7 @@ class SearchStudy:
     def ask(self) -> tuple[Trial, dict[str, Any]]:
         """Returns the next trial and its parameters: an unfinished one first, under its own number."""
         unfinished = self._unfinished.pop(0) if self._unfinished else None
-        self.search.sampler = self._make_sampler(unfinished.number if unfinished else self.issued)
+        self.search.sampler = self._sampler(number=unfinished.number if unfinished else self.issued)
         trial = self._again(unfinished) if unfinished else self.search.ask()
         if self.role(trial) == BASE:
             return trial, {}
@@ -180,8 +141,11 @@ class SearchStudy:
             warnings.simplefilter("ignore")  # the user's own value may lie outside of a range
             return trial, suggest(self._space, trial, self._context)
 
-    def _again(self, frozen: FrozenTrial) -> Trial:
-        return Trial(self.search, frozen._trial_id)
+    def _again(self, known: FrozenTrial) -> Trial:
+        trial = Trial(self.search, known._trial_id)
+        if self.role(trial) == SAMPLED:
+            draw_again(self.search.sampler, trial, known)
+        return trial
 
     @property
     def unfinished_names(self) -> set[str]:
@@ -199,7 +163,7 @@ class SearchStudy:
     @staticmethod
     def role(trial: Trial) -> str:
         """``base``, ``user`` or ``sampled``."""
-        return str(trial.user_attrs.get("role", SAMPLED))
+        return str(trial.user_attrs.get(ROLE, SAMPLED))
 
     def duplicate_of(self, trial: Trial, params: Mapping[str, Any]) -> FrozenTrial | None:
         """Returns an earlier finished trial with the same parameters."""
@@ -211,7 +175,7 @@ class SearchStudy:
     def reuse(self, trial: Trial, earlier: FrozenTrial) -> None:
         """Tells `trial` the end of `earlier`, which had the same parameters."""
         trial.set_user_attr("duplicate_of", earlier.number)
-        for name in ("scores", "best_rung", "best_value", "guard", GUARD_EXCESS, _INFEASIBLE, "error_kind", "error"):
+        for name in ("scores", "best_rung", "best_value", "guard", GUARD_EXCESS, INFEASIBLE, "error_kind", "error"):
             if name in earlier.user_attrs:
                 trial.set_user_attr(name, earlier.user_attrs[name])
         if earlier.state == TrialState.COMPLETE:
@@ -285,7 +249,7 @@ class SearchStudy:
     def infeasible(self, trial: Trial, kind: str, message: str) -> None:
         """The trial fits the device in no way, or diverges: a violated constraint, which the sampler learns from."""
         self._explain(trial, kind, message)
-        trial.set_user_attr(_INFEASIBLE, True)
+        trial.set_user_attr(INFEASIBLE, True)
         self.search.tell(trial, state=TrialState.PRUNED)
 
     def _explain(self, trial: Trial, kind: str, message: str) -> None:
