@@ -3,6 +3,9 @@
 from typing import Any
 
 import pytest
+import torch
+from FlagEmbedding.finetune.embedder.encoder_only.m3 import EncoderOnlyEmbedderM3Model
+from torch import Tensor
 
 from tuner.errors import RequestError
 from tuner.negatives import Negatives
@@ -33,13 +36,22 @@ def test_they_are_said() -> None:
     ("step", "workers", "changes"),
     [
         (_step(1), 1, {}),
-        (_step(1), 4, {"per_device_train_batch_size": 4, "negatives_cross_device": True}),
+        (_step(1), 4, {"per_device_train_batch_size": 4, "negatives_cross_device": True, "max_grad_norm": 0.25}),
         (
             _step(2, negatives_cross_device=True),
             1,
-            {"per_device_train_batch_size": 32, "negatives_cross_device": False},
+            {"per_device_train_batch_size": 32, "negatives_cross_device": False, "max_grad_norm": 2.0},
         ),
-        (_step(2, negatives_cross_device=True), 8, {"per_device_train_batch_size": 4, "negatives_cross_device": True}),
+        (
+            _step(2, negatives_cross_device=True, max_grad_norm=2.0),
+            8,
+            {"per_device_train_batch_size": 4, "negatives_cross_device": True, "max_grad_norm": 0.5},
+        ),
+        (
+            _step(1, max_grad_norm=0),  # no clipping
+            2,
+            {"per_device_train_batch_size": 8, "negatives_cross_device": True, "max_grad_norm": 0},
+        ),
         (_step(4), 1, {"gradient_accumulation_steps": 4, "negatives_cross_device": False}),
         (_step(4), 2, {"gradient_accumulation_steps": 2, "negatives_cross_device": False}),
         (
@@ -86,3 +98,41 @@ def test_what_would_be_another_model_is_refused(step: Negatives, workers: int, w
     with pytest.raises(RequestError, match=why) as refused:
         step.on(workers)
     assert f"--gpus {workers}" in str(refused.value)
+
+
+class _Worker(EncoderOnlyEmbedderM3Model):  # type: ignore[misc]
+    """FlagEmbedding's dense loss of one worker among others, which are in this process."""
+
+    def __init__(self, rank: int, others: dict[int, list[Tensor]]) -> None:
+        torch.nn.Module.__init__(self)
+        self.rank, self.others = rank, others
+        self.temperature, self.cross_entropy = 0.05, torch.nn.CrossEntropyLoss()
+
+    def _dist_gather_tensor(self, own: Tensor) -> Tensor:
+        everyone = self.others[len(own)]
+        return torch.cat([own if rank == self.rank else other for rank, other in enumerate(everyone)])
+
+
+def _gradient(weight: Tensor, queries: Tensor, passages: Tensor, workers: int) -> Tensor:
+    """The mean of the workers' gradients, as DistributedDataParallel makes it."""
+    own = weight.clone().requires_grad_()
+    embedded = [torch.nn.functional.normalize(rows @ own, dim=-1) for rows in (queries, passages)]
+    parts = [rows.chunk(workers) for rows in embedded]
+    others = {len(part[0]): [one.detach() for one in part] for part in parts}
+    losses = []
+    for rank, (q, p) in enumerate(zip(*parts, strict=True)):
+        worker = _Worker(rank, others)
+        compute = worker._compute_cross_device_neg_loss if workers > 1 else worker._compute_in_batch_neg_loss
+        losses.append(compute(q, p, compute_score_func=worker.compute_dense_score)[1])
+    return torch.autograd.grad(sum(losses, start=torch.zeros(())) / workers, own)[0]
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_clipping_shrinks_as_the_gradient_of_shared_negatives_does(workers: int) -> None:
+    draw = torch.Generator().manual_seed(0)
+    weight, queries, passages = (
+        torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in ((6, 5), (8, 6), (24, 6))
+    )
+    alone, shared = (_gradient(weight, queries, passages, count) for count in (1, workers))
+    there = _step(1, batch=8, group=3).on(workers)["max_grad_norm"]
+    torch.testing.assert_close(shared, alone * there)  # its share of max_grad_norm 1.0, so that clipping binds alike

@@ -12,6 +12,7 @@ from tuner.errors import RequestError
 
 BATCH, GROUP, CROSS = "per_device_train_batch_size", "train_group_size", "negatives_cross_device"
 ACCUMULATION, UNIFIED = "gradient_accumulation_steps", "unified_finetuning"
+CLIPPING = "max_grad_norm"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,13 +29,15 @@ class Negatives:
     accumulation: int
     unified: bool
     """The sparse and ColBERT heads are trained too; they see the passages of their own worker only."""
+    clipping: float
+    """The norm that a gradient is cut to."""
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any], workers: int) -> "Negatives":
         """Reads them off FlagEmbedding's arguments."""
         values = {
             name: arguments.get(name, upstream_arguments()[name].default)
-            for name in (BATCH, GROUP, CROSS, ACCUMULATION, UNIFIED)
+            for name in (BATCH, GROUP, CROSS, ACCUMULATION, UNIFIED, CLIPPING)
         }
         return cls(
             workers=workers,
@@ -43,6 +46,7 @@ class Negatives:
             cross_device=bool(values[CROSS]) and workers > 1,
             accumulation=int(values[ACCUMULATION]),
             unified=bool(values[UNIFIED]),
+            clipping=float(values[CLIPPING]),
         )
 
     @property
@@ -69,6 +73,9 @@ class Negatives:
     def on(self, workers: int) -> dict[str, Any]:
         """Returns the arguments that change on another number of workers, so that the step computes the same.
 
+        The loss that workers share gives each the gradient of its own passages alone, and they take the mean: the
+        gradient of N workers is an Nth of one worker's. AdamW does not mind, clipping does: its norm shrinks as much.
+
         Raises:
             RequestError: No batch size and no accumulation would do that.
         """
@@ -79,7 +86,8 @@ class Negatives:
             return {ACCUMULATION: micro_batches // workers, CROSS: False}
         queries = self.sharing * self.batch
         if self.workers == self.sharing and not self.unified and queries % workers == 0:
-            return {BATCH: queries // workers, CROSS: workers > 1}
+            clipping = self.clipping * self.sharing / workers
+            return {BATCH: queries // workers, CROSS: workers > 1, CLIPPING: clipping}
         raise RequestError([self._refusal(workers, queries)])
 
     def _refusal(self, workers: int, queries: int) -> str:
