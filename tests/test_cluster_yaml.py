@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,22 @@ def test_every_node_starts_with_token_authentication(key: str) -> None:
 def test_workers_pass_on_that_a_spot_machine_is_taken_away() -> None:
     start = cluster()["worker_start_ray_commands"][-1]
     assert start.index("ray start") < start.index("python -m tuner.spot --address $RAY_HEAD_IP:6379")
+
+
+@pytest.mark.parametrize(("torch", "home"), [("13.0", "{cuda}13.0"), ("12.8", "")])
+def test_workers_compile_with_the_cuda_of_their_torch(torch: str, home: str, tmp_path: Path) -> None:
+    """DeepSpeed refuses another one; where it is not installed, what torch finds by itself is left alone."""
+    cuda = f"{tmp_path}/cuda-"
+    Path(f"{cuda}13.0").mkdir()
+    venv = tmp_path / "venv/bin"
+    venv.mkdir(parents=True)
+    for name, line in {"python": f"echo {torch}", "ray": 'echo "$1 CUDA_HOME=$CUDA_HOME"', "nohup": "true"}.items():
+        (venv / name).write_text(f"#!/bin/sh\n{line}\n")
+        (venv / name).chmod(0o755)
+    command = cluster()["worker_start_ray_commands"][-1].replace("/usr/local/cuda-", cuda)
+    environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "RAY_HEAD_IP": "10.0.0.1"}
+    said = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=True)
+    assert said.stdout == f"start CUDA_HOME={home.format(cuda=cuda)}\n"
 
 
 def test_workers_install_the_versions_of_the_head() -> None:
