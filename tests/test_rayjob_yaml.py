@@ -16,6 +16,10 @@ import jsonschema
 import pytest
 import yaml
 
+from tuner.autoscaling import NodeType, Prospect
+from tuner.cluster import fitting_slots
+from tuner.command import parse
+
 ROOT = Path(__file__).parents[1]
 QUANTITY = r"^([0-9]+(\.[0-9]+)?)(m|[KMGT]i?)?$"
 
@@ -139,3 +143,16 @@ def test_only_workers_have_a_gpu_and_all_pods_one_image(job: dict[str, Any]) -> 
     assert "nvidia.com/gpu" not in head["resources"]["limits"]
     assert worker["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert head["image"] == worker["image"]
+
+
+def test_there_are_as_many_trials_at_a_time_as_gpus_and_each_has_its_pod_s_cpus(job: dict[str, Any]) -> None:
+    (workers,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    command = shlex.split(job["spec"]["entrypoint"])
+    config = parse(command[3:])
+    assert config.concurrent_trials == workers["maxReplicas"] == 8
+
+    pod = workers["template"]["spec"]["containers"][0]["resources"]["limits"]
+    worker = NodeType(resources={"CPU": float(pod["cpu"]), "GPU": float(pod["nvidia.com/gpu"])})
+    at_start = Prospect(machines=[NodeType(resources={"CPU": 4.0}), *[worker] * workers["replicas"]], unknown=True)
+    assert workers["replicas"] == workers["minReplicas"]
+    assert fitting_slots(config, Path("/ray"), at_start).cpus == 3
