@@ -21,6 +21,17 @@ def cluster() -> dict[str, Any]:
     return config
 
 
+def run(command: str, home: Path, programs: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Runs a command of cluster.yaml with shell lines in the place of programs."""
+    folder = home / "venv/bin"
+    folder.mkdir(parents=True)
+    for name, line in programs.items():
+        (folder / name).write_text(f"#!/bin/sh\n{line}\n")
+        (folder / name).chmod(0o755)
+    environment = {"HOME": str(home), "PATH": f"{folder}:/usr/bin:/bin", "RAY_HEAD_IP": "10.0.0.1"}
+    return subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=False)
+
+
 def test_ray_accepts_it() -> None:
     config = prepare_config(cluster())
     validate_config(config)
@@ -67,15 +78,24 @@ def test_workers_compile_with_the_cuda_of_their_torch(torch: str, home: str, tmp
     """DeepSpeed refuses another one; where it is not installed, what torch finds by itself is left alone."""
     cuda = f"{tmp_path}/cuda-"
     Path(f"{cuda}13.0").mkdir()
-    venv = tmp_path / "venv/bin"
-    venv.mkdir(parents=True)
-    for name, line in {"python": f"echo {torch}", "ray": 'echo "$1 CUDA_HOME=$CUDA_HOME"', "nohup": "true"}.items():
-        (venv / name).write_text(f"#!/bin/sh\n{line}\n")
-        (venv / name).chmod(0o755)
+    programs = {"python": f"echo {torch}", "ray": 'echo "$1 CUDA_HOME=$CUDA_HOME"', "nohup": "true"}
     command = cluster()["worker_start_ray_commands"][-1].replace("/usr/local/cuda-", cuda)
-    environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "RAY_HEAD_IP": "10.0.0.1"}
-    said = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=True)
-    assert said.stdout == f"start CUDA_HOME={home.format(cuda=cuda)}\n"
+    assert run(command, tmp_path, programs).stdout == f"start CUDA_HOME={home.format(cuda=cuda)}\n"
+
+
+def test_a_worker_whose_ray_does_not_start_says_so(tmp_path: Path) -> None:
+    command = cluster()["worker_start_ray_commands"][-1]
+    ended = run(command, tmp_path, {"python": "echo 13.0", "ray": "exit 3", "nohup": "true"})
+    assert ended.returncode == 3
+    assert not (tmp_path / "spot.log").exists()  # nothing watches a worker that is not there
+
+
+def test_a_package_list_that_is_locked_is_waited_for(tmp_path: Path) -> None:
+    (update,) = (command for command in cluster()["setup_commands"] if "apt-get update" in command)
+    programs = {"sudo": '"$@"', "sleep": "echo locked", "cloud-init": "exit 2"}
+    programs["apt-get"] = "echo . >> ~/tries; [ $(wc -l < ~/tries) -ge 3 ] || exit 100"
+    ended = run(update, tmp_path, programs)
+    assert (ended.returncode, ended.stdout) == (0, "locked\nlocked\n")
 
 
 def test_workers_install_the_versions_of_the_head() -> None:
