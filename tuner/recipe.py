@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tuner.config import SECRETS
 from tuner.errors import RequestError
 from tuner.finished import FinishedRun
 from tuner.negatives import CROSS, Negatives
@@ -21,7 +22,6 @@ DEEPSPEED_FILE = "deepspeed.json"
 
 _PLACES = {"output_dir", "cache_dir", "cache_path", "resume_from_checkpoint", "dataloader_pin_memory"}
 _REPORTING = {"report_to", "run_name"}
-_SECRETS = {"token", "hub_token"}
 _SAVING = {"save_strategy", "save_steps", "save_total_limit", "save_only_model"}
 _MODELS = ("model_name_or_path", "config_name", "tokenizer_name")
 
@@ -31,7 +31,7 @@ def arguments_of(run: FinishedRun) -> dict[str, Any]:
 
     The base model is named as on the hub, or by its folder or URL; the training data is the run's.
     """
-    left_out = _PLACES | _REPORTING | _SECRETS | _SAVING
+    left_out = _PLACES | _REPORTING | _SAVING | {*SECRETS}
     arguments = {name: value for name, value in run.trained.items() if name not in left_out and value is not None}
     arguments["model_name_or_path"] = run.base_model
     arguments["train_data"] = list(_train_data(run))
