@@ -6,9 +6,9 @@
 
 The driver's own work is measured: suggesting, recording rungs, pruning, telling, keeping weights. The slots are
 simulated in this process, in turn, so Ray's own messages are not in the figures; with ``--ray`` they are: each slot is
-then a real worker group whose train function only reports (its seven helper processes take 1.1 GB, see LOG.md), and the
-driver's CPU seconds tell what Ray adds to a trial. The peer in the same run is Optuna alone, asked and told as often,
-with the same sampler, pruner and storage. The last line is JSON::
+then a real worker group (a worker and seven processes beside it, 1.4 GB together: LOG.md) whose train function only
+reports, and the driver's CPU seconds tell what Ray adds to a trial. The peer in the same run is Optuna alone, asked and
+told as often, with the same sampler, pruner and storage. The last line is JSON::
 
     {"trials", "slots", "driver_ms_per_trial", "driver_rss_mb", "growth",
      "cpu_ms_per_trial", "optuna_ms_per_trial", "storage_kb_per_trial"}

@@ -21,6 +21,17 @@ def cluster() -> dict[str, Any]:
     return config
 
 
+def run(command: str, home: Path, programs: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Runs a command of cluster.yaml with shell lines in the place of programs."""
+    folder = home / "venv/bin"
+    folder.mkdir(parents=True)
+    for name, line in programs.items():
+        (folder / name).write_text(f"#!/bin/sh\n{line}\n")
+        (folder / name).chmod(0o755)
+    environment = {"HOME": str(home), "PATH": f"{folder}:/usr/bin:/bin", "RAY_HEAD_IP": "10.0.0.1"}
+    return subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=False)
+
+
 def test_ray_accepts_it() -> None:
     config = prepare_config(cluster())
     validate_config(config)
@@ -62,30 +73,29 @@ def test_workers_pass_on_that_a_spot_machine_is_taken_away() -> None:
     assert start.index("ray start") < start.index("python -m tuner.spot --address $RAY_HEAD_IP:6379")
 
 
-def test_a_worker_that_cannot_start_ray_is_not_taken_for_one_that_did() -> None:
-    start = cluster()["worker_start_ray_commands"][-1]
-    assert "--object-manager-port=8076 && (nohup" in start
+@pytest.mark.parametrize(("torch", "home"), [("13.0", "{cuda}13.0"), ("12.8", "")])
+def test_workers_compile_with_the_cuda_of_their_torch(torch: str, home: str, tmp_path: Path) -> None:
+    """DeepSpeed refuses another one; where it is not installed, what torch finds by itself is left alone."""
+    cuda = f"{tmp_path}/cuda-"
+    Path(f"{cuda}13.0").mkdir()
+    programs = {"python": f"echo {torch}", "ray": 'echo "$1 CUDA_HOME=$CUDA_HOME"', "nohup": "true"}
+    command = cluster()["worker_start_ray_commands"][-1].replace("/usr/local/cuda-", cuda)
+    assert run(command, tmp_path, programs).stdout == f"start CUDA_HOME={home.format(cuda=cuda)}\n"
 
 
-def test_deepspeed_compiles_with_the_cuda_of_pytorch_where_the_image_has_it(tmp_path: Path) -> None:
-    start = cluster()["worker_start_ray_commands"][-1]
-    lines = start[start.index("export CUDA_HOME") : start.index("ray start")]
-    python = tmp_path / "python"
-    python.write_text("#!/bin/sh\necho 13.0\n")
-    python.chmod(0o755)
-    script = lines.replace("/usr/local", str(tmp_path)) + "echo ${CUDA_HOME:-none}"
-    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
-    for expected in ("none", str(tmp_path / "cuda-13.0")):
-        said = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True)
-        assert said.stdout.strip() == expected
-        (tmp_path / "cuda-13.0").mkdir(exist_ok=True)
+def test_a_worker_whose_ray_does_not_start_says_so(tmp_path: Path) -> None:
+    command = cluster()["worker_start_ray_commands"][-1]
+    ended = run(command, tmp_path, {"python": "echo 13.0", "ray": "exit 3", "nohup": "true"})
+    assert ended.returncode == 3
+    assert not (tmp_path / "spot.log").exists()  # nothing watches a worker that is not there
 
 
-def test_apt_waits_for_a_machine_that_updates_itself() -> None:
-    commands = cluster()["setup_commands"]
-    (update,) = (index for index, command in enumerate(commands) if "apt-get update" in command)
-    assert commands[update].startswith("cloud-init status --wait")
-    assert "apt-get -o DPkg::Lock::Timeout=300 install" in commands[update + 1]
+def test_a_package_list_that_is_locked_is_waited_for(tmp_path: Path) -> None:
+    (update,) = (command for command in cluster()["setup_commands"] if "apt-get update" in command)
+    programs = {"sudo": '"$@"', "sleep": "echo locked", "cloud-init": "exit 2"}
+    programs["apt-get"] = "echo . >> ~/tries; [ $(wc -l < ~/tries) -ge 3 ] || exit 100"
+    ended = run(update, tmp_path, programs)
+    assert (ended.returncode, ended.stdout) == (0, "locked\nlocked\n")
 
 
 def test_workers_install_the_versions_of_the_head() -> None:

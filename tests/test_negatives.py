@@ -53,6 +53,11 @@ def test_they_are_said() -> None:
             {"per_device_train_batch_size": 8, "negatives_cross_device": True, "max_grad_norm": 0},
         ),
         (_step(4), 1, {"gradient_accumulation_steps": 4, "negatives_cross_device": False}),
+        (
+            _step(1, knowledge_distillation=True, kd_loss_type="m3_kd_loss"),
+            2,
+            {"per_device_train_batch_size": 8, "negatives_cross_device": True, "max_grad_norm": 0.5},
+        ),
         (_step(4), 2, {"gradient_accumulation_steps": 2, "negatives_cross_device": False}),
         (
             _step(1, gradient_accumulation_steps=8),
@@ -91,6 +96,7 @@ def test_another_number_of_workers_computes_the_same(step: Negatives, workers: i
         (_step(1), 3, "16 queries a step cannot be divided by 3"),
         (_step(2), 4, "2 x 1 batches a step cannot be divided by 4"),
         (_step(1, unified_finetuning=True), 2, "heads see one worker's passages"),
+        (_step(1, knowledge_distillation=True), 2, "--kd_loss_type kl_div weighs more"),  # kl_div is upstream's default
         (_step(2, negatives_cross_device=True, unified_finetuning=True), 1, "heads see one worker's passages"),
     ],
 )

@@ -8,6 +8,7 @@ manifest may use, and refuses every other one; of a pod it knows what the manife
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import jsonschema
 import pytest
 import yaml
 
+from tuner.autoscaling import NodeType, Prospect
+from tuner.cluster import fitting_slots
 from tuner.command import parse
 
 ROOT = Path(__file__).parents[1]
@@ -148,3 +151,30 @@ def test_only_workers_have_a_gpu_and_all_pods_one_image(job: dict[str, Any]) -> 
     assert "nvidia.com/gpu" not in head["resources"]["limits"]
     assert worker["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert head["image"] == worker["image"]
+
+
+def test_there_are_as_many_trials_at_a_time_as_gpus_and_each_has_its_pod_s_cpus(job: dict[str, Any]) -> None:
+    (workers,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    command = shlex.split(job["spec"]["entrypoint"])
+    config = parse(command[3:])
+    assert config.concurrent_trials == workers["maxReplicas"] == 8
+
+    pod = workers["template"]["spec"]["containers"][0]["resources"]["limits"]
+    worker = NodeType(resources={"CPU": float(pod["cpu"]), "GPU": float(pod["nvidia.com/gpu"])})
+    at_start = Prospect(machines=[NodeType(resources={"CPU": 4.0}), *[worker] * workers["replicas"]], unknown=True)
+    assert workers["replicas"] == workers["minReplicas"]
+    assert fitting_slots(config, Path("/ray"), at_start).cpus == 3
+
+
+def test_the_image_gets_what_cluster_yaml_copies_and_nothing_else() -> None:
+    """Each source by name, into the place that pip installs from: no data, run directory or environment goes along."""
+    lines = re.findall(r"^#     COPY --chown=ray (.+) (\S+)$", (ROOT / "docs/rayjob.yaml").read_text(), re.MULTILINE)
+    copied = {
+        f"{target}{source}" if target.endswith("/") else target: source
+        for sources, target in lines
+        for source in sources.split()
+    }
+    mounts = yaml.safe_load((ROOT / "cluster.yaml").read_text())["file_mounts"]
+    assert copied == {
+        target.removeprefix("~/"): source for target, source in mounts.items() if target.startswith("~/m3-tuner/")
+    }

@@ -12,7 +12,7 @@ from tuner.errors import RequestError
 
 BATCH, GROUP, CROSS = "per_device_train_batch_size", "train_group_size", "negatives_cross_device"
 ACCUMULATION, UNIFIED = "gradient_accumulation_steps", "unified_finetuning"
-CLIPPING = "max_grad_norm"
+CLIPPING, TEACHER, TEACHERS_LOSS = "max_grad_norm", "knowledge_distillation", "kd_loss_type"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +31,15 @@ class Negatives:
     """The sparse and ColBERT heads are trained too; they see the passages of their own worker only."""
     clipping: float
     """The norm that a gradient is cut to."""
+    distilled: bool
+    """A teacher's scores are learnt by a loss of each worker's own, beside the one that workers share."""
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any], workers: int) -> "Negatives":
         """Reads them off FlagEmbedding's arguments."""
         values = {
             name: arguments.get(name, upstream_arguments()[name].default)
-            for name in (BATCH, GROUP, CROSS, ACCUMULATION, UNIFIED, CLIPPING)
+            for name in (BATCH, GROUP, CROSS, ACCUMULATION, UNIFIED, CLIPPING, TEACHER, TEACHERS_LOSS)
         }
         return cls(
             workers=workers,
@@ -47,6 +49,7 @@ class Negatives:
             accumulation=int(values[ACCUMULATION]),
             unified=bool(values[UNIFIED]),
             clipping=float(values[CLIPPING]),
+            distilled=bool(values[TEACHER]) and values[TEACHERS_LOSS] == "kl_div",
         )
 
     @property
@@ -73,9 +76,8 @@ class Negatives:
     def on(self, workers: int) -> dict[str, Any]:
         """Returns the arguments that change on another number of workers, so that the step computes the same.
 
-        The loss that workers share gives each the gradient of its own passages alone, and they take the mean: a
-        gradient shared by N workers is an Nth of one worker's. AdamW does not mind, clipping does: its norm shrinks as
-        much.
+        The loss that workers share gives each the gradient of its own passages alone, and they take the mean: the
+        gradient of N workers is an Nth of one worker's. AdamW does not mind, clipping does: its norm shrinks as much.
 
         Raises:
             RequestError: No batch size and no accumulation would do that.
@@ -86,7 +88,8 @@ class Negatives:
         if not self.cross_device and micro_batches % workers == 0:
             return {ACCUMULATION: micro_batches // workers, CROSS: False}
         queries = self.sharing * self.batch
-        if self.workers == self.sharing and not self.unified and queries % workers == 0:
+        scales = self.workers == self.sharing and not self.unified and not self.distilled
+        if scales and queries % workers == 0:
             clipping = self.clipping * self.sharing / workers
             return {BATCH: queries // workers, CROSS: workers > 1, CLIPPING: clipping}
         raise RequestError([self._refusal(workers, queries)])
@@ -95,6 +98,8 @@ class Negatives:
         asked = f"--gpus {workers}: the winner was trained with {self}, on {self.workers} worker(s), and"
         if self.unified:
             why = "the sparse and ColBERT heads see one worker's passages, which change with the batch of a worker"
+        elif self.distilled:
+            why = f"--{TEACHERS_LOSS} kl_div weighs more beside a loss that more workers share"
         elif self.workers != self.sharing:
             why = f"{self.workers} x {self.accumulation} batches a step cannot be divided by {workers}"
         else:

@@ -31,7 +31,7 @@ def arguments_of(run: FinishedRun) -> dict[str, Any]:
 
     The base model is named as on the hub, or by its folder or URL; the training data is the run's.
     """
-    left_out = _PLACES | _REPORTING | set(SECRETS) | _SAVING
+    left_out = _PLACES | _REPORTING | _SAVING | {*SECRETS}
     arguments = {name: value for name, value in run.trained.items() if name not in left_out and value is not None}
     arguments["model_name_or_path"] = run.base_model
     arguments["train_data"] = list(_train_data(run))
