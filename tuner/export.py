@@ -115,7 +115,7 @@ def _write(run: FinishedRun, folder: Path, home: Path, workers: int) -> None:
     _write_text(folder / "best_config.json", json.dumps(arguments, indent=2, ensure_ascii=False) + "\n")
     as_yaml = yaml.safe_dump(arguments, sort_keys=False, allow_unicode=True)
     _write_text(folder / "best_config.yaml", f"# {step.workers} worker(s), {step}\n{as_yaml}")
-    _write_text(folder / "train.sh", train_script(arguments, step, run.result["best"]["alpha"]))
+    _write_text(folder / "train.sh", train_script(run, arguments, step))
     (folder / "train.sh").chmod(0o755)
     _write_text(folder / "result.json", json.dumps(run.result, indent=2, ensure_ascii=False) + "\n")
     _write_text(folder / "README.md", model_card(run, arguments, step, folder))

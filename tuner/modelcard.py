@@ -13,6 +13,7 @@ from tuner.finished import FinishedRun
 from tuner.layout import has_heads, has_suffixes
 from tuner.negatives import Negatives
 from tuner.object_storage import is_url
+from tuner.recipe import memory_note
 from tuner.verdict import KEEP, modes
 
 _PACKAGES = (
@@ -223,7 +224,7 @@ def _heads_note(run: FinishedRun, bundle: Path) -> str:
 
 
 def _training(run: FinishedRun, arguments: Mapping[str, Any], step: Negatives) -> str:
-    best, rung = run.result["best"], run.rung
+    best, rung, memory = run.result["best"], run.rung, memory_note(run)
     shown = "\n".join(f"| `{name}` | {value} |" for name, value in best["params"].items())
     return (
         f"Trial {run.number} of the search, {rung['step']} steps with seed {arguments['seed']}, "
@@ -233,7 +234,7 @@ def _training(run: FinishedRun, arguments: Mapping[str, Any], step: Negatives) -
         f"{step.workers} worker{'s' if step.workers > 1 else ''}, {step}. More or fewer workers make another model; "
         "`python -m tuner.export --gpus N` writes the command that makes the same one, or says that there is none. "
         f"`best_config.json` and `best_config.yaml` hold the same arguments; paths in them are relative to this folder."
-        f"{_where_saved(rung)}{_mixed(run)}"
+        f"{_where_saved(rung)}{memory and ' ' + memory}{_mixed(run)}"
     )
 
 

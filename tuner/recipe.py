@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import shutil
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ DEEPSPEED_FILE = "deepspeed.json"
 _PLACES = {"output_dir", "cache_dir", "cache_path", "resume_from_checkpoint", "dataloader_pin_memory"}
 _REPORTING = {"report_to", "run_name"}
 _SECRETS = {"token", "hub_token"}
+_MEMORY = {"sub_batch_size"}
+"""Changes no gradient; and in FlagEmbedding, it saves no memory, and unified fine-tuning crashes on it."""
 _SAVING = {"save_strategy", "save_steps", "save_total_limit", "save_only_model"}
 _MODELS = ("model_name_or_path", "config_name", "tokenizer_name")
 
@@ -31,7 +34,7 @@ def arguments_of(run: FinishedRun) -> dict[str, Any]:
 
     The base model is named as on the hub, or by its folder or URL; the training data is the run's.
     """
-    left_out = _PLACES | _REPORTING | _SECRETS | _SAVING
+    left_out = _PLACES | _REPORTING | _SECRETS | _MEMORY | _SAVING
     arguments = {name: value for name, value in run.trained.items() if name not in left_out and value is not None}
     arguments["model_name_or_path"] = run.base_model
     arguments["train_data"] = list(_train_data(run))
@@ -58,13 +61,24 @@ def portable(arguments: Mapping[str, Any], bundle: Path, home: Path) -> dict[str
     return changed
 
 
-def train_script(arguments: Mapping[str, Any], step: Negatives, alpha: float | None = None) -> str:
+def memory_note(run: FinishedRun) -> str:
+    """Returns why training again needs more memory than the search did; empty where it does not."""
+    size = int(run.trained.get("sub_batch_size") or 0)
+    if size <= 0:
+        return ""
+    return (
+        f"The search trained with sub-batches of {size}, of the same gradients. FlagEmbedding's own save no memory and "
+        "are left out: it needs more memory than the search did."
+    )
+
+
+def train_script(run: FinishedRun, arguments: Mapping[str, Any], step: Negatives) -> str:
     """Returns train.sh: `arguments` as FlagEmbedding's command line, paths relative to the script.
 
     Args:
+        run: The search.
         arguments: From `portable`.
         step: The workers that the negatives assume.
-        alpha: Share of the trained model in the bundle's weights, where they are a mixture with the base model.
     """
     flags = [f"--{name} {_shell(name, value)}" for name, value in arguments.items()]
     start = 'exec "$python" -m torch.distributed.run'
@@ -76,8 +90,17 @@ def train_script(arguments: Mapping[str, Any], step: Negatives, alpha: float | N
             _NEEDED.format(variable=name.upper(), wish=_wish(arguments[name])) for name in _absent(arguments)
         ),
         command=" \\\n  ".join([*command, "--output_dir ./trained", '"$@"']),
-        notes=(_ON_CPUS if arguments.get("use_cpu") else "") + ("" if alpha is None else _MIXTURE.format(alpha=alpha)),
+        notes="".join(_notes(run, arguments)),
     )
+
+
+def _notes(run: FinishedRun, arguments: Mapping[str, Any]) -> Iterator[str]:
+    if arguments.get("use_cpu"):
+        yield _ON_CPUS
+    if note := memory_note(run):
+        yield textwrap.fill(note, 118, initial_indent="# ", subsequent_indent="# ") + "\n"
+    if (alpha := run.result["best"]["alpha"]) is not None:
+        yield _MIXTURE.format(alpha=alpha)
 
 
 def _train_data(run: FinishedRun) -> Iterator[str]:
