@@ -63,6 +63,21 @@ def test_sub_batches_are_left_out_and_their_memory_is_said(tmp_path: Path) -> No
         assert "needs more memory than the search did" in said
 
 
+def test_a_tokenizer_that_flagembedding_cannot_train_with_is_refused(tmp_path: Path) -> None:
+    """A BERT has no end-of-sequence token."""
+    run = make_run(tmp_path, arguments=UNIFIED, bert=True)
+    bundle = write_bundle(run, tmp_path / "bundle", verify=False)
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        command_of(bundle)
+    said = "cannot train the sparse head of a model whose tokenizer has no eos_token"
+    assert caught.value.returncode == 2
+    assert said in caught.value.stderr
+    assert said in (bundle / "README.md").read_text()
+    assert command_of(bundle, "--model_name_or_path", "copy")[-2:] == ["--model_name_or_path", "copy"]
+    (tmp_path / "dense").mkdir()
+    assert command_of(write_bundle(make_run(tmp_path / "dense", bert=True), tmp_path / "dense/bundle", verify=False))
+
+
 def test_a_python_without_flagembedding_is_refused(tmp_path: Path) -> None:
     bundle = write_bundle(make_run(tmp_path), tmp_path / "bundle", verify=False)
     script = ["env", "PYTHON=/bin/false", "bash", str(bundle / "train.sh")]

@@ -19,7 +19,7 @@ from trainables.files import new_folder
 from tuner.arguments import upstream_arguments
 from tuner.errors import EXIT_DONE, EXIT_REQUEST, EXIT_STOPPED, BundleRefusedError, RequestError
 from tuner.finished import FinishedRun, read_run
-from tuner.layout import write_model
+from tuner.layout import lacking_tokens, write_model
 from tuner.modelcard import model_card
 from tuner.negatives import Negatives
 from tuner.recipe import arguments_of, portable, train_script
@@ -115,7 +115,7 @@ def _write(run: FinishedRun, folder: Path, home: Path, workers: int) -> None:
     _write_text(folder / "best_config.json", json.dumps(arguments, indent=2, ensure_ascii=False) + "\n")
     as_yaml = yaml.safe_dump(arguments, sort_keys=False, allow_unicode=True)
     _write_text(folder / "best_config.yaml", f"# {step.workers} worker(s), {step}\n{as_yaml}")
-    _write_text(folder / "train.sh", train_script(run, arguments, step))
+    _write_text(folder / "train.sh", train_script(run, arguments, step, lacking_tokens(run, folder)))
     (folder / "train.sh").chmod(0o755)
     _write_text(folder / "result.json", json.dumps(run.result, indent=2, ensure_ascii=False) + "\n")
     _write_text(folder / "README.md", model_card(run, arguments, step, folder))

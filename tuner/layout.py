@@ -17,6 +17,9 @@ _KEPT = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py", *HEAD
 _PLACES = ("_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file", "cache_dir")
 """What configurations of older transformers say of the machine they were written on."""
 
+_UNWEIGHED = ("cls_token", "eos_token", "pad_token", "unk_token")
+"""Special tokens whose sparse weight is always zero."""
+
 _POOLING = {"cls": "cls_token", "mean": "mean_tokens", "last_token": "lasttoken"}
 """FlagEmbedding's name -> sentence-transformers' ``pooling_mode_*``."""
 
@@ -31,6 +34,16 @@ def write_model(run: FinishedRun, folder: Path) -> None:
 def has_heads(folder: Path) -> bool:
     """Whether a model folder has the two heads of its own."""
     return all((folder / name).is_file() for name in HEADS)
+
+
+def lacking_tokens(run: FinishedRun, folder: Path) -> list[str]:
+    """Returns the special tokens without which FlagEmbedding cannot train the sparse head, and this model has not."""
+    if not run.argument("unified_finetuning"):
+        return []
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=run.argument("trust_remote_code"))
+    return [name for name in _UNWEIGHED if getattr(tokenizer, name) is None]
 
 
 def prompts(run: FinishedRun) -> dict[str, str]:

@@ -10,10 +10,10 @@ import yaml
 
 from tuner.config import HEADS, MEASURES
 from tuner.finished import FinishedRun
-from tuner.layout import has_heads, has_suffixes
+from tuner.layout import has_heads, has_suffixes, lacking_tokens
 from tuner.negatives import Negatives
 from tuner.object_storage import is_url
-from tuner.recipe import memory_note
+from tuner.recipe import memory_note, tokens_note
 from tuner.verdict import KEEP, modes
 
 _PACKAGES = (
@@ -52,7 +52,7 @@ def model_card(run: FinishedRun, arguments: Mapping[str, Any], step: Negatives, 
         f"## Scores\n\n{_scores(run)}",
         *([f"## Elsewhere\n\n{_guards(run)}"] if run.result["guard"] else []),
         f"## Use\n\n{_use(run, bundle)}",
-        f"## Training\n\n{_training(run, arguments, step)}",
+        f"## Training\n\n{_training(run, arguments, step, bundle)}",
         f"## Provenance\n\n{_provenance(run)}",
     ]
     return f"---\n{header}---\n\n" + "\n\n".join(parts) + "\n"
@@ -223,8 +223,9 @@ def _heads_note(run: FinishedRun, bundle: Path) -> str:
     return " ".join(notes)
 
 
-def _training(run: FinishedRun, arguments: Mapping[str, Any], step: Negatives) -> str:
-    best, rung, memory = run.result["best"], run.rung, memory_note(run)
+def _training(run: FinishedRun, arguments: Mapping[str, Any], step: Negatives, bundle: Path) -> str:
+    best, rung = run.result["best"], run.rung
+    notes = "".join(f" {note}" for note in (memory_note(run), tokens_note(lacking_tokens(run, bundle))) if note)
     shown = "\n".join(f"| `{name}` | {value} |" for name, value in best["params"].items())
     return (
         f"Trial {run.number} of the search, {rung['step']} steps with seed {arguments['seed']}, "
@@ -234,7 +235,7 @@ def _training(run: FinishedRun, arguments: Mapping[str, Any], step: Negatives) -
         f"{step.workers} worker{'s' if step.workers > 1 else ''}, {step}. More or fewer workers make another model; "
         "`python -m tuner.export --gpus N` writes the command that makes the same one, or says that there is none. "
         f"`best_config.json` and `best_config.yaml` hold the same arguments; paths in them are relative to this folder."
-        f"{_where_saved(rung)}{memory and ' ' + memory}{_mixed(run)}"
+        f"{_where_saved(rung)}{notes}{_mixed(run)}"
     )
 
 

@@ -72,13 +72,26 @@ def memory_note(run: FinishedRun) -> str:
     )
 
 
-def train_script(run: FinishedRun, arguments: Mapping[str, Any], step: Negatives) -> str:
+def tokens_note(lacking: Sequence[str]) -> str:
+    """Returns why FlagEmbedding cannot train the model, whose tokenizer has not the tokens `lacking`, and a remedy."""
+    if not lacking:
+        return ""
+    return (
+        f"FlagEmbedding cannot train the sparse head of a model whose tokenizer has no {', '.join(lacking)}, as the "
+        f"search did. In a copy of the base model, set {', '.join(lacking)} in tokenizer_config.json to a token that "
+        "tokenizer_config.json names as cls_token, pad_token or unk_token, and give its folder: "
+        "bash train.sh --model_name_or_path COPY makes the same model."
+    )
+
+
+def train_script(run: FinishedRun, arguments: Mapping[str, Any], step: Negatives, lacking: Sequence[str]) -> str:
     """Returns train.sh: `arguments` as FlagEmbedding's command line, paths relative to the script.
 
     Args:
         run: The search.
         arguments: From `portable`.
         step: The workers that the negatives assume.
+        lacking: Special tokens of which FlagEmbedding needs one, and the tokenizer has none.
     """
     flags = [f"--{name} {_shell(name, value)}" for name, value in arguments.items()]
     start = 'exec "$python" -m torch.distributed.run'
@@ -86,9 +99,8 @@ def train_script(run: FinishedRun, arguments: Mapping[str, Any], step: Negatives
     return _SCRIPT.format(
         step=step,
         workers=step.workers,
-        needs="".join(
-            _NEEDED.format(variable=name.upper(), wish=_wish(arguments[name])) for name in _absent(arguments)
-        ),
+        needs=(_STOPPED.format(reason=shlex.quote(tokens_note(lacking))) if lacking else "")
+        + "".join(_NEEDED.format(variable=name.upper(), wish=_wish(arguments[name])) for name in _absent(arguments)),
         command=" \\\n  ".join([*command, "--output_dir ./trained", '"$@"']),
         notes="".join(_notes(run, arguments)),
     )
@@ -177,6 +189,13 @@ python="${{PYTHON:-python3}}"
   exit 2
 }}
 {needs}{command}
+"""
+
+_STOPPED = """\
+case " $* " in
+  *" --model_name_or_path "* | *" --unified_finetuning "*) ;;
+  *) echo {reason} >&2; exit 2 ;;
+esac
 """
 
 _NEEDED = "{variable}=${{{variable}:?{wish}}}\n"
