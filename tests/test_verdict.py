@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 
 from tests.study_fixtures import BASE, METRIC, USER, make_guarded, make_retrains, make_study
 from trainables.measures import Scores
-from tuner.statistics import Comparison
+from tuner.statistics import Comparison, compare
 from tuner.verdict import FINE_TUNE, KEEP, decide, judge
 
 
@@ -28,6 +28,20 @@ def test_verdict_follows_the_interval(ci95: tuple[float, float], verdict: str, s
     decided, reason = decide(_comparison(ci95))
     assert decided == verdict
     assert said in reason
+
+
+@pytest.mark.parametrize(
+    ("better", "verdict"),
+    [(4, KEEP), (5, KEEP), (6, FINE_TUNE)],  # p = 2 / 2**4, 2 / 2**5 and 2 / 2**6
+)
+def test_a_few_queries_that_all_gained_may_have_done_so_by_chance(better: int, verdict: str) -> None:
+    before = {str(query): 0.5 for query in range(200)}
+    gain = compare(before, {query: 0.6 if int(query) < better else 0.5 for query in before}, seed=42)
+    assert gain.ci95[0] > 0
+    decided, reason = decide(gain)
+    assert decided == verdict
+    if better == 4:
+        assert "Too few queries changed to tell the gain from chance: 4 better and 0 worse of 200, p = 0.1250" in reason
 
 
 @pytest.mark.parametrize(

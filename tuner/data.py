@@ -18,7 +18,7 @@ from tuner import beir
 from tuner.errors import EXIT_DONE, EXIT_REQUEST, RequestError
 from tuner.findings import Finding, Findings
 from tuner.rows import FIELDS, Fault, Source
-from tuner.splits import ENOUGH_QUERIES, assign, fingerprint
+from tuner.splits import ENOUGH_QUERIES, MIN_QUERIES, assign, fingerprint
 from tuner.survey import Survey, rows_of, survey
 
 __all__ = ["Dataset", "Finding", "check", "load", "main", "prepare", "take_over"]
@@ -85,8 +85,9 @@ def prepare(train_data: Sequence[str], *, folder: Path, eval_data: str | None, s
     """
     surveyed = survey(train_data)
     evaluation = beir.read(Path(eval_data), surveyed.findings) if eval_data else None
-    if evaluation:
+    if eval_data and evaluation:
         _find_leaks(surveyed, evaluation)
+        _find_too_few(evaluation, surveyed.findings, Path(eval_data))
     _refuse_if_fatal(surveyed.findings)
     splits = ["train"] * len(surveyed.queries)
     if not evaluation:
@@ -154,6 +155,16 @@ def _find_leaks(surveyed: Survey, evaluation: beir.Evaluation) -> None:
                 "the query stands in dev or test of --eval_data, so scores on it would say nothing; remove the row"
             )
             surveyed.findings.add(*surveyed.place(row), Fault("held-out query in training", message))
+
+
+def _find_too_few(evaluation: beir.Evaluation, findings: Findings, folder: Path) -> None:
+    for split, judged in evaluation.qrels.items():
+        if 0 < len(judged) < MIN_QUERIES:
+            message = (
+                f"{split} must have at least {MIN_QUERIES} queries, but has {len(judged)}; add some, "
+                "or leave --eval_data out to hold queries out of the training data"
+            )
+            findings.add(str(folder / "qrels" / f"{split}.tsv"), None, Fault(f"too few {split} queries", message))
 
 
 def _find_few(evaluation: beir.Evaluation, findings: Findings, name: str) -> None:

@@ -91,7 +91,7 @@ def train_script(run: FinishedRun, arguments: Mapping[str, Any], step: Negatives
         run: The search.
         arguments: From `portable`.
         step: The workers that the negatives assume.
-        lacking: Special tokens of which FlagEmbedding needs one, and the tokenizer has none.
+        lacking: Special tokens that FlagEmbedding needs and the tokenizer does not have.
     """
     flags = [f"--{name} {_shell(name, value)}" for name, value in arguments.items()]
     start = 'exec "$python" -m torch.distributed.run'

@@ -22,6 +22,8 @@ from tuner.statistics import Comparison, compare
 from tuner.study import SearchStudy
 
 FINE_TUNE, KEEP = "fine-tune", "keep the base model"
+SIGNIFICANT = 0.05
+"""p-value up to which a gain is not put down to chance."""
 QUERIES_SHOWN = 10
 _SECONDS = ("training", "scoring", "overhead")
 
@@ -114,16 +116,19 @@ def rests_on(config: TrialConfig, run_dir: Path, study: SearchStudy, tolerance: 
 def decide(gain: Comparison, guard: Mapping[str, Any] | None = None) -> tuple[str, str]:
     """Returns the verdict and its reason in a sentence or two.
 
-    "fine-tune" is said only when the whole 95% interval of the gain on test lies above 0 and no guard task loses more
-    than its tolerance.
+    "fine-tune" is said only when the whole 95% interval of the gain on test lies above 0, the permutation test agrees,
+    and no guard task loses more than its tolerance. The bootstrap alone is too sure where few queries moved: of four
+    that all gained, hardly a resample has none.
     """
     low, high = gain.ci95
     measured = f"{gain.gain:+.4f} on {gain.queries} test queries (95% interval {low:+.4f} to {high:+.4f})"
     if guard is not None and guard["lost"]:
         lost = ", ".join(_loss(task, guard["tasks"][task]) for task in guard["lost"])
         return KEEP, f"Guard tasks lose more than {guard['tolerance']:g}: {lost}. The gain is {measured}."
-    if low > 0:
+    if low > 0 and gain.p_value <= SIGNIFICANT:
         return FINE_TUNE, f"The gain is {measured}."
+    if low > 0:
+        return KEEP, f"Too few queries changed to tell the gain from chance: {_changed(gain)}. The gain is {measured}."
     if high < 0:
         return KEEP, f"The best trial is worse than the base model: {measured}."
     if gain.win_tie_loss[1] == gain.queries:
@@ -137,6 +142,11 @@ def decide(gain: Comparison, guard: Mapping[str, Any] | None = None) -> tuple[st
 def modes(weights: Mapping[str, float]) -> str:
     """Returns weights of the hybrid score as FlagEmbedding's ``compute_score`` takes them."""
     return f"weights_for_different_modes=[{', '.join(f'{weights[head]:g}' for head in ('dense', 'sparse', 'colbert'))}]"
+
+
+def _changed(gain: Comparison) -> str:
+    win, _, loss = gain.win_tie_loss
+    return f"{win} better and {loss} worse of {gain.queries}, p = {gain.p_value:.4f}"
 
 
 def _loss(task: str, scores: Mapping[str, float | None]) -> str:
