@@ -178,11 +178,16 @@ def test_a_search_that_has_not_ended(tmp_path: Path) -> None:
     assert _Page(write_report(run_dir).read_text("utf-8")).headings[0] == "No verdict yet"
 
 
-def test_the_bundles_own_script_is_the_way_to_train_again(run_dir: Path) -> None:
-    (run_dir / "best").mkdir()
-    (run_dir / "best" / "train.sh").write_text("torchrun --nproc_per_node 1 -m FlagEmbedding --fp16\n")
-    page = write_report(run_dir).read_text("utf-8")
-    assert "torchrun --nproc_per_node 1 -m FlagEmbedding --fp16" in page
+def test_the_bundles_own_script_is_the_way_to_train_again(run_dir: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(run_dir, tmp_path / "run")
+    (other / "best").mkdir()
+    (other / "best" / "train.sh").write_text("torchrun --nproc_per_node 1 -m FlagEmbedding --fp16\n")
+    result = json.loads((other / "result.json").read_text())
+    earlier = result | {"best": result["best"] | {"trial": 99}}
+    for written, shown in ((result, True), (earlier, False)):
+        (other / "best" / "result.json").write_text(json.dumps(written))
+        page = write_report(other).read_text("utf-8")
+        assert ("torchrun --nproc_per_node 1 -m FlagEmbedding --fp16" in page) == shown
 
 
 def test_command_prints_the_path_or_refuses(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

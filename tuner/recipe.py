@@ -16,9 +16,12 @@ from tuner.errors import RequestError
 from tuner.finished import FinishedRun
 from tuner.negatives import CROSS, Negatives
 from tuner.object_storage import is_url
+from tuner.settings import FOLDER
 
 MODULE = "FlagEmbedding.finetune.embedder.encoder_only.m3"
 DEEPSPEED_FILE = "deepspeed.json"
+DS_STAGE0 = Path(__file__).parent.parent / "trainables" / "ds_stage0.json"
+"""FlagEmbedding's published settings, which its package lacks."""
 
 _PLACES = {"output_dir", "cache_dir", "cache_path", "resume_from_checkpoint", "dataloader_pin_memory"}
 _REPORTING = {"report_to", "run_name"}
@@ -133,10 +136,16 @@ def _saving(run: FinishedRun) -> dict[str, Any]:
 
 
 def _kept_deepspeed(run: FinishedRun) -> dict[str, Any]:
-    """The bundle's copy of a DeepSpeed configuration that is not here any more."""
-    settings, copy = run.trained.get("deepspeed"), run.folder / "best" / DEEPSPEED_FILE
-    gone = isinstance(settings, str) and not Path(settings).is_file()
-    return {"deepspeed": str(copy)} if gone and copy.is_file() else {}
+    """What the run directory or this package has of a DeepSpeed configuration that is not here any more."""
+    settings = run.trained.get("deepspeed")
+    if not isinstance(settings, str) or Path(settings).is_file():
+        return {}
+    named = run.config.arguments.get("deepspeed")
+    places = [run.folder / FOLDER / Path(settings).name, run.folder / str(named), run.folder / "best" / DEEPSPEED_FILE]
+    if Path(settings).name == DS_STAGE0.name:
+        places.append(DS_STAGE0)
+    found = next((place for place in places if place.is_file()), None)
+    return {} if found is None else {"deepspeed": str(found)}
 
 
 def _write_deepspeed(settings: str | Mapping[str, Any], bundle: Path) -> str:

@@ -15,6 +15,7 @@ from plotly.offline import get_plotlyjs
 
 from trainables.measures import objectives
 from tuner.errors import EXIT_DONE, EXIT_REQUEST, RequestError
+from tuner.export import bundle_of
 from tuner.figures import search_pictures, seeds_picture
 from tuner.remote import open_run_dir, run_folder
 from tuner.report_queries import moved_queries
@@ -111,7 +112,7 @@ def _contents(run_dir: Path, storage: str | None) -> dict[str, Any]:
         "parameter_names": list(dict.fromkeys(name for trial in trials for name in trial.params)),
         "manifest": _json(run_dir / "data" / "manifest.json"),
         "search_command": config["command"],
-        "train_command": _train_command(run_dir, best) if best else None,
+        "train_command": _train_command(run_dir, result) if best else None,
         "plotly": Markup(get_plotlyjs()),
     }
 
@@ -242,12 +243,12 @@ def _trial_row(trial: FrozenTrial) -> dict[str, Any]:
     }
 
 
-def _train_command(run_dir: Path, best: Mapping[str, Any]) -> str:
+def _train_command(run_dir: Path, result: Mapping[str, Any]) -> str:
     """The bundle's train.sh; without a bundle, the parameters as flags of FlagEmbedding's own command."""
-    script = run_dir / "best" / "train.sh"
-    if script.exists():
-        return script.read_text(encoding="utf-8")
-    return " \\\n".join(f"--{name} {value}" for name, value in best["params"].items())
+    bundle = bundle_of(run_dir, result)
+    if bundle is not None:
+        return (bundle / "train.sh").read_text(encoding="utf-8")
+    return " \\\n".join(f"--{name} {value}" for name, value in result["best"]["params"].items())
 
 
 def _json(path: Path) -> Any:
