@@ -133,6 +133,16 @@ def test_no_gain_keeps_the_base_model(tmp_path: Path) -> None:
     assert "detects gains of about" in read.text
 
 
+def test_queries_that_all_tie_do_not_tell_what_they_detect(run_dir: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(run_dir, tmp_path / "run")
+    result = json.loads((other / "result.json").read_text())
+    result["best"] |= {"win_tie_loss": {"win": 0, "tie": 60, "loss": 0}, "detectable": 0.0}
+    (other / "result.json").write_text(json.dumps(result))
+    text = _Page(write_report(other).read_text("utf-8")).text
+    assert "60 queries do not tell how small a gain they detect: none of them changed." in text
+    assert "0.0000 and more" not in text
+
+
 def test_without_finalists_there_is_no_spread(tmp_path: Path) -> None:
     page = write_report(build_run(tmp_path / "run", queries=60, seeds=1, states="CCC")).read_text("utf-8")
     assert 'id="seeds"' not in page
@@ -226,6 +236,7 @@ def test_the_front_of_two_objectives_is_drawn(tmp_path: Path) -> None:
     config = {"metric": metric, "rungs": [0.5, 1.0], "storage": None, "command": "python -m tuner.search"}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     page = write_report(tmp_path).read_text("utf-8")
+    assert f"search for mean of {METRIC} and {PARETO}" in page
     for drawn in ("front", "history", "importances", "parallel-coordinates", "slices"):
         assert f'id="{drawn}"' in page
     assert "with two objectives no trial is pruned" in page

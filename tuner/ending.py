@@ -95,7 +95,7 @@ def _say(result: Mapping[str, Any], run_dir: Path, console: Console, *, refused:
     say("")
     say(f"verdict     {result['verdict']}", "bold green" if result["verdict"] == verdict.FINE_TUNE else "bold yellow")
     say(f"            {result['reason']}")
-    say(f"{'':12}{'dev':>8}{'test':>8}   {result['metric']}")
+    say(f"{'':12}{'dev':>8}{'test':>8}   {verdict.metric_label(result['metric'])}")
     for name, title in (("base", "base model"), ("user", "your own"), ("best", "best")):
         if (model := result[name]) is not None:
             say(f"{title:<12}{_score(model['dev'])}{_score(model['test'])}   {_which(model)}")

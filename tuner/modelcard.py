@@ -14,7 +14,7 @@ from tuner.layout import has_heads, has_suffixes, lacking_tokens
 from tuner.negatives import Negatives
 from tuner.object_storage import is_url
 from tuner.recipe import memory_note, tokens_note
-from tuner.verdict import KEEP, modes
+from tuner.verdict import KEEP, metric_label, modes
 
 _PACKAGES = (
     "torch",
@@ -120,7 +120,7 @@ def _scores(run: FinishedRun) -> str:
     ]
     about = (
         f"{queries['test']} held-out test queries, scored once; {queries['dev']} dev queries chose among the trials. "
-        f"Objective: {run.result['metric']}; on dev the best trial has {best['dev']:.4f}. "
+        f"Objective: {metric_label(run.result['metric'])}; on dev the best trial has {best['dev']:.4f}. "
         f"The interval is a paired bootstrap over queries, p = {best['p_value']:.4f}."
     )
     return "\n".join(rows) + f"\n\n{about}"
@@ -128,7 +128,7 @@ def _scores(run: FinishedRun) -> str:
 
 def _score_row(result: Mapping[str, Any], metric: str, gain: Mapping[str, Any]) -> str:
     head, _, measure = metric.partition(".")
-    name = f"objective `{metric}`"
+    name = f"objective `{metric}`" + (", the mean of both" if "," in metric else "")
     if measure in _MEASURE_NAMES and "*" not in metric:
         name = f"{head.replace('_tuned', ', tuned weights')} {_MEASURE_NAMES[measure]}"
     models = (result["base"], result["user"], result["best"])

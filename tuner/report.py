@@ -20,7 +20,7 @@ from tuner.figures import search_pictures, seeds_picture
 from tuner.remote import open_run_dir, run_folder
 from tuner.report_queries import moved_queries
 from tuner.study import read_studies, value_of
-from tuner.verdict import FINE_TUNE, modes
+from tuner.verdict import FINE_TUNE, metric_label, modes
 
 REPORT_FILE = "report.html"
 _TEMPLATE = "report_template.html"
@@ -90,9 +90,10 @@ def _contents(run_dir: Path, storage: str | None) -> dict[str, Any]:
     search, _ = read_studies(run_dir, storage or config["storage"], config.get("study_name"))
     trials, result = search.get_trials(deepcopy=False), _json(run_dir / "result.json")
     best = result["best"] if result else None
+    metric = metric_label(config["metric"])
     return {
         "name": run_dir.resolve().name,
-        "metric": config["metric"],
+        "metric": metric,
         "is_dense": {name.partition(".")[0] for part in objectives(config["metric"]) for name in part} == {"dense"},
         "result": result,
         "best": best,
@@ -103,9 +104,9 @@ def _contents(run_dir: Path, storage: str | None) -> dict[str, Any]:
         "guarded": _guarded(result) if best else None,
         "parameters": _parameters(result) if best else [],
         "queries": moved_queries(run_dir / "data" / "eval", result["queries"]) if best else {},
-        "seeds": seeds_picture(result["finalists"], result["base"]["dev"], config["metric"]) if best else None,
+        "seeds": seeds_picture(result["finalists"], result["base"]["dev"], metric) if best else None,
         "pictures": search_pictures(
-            search, metric=config["metric"], rungs=config["rungs"], winner=best["trial"] if best else None
+            search, metric=metric, rungs=config["rungs"], winner=best["trial"] if best else None
         ),
         "spent": _spent(result["seconds"]) if result else [],
         "trials": [_trial_row(trial) for trial in trials],
@@ -128,7 +129,14 @@ def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         facts.append(("Against your settings", f"{versus['gain']:+.4f} on test ({interval})."))
     elif result["user"] and result["user"]["folder"] == best["folder"]:
         facts.append(("Your settings", "They are the best that was found."))
-    facts.append(("Test set", f"{best['queries']} queries detect gains of about {best['detectable']:.4f} and more."))
+    detects = f"detect gains of about {best['detectable']:.4f} and more"
+    if count["tie"] == best["queries"]:
+        detects = "do not tell how small a gain they detect: none of them changed"
+    facts.append(("Test set", f"{best['queries']} queries {detects}."))
+    for name, gain in (result.get("objectives") or {}).items():
+        low, high = gain["ci95"]
+        interval = f"95% interval {low:+.4f} to {high:+.4f}, p = {gain['p_value']:.4f}"
+        facts.append((name, f"{gain['gain']:+.4f} on test ({interval})."))
     drop = f"Dev minus test of the best trial is {result['optimism']:+.4f}; of the base model, which was not selected, "
     facts.append(("Optimism", drop + f"{base['dev'] - base['test']:+.4f}."))
     if weights := result["hybrid_weights"]:
@@ -180,7 +188,7 @@ def _heads(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _head(metric: str) -> str:
     """What the table calls it: the head, or for a sum or two objectives what the study maximised."""
     if any(sign in metric for sign in "*+,"):
-        return "objective"
+        return "mean of the objectives" if "," in metric else "objective"
     return metric.partition(".")[0].replace("_", ", ")
 
 
