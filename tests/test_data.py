@@ -107,6 +107,7 @@ def test_with_held_out_queries_given_every_row_trains(tmp_path: Path) -> None:
     other = prepare([write(tmp_path / "other.jsonl", rows(200))], folder=tmp_path / "given", eval_data=None, seed=42)
     path = write(tmp_path / "dataset.jsonl", rows(12, "别的问题"))
     dataset = prepare([path], folder=tmp_path / "data", eval_data=other.eval_data, seed=42)
+    assert {"origin": "--eval_data", "name": "eval"}.items() <= dataset.manifest["eval"].items()
     assert dataset.rows == 12
     for name in ("corpus.jsonl", "queries.jsonl", "qrels/dev.tsv", "qrels/test.tsv"):
         assert (Path(dataset.eval_data) / name).read_bytes() == (Path(other.eval_data) / name).read_bytes()

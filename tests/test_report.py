@@ -143,6 +143,15 @@ def test_queries_that_all_tie_do_not_tell_what_they_detect(run_dir: Path, tmp_pa
     assert "0.0000 and more" not in text
 
 
+def test_given_queries_are_named(run_dir: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(run_dir, tmp_path / "run")
+    manifest = json.loads((other / "data" / "manifest.json").read_text())
+    manifest["eval"] |= {"origin": "--eval_data", "name": "faq"}
+    (other / "data" / "manifest.json").write_text(json.dumps(manifest))
+    text = _Page(write_report(other).read_text("utf-8")).text
+    assert "test queries, from faq (--eval_data)" in " ".join(text.split())
+
+
 def test_without_finalists_there_is_no_spread(tmp_path: Path) -> None:
     page = write_report(build_run(tmp_path / "run", queries=60, seeds=1, states="CCC")).read_text("utf-8")
     assert 'id="seeds"' not in page

@@ -94,7 +94,9 @@ def prepare(train_data: Sequence[str], *, folder: Path, eval_data: str | None, s
         splits = assign(surveyed.queries, surveyed.positives, seed=seed)
         evaluation = _hold_out(surveyed, splits)
     _find_few(evaluation, surveyed.findings, eval_data or train_data[0])
-    origin = "--eval_data" if eval_data else "held out of --train_data"
+    origin = {"origin": "held out of --train_data"}
+    if eval_data:
+        origin = {"origin": "--eval_data", "name": Path(eval_data).resolve().name}
     return _write(surveyed, splits, evaluation, folder=folder, seed=seed, origin=origin)
 
 
@@ -203,7 +205,13 @@ def _rows(surveyed: Survey) -> Iterator[dict[str, Any]]:
 
 
 def _write(
-    surveyed: Survey, splits: Sequence[str], evaluation: beir.Evaluation, *, folder: Path, seed: int, origin: str
+    surveyed: Survey,
+    splits: Sequence[str],
+    evaluation: beir.Evaluation,
+    *,
+    folder: Path,
+    seed: int,
+    origin: Mapping[str, str],
 ) -> Dataset:
     for name in _PARTS:
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -215,7 +223,7 @@ def _write(
         "hash": _overall_hash(train, files),
         "seed": seed,
         "train": train,
-        "eval": {"origin": origin, "queries": queries, "files": files},
+        "eval": {**origin, "queries": queries, "files": files},
         **_describe(surveyed, splits),
     }
     _write_whole(folder / MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=2) + "\n")

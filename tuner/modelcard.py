@@ -91,13 +91,19 @@ def _result(run: FinishedRun, head: str) -> dict[str, Any]:
         "task": {"type": "Retrieval", "name": f"Retrieval, {head}"},
         "dataset": {
             "type": "held-out",
-            "name": ", ".join(source["name"] for source in run.dataset.manifest["sources"]),
+            "name": _judged_on(run),
             "config": head,
             "split": "test",
             "revision": run.dataset.hash,
         },
         "metrics": [{"type": name, "value": round(100 * test[f"{head}.{name}"], 3)} for name in MEASURES],
     }
+
+
+def _judged_on(run: FinishedRun) -> str:
+    """The folder that --eval_data named, or the training data that the queries were held out of."""
+    manifest = run.dataset.manifest
+    return manifest["eval"].get("name") or ", ".join(source["name"] for source in manifest["sources"])
 
 
 def _verdict(run: FinishedRun) -> str:
@@ -151,7 +157,8 @@ def _score(value: float | None) -> str:
 
 
 def _use(run: FinishedRun, bundle: Path) -> str:
-    return f"```python\n{_flag_snippet(run)}\n```\n\n```python\n{_SENTENCE_SNIPPET}\n```\n\n{_heads_note(run, bundle)}"
+    sentence = _SENTENCE_SNIPPET.format(trust=", trust_remote_code=True" if run.argument("trust_remote_code") else "")
+    return f"```python\n{_flag_snippet(run)}\n```\n\n```python\n{sentence}\n```\n\n{_heads_note(run, bundle)}"
 
 
 def _flag_snippet(run: FinishedRun) -> str:
@@ -163,6 +170,7 @@ def _flag_snippet(run: FinishedRun) -> str:
         "query_max_length": run.argument("query_max_len"),
         "passage_max_length": run.argument("passage_max_len"),
         **given,
+        **({"trust_remote_code": True} if run.argument("trust_remote_code") else {}),
     }
     lines = [f"    {name}={_literal(value)}," for name, value in options.items()]
     return "\n".join(
@@ -185,7 +193,7 @@ def _literal(value: Any) -> str:
 _SENTENCE_SNIPPET = """\
 from sentence_transformers import SentenceTransformer
 
-model = SentenceTransformer("path/to/this/folder")
+model = SentenceTransformer("path/to/this/folder"{trust})
 queries = model.encode_query(["a question"])
 passages = model.encode_document(["a passage"])"""
 
@@ -207,6 +215,11 @@ def _heads_note(run: FinishedRun, bundle: Path) -> str:
         notes.append(
             f"The hybrid score is `colbert+sparse+dense` of `compute_score` with `{modes(weights['default'])}`; with "
             f"tuned weights, chosen on dev, it takes `{modes(weights['best'])}`."
+        )
+    if any(run.argument(f"{kind}_instruction_for_retrieval") for kind in ("query", "passage")):
+        notes.append(
+            "`compute_score` puts no instruction before texts: format them with it yourself, as in best_config.json, "
+            "before you call it."
         )
     query, passage = run.argument("query_max_len"), run.argument("passage_max_len")
     if query != passage:
@@ -270,6 +283,9 @@ def _data_rows(run: FinishedRun) -> Iterator[str]:
     yield f"| training rows | {run.dataset.rows} |"
     for source in run.dataset.manifest["sources"]:
         yield f"| `{source['name']}` | sha256 `{source['sha256']}` |"
+    given = run.dataset.manifest["eval"]
+    for name, digest in given["files"].items() if "name" in given else ():
+        yield f"| `{given['name']}/{name}`, as read | sha256 `{digest}` |"
 
 
 def _seed_rows(run: FinishedRun) -> Iterator[str]:
