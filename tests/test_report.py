@@ -152,6 +152,17 @@ def test_given_queries_are_named(run_dir: Path, tmp_path: Path) -> None:
     assert "test queries, from faq (--eval_data)" in " ".join(text.split())
 
 
+def test_the_parts_of_the_time_add_up_to_the_clock(run_dir: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(run_dir, tmp_path / "run")
+    result = json.loads((other / "result.json").read_text())
+    parts = {"training": 50.0, "scoring": 20.0, "overhead": 0.0, "guards": 10.0, "test": 5.0}
+    result["seconds"] = {"total": 100.0} | parts
+    (other / "result.json").write_text(json.dumps(result))
+    page = write_report(other).read_text("utf-8")
+    text = "".join(_Page(page[page.index('<section id="time">') :].partition("</section>")[0]).text.split())
+    assert text.endswith("training50.0s50%scoring20.0s20%guards10.0s10%finaltest5.0s5%restoftheclock15.0s15%")
+
+
 def test_without_finalists_there_is_no_spread(tmp_path: Path) -> None:
     page = write_report(build_run(tmp_path / "run", queries=60, seeds=1, states="CCC")).read_text("utf-8")
     assert 'id="seeds"' not in page

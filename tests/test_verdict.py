@@ -164,7 +164,8 @@ def test_result_of_a_clear_gain(tmp_path: Path) -> None:
     assert result["base"] | {"dev": 0.9, "test": 0.5} == result["base"]
     assert result["user"] | {"trial": 1, "dev": 0.6, "test": 0.5} == result["user"]
     assert result["trials"] == {"complete": 3, "pruned": 1, "failed": 1}
-    assert result["seconds"] == {"total": 60.0, "training": 20.0, "scoring": 4.0, "overhead": 2.0}
+    spent = {"total": 60.0, "training": 20.0, "scoring": 4.0, "overhead": 2.0}
+    assert result["seconds"] == spent | {"guards": 0.0, "mixtures": 0.0, "test": 0.0}
     best = result["best"]
     assert best["trial"] == 2
     assert best["params"] == {"learning_rate": 1e-5}

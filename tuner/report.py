@@ -25,6 +25,7 @@ from tuner.verdict import FINE_TUNE, metric_label, modes
 REPORT_FILE = "report.html"
 _TEMPLATE = "report_template.html"
 _INTERVAL_WIDTH = 150
+_PARTS = {"test": "final test"}
 
 
 def write_report(run_dir: Path, storage: str | None = None) -> Path:
@@ -233,9 +234,11 @@ def _parameters(result: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
 
 
 def _spent(seconds: Mapping[str, float]) -> list[tuple[str, float, float]]:
-    """Part, seconds, share of all parts in percent."""
-    parts = {part: spent for part, spent in seconds.items() if part != "total"}
-    whole = sum(parts.values()) or 1.0
+    """Part, seconds, share of all parts in percent; the rest of the clock is a part, where jobs ran one by one."""
+    parts = {_PARTS.get(part, part): spent for part, spent in seconds.items() if part != "total" and spent > 0}
+    if (rest := seconds["total"] - sum(parts.values())) > 0:
+        parts["rest of the clock"] = rest
+    whole = sum(parts.values())
     return [(part, spent, 100 * spent / whole) for part, spent in parts.items()]
 
 

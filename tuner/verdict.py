@@ -20,12 +20,12 @@ from tuner.guards import Mixture
 from tuner.selection import Standing, chosen_mixture, mixtures, noise, standings, ties, winner
 from tuner.statistics import Comparison, compare
 from tuner.study import SearchStudy
+from tuner.time_spent import time_spent
 
 FINE_TUNE, KEEP = "fine-tune", "keep the base model"
 SIGNIFICANT = 0.05
 """p-value up to which a gain is not put down to chance."""
 QUERIES_SHOWN = 10
-_SECONDS = ("training", "scoring", "overhead")
 
 
 def judge(
@@ -70,7 +70,7 @@ def judge(
         "user": user,
         "best": None,
         "trials": _counts(study),
-        "seconds": _seconds([study, retrains], total_seconds),
+        "seconds": time_spent(run_dir, [study, retrains], total_seconds),
         "guard": None,
         "noise": noise(ranked),
         "ties": [],
@@ -254,11 +254,6 @@ def _counts(study: Study) -> dict[str, int]:
     states = Counter(trial.state for trial in study.get_trials(deepcopy=False))
     names = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
     return {name: states[state] for name, state in names.items()}
-
-
-def _seconds(studies: Sequence[Study | None], total: float) -> dict[str, float]:
-    spent = [t.user_attrs.get("seconds", {}) for study in studies if study for t in study.get_trials(deepcopy=False)]
-    return {"total": total} | {name: sum(seconds.get(name, 0.0) for seconds in spent) for name in _SECONDS}
 
 
 def _folder(number: int, mixed: Mixture | None) -> str:
