@@ -9,6 +9,7 @@ be said in at most 3.5% of the repeats (2.5% is what the two-sided 95% interval 
 """
 
 import argparse
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -16,8 +17,15 @@ import numpy as np
 from tuner.statistics import RESAMPLES, Comparison, Floats, compare
 from tuner.verdict import FINE_TUNE, decide
 
+_STEPS = (-1.0, -0.63, -0.5, -0.37, 0.37, 0.5, 0.63, 1.0)
+"""What a query gains or loses in nDCG@10 when its passage enters, leaves or changes the first ranks."""
+
 IMPROVEMENT = 0.4
 """Of the logarithm of the rank: 0.048 of nDCG@10."""
+
+
+FEW = (200, 5)
+"""Queries, and how many of them move on average, up or down by chance."""
 
 
 class Rates(NamedTuple):
@@ -46,6 +54,18 @@ def measure(*, repeats: int, queries: int, resamples: int = RESAMPLES) -> Rates:
     )
 
 
+def few_move(*, repeats: int, resamples: int = RESAMPLES) -> tuple[float, float]:
+    """Returns how often "fine-tune" is said where few queries move by chance, and how often by the interval alone."""
+    queries, moving = FEW
+    generator = np.random.default_rng(11)
+    differences = (
+        (generator.random(queries) < moving / queries) * generator.choice(_STEPS, queries) for _ in range(repeats)
+    )
+    compared = _compared(differences, queries, resamples)
+    said = float(np.mean([decide(each)[0] == FINE_TUNE for each in compared]))
+    return said, float(np.mean([each.ci95[0] > 0 for each in compared]))
+
+
 def pairs(generator: np.random.Generator, queries: int, improvement: float) -> Floats:
     """Differences of simulated nDCG@10, shape (queries,); about two thirds of them are ties."""
     difficulty = generator.normal(1, 3, queries)
@@ -60,9 +80,13 @@ def _ndcg(log_rank: Floats) -> Floats:
 
 
 def _comparisons(repeats: int, queries: int, resamples: int, improvement: float) -> list[Comparison]:
-    generator, ids = np.random.default_rng(11), [str(query) for query in range(queries)]
+    generator = np.random.default_rng(11)
+    return _compared((pairs(generator, queries, improvement) for _ in range(repeats)), queries, resamples)
+
+
+def _compared(simulated: Iterable[Floats], queries: int, resamples: int) -> list[Comparison]:
+    ids = [str(query) for query in range(queries)]
     before = dict.fromkeys(ids, 0.0)
-    simulated = (pairs(generator, queries, improvement) for _ in range(repeats))
     return [
         compare(before, dict(zip(ids, after, strict=True)), seed=seed, resamples=resamples)
         for seed, after in enumerate(simulated)
@@ -79,6 +103,9 @@ def main() -> None:
     print(f"intervals that cover it          {rates.covered:.2%}")
     print(f"'fine-tune' with the difference  {rates.found:.2%}")
     print(f"'fine-tune' without one          {rates.false:.2%}")
+    said, alone = few_move(repeats=given.repeats)
+    print(f"where about {FEW[1]} of {FEW[0]} queries move, by chance:")
+    print(f"'fine-tune'                      {said:.2%} (by the interval alone {alone:.2%})")
 
 
 if __name__ == "__main__":

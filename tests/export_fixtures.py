@@ -56,7 +56,7 @@ def make_run(
     """
     run = root / "run"
     model = model or make_model(root / "base", bert=bert)
-    rows, heldout = make_rows(root / "rows.jsonl"), make_eval(root / "heldout")
+    rows, heldout = make_rows(root / "rows.jsonl"), make_eval(root / "heldout", queries=20, passages=40)
     asked = {"model_name_or_path": str(model), "train_data": [str(rows)], **(arguments or {})}
     config = SearchConfig(arguments=asked, run_dir=str(run), rungs=RUNGS, **(options or {}))
     run.mkdir()

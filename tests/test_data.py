@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.m3_fixtures import make_eval
 from tuner.data import check, load, main, prepare
 from tuner.errors import RequestError
 from tuner.splits import fingerprint
@@ -106,6 +107,7 @@ def test_with_held_out_queries_given_every_row_trains(tmp_path: Path) -> None:
     other = prepare([write(tmp_path / "other.jsonl", rows(200))], folder=tmp_path / "given", eval_data=None, seed=42)
     path = write(tmp_path / "dataset.jsonl", rows(12, "别的问题"))
     dataset = prepare([path], folder=tmp_path / "data", eval_data=other.eval_data, seed=42)
+    assert {"origin": "--eval_data", "name": "eval"}.items() <= dataset.manifest["eval"].items()
     assert dataset.rows == 12
     for name in ("corpus.jsonl", "queries.jsonl", "qrels/dev.tsv", "qrels/test.tsv"):
         assert (Path(dataset.eval_data) / name).read_bytes() == (Path(other.eval_data) / name).read_bytes()
@@ -218,3 +220,12 @@ def test_the_command_needs_nothing_but_the_standard_library(tmp_path: Path) -> N
     path = write(tmp_path / "sound.jsonl", rows(1))
     command = [sys.executable, "-S", "-m", "tuner.data", "check", path]
     subprocess.run(command, cwd=Path(__file__).parents[1], check=True, capture_output=True)
+
+
+def test_given_queries_that_are_too_few_to_judge_by_are_refused(tmp_path: Path) -> None:
+    held_out = make_eval(tmp_path / "held-out", queries=19, passages=40)
+    with pytest.raises(RequestError) as caught:
+        prepare([write(tmp_path / "a.jsonl", rows(200))], folder=tmp_path / "data", eval_data=str(held_out), seed=42)
+    assert [line.partition(";")[0] for line in caught.value.findings] == [
+        f"{held_out}/qrels/{split}.tsv: {split} must have at least 20 queries, but has 19" for split in ("dev", "test")
+    ]

@@ -20,11 +20,13 @@ from trainables.config import TrialConfig
 from trainables.measures import MEASURES
 from trainables.trial import run_trial
 from tuner.api import export_best
+from tuner.config import SearchConfig
 from tuner.errors import EXIT_STOPPED, BundleRefusedError, RequestError
 from tuner.export import best_arguments, main, write_bundle
 from tuner.finished import FinishedRun, read_run
 from tuner.layout import write_model
 from tuner.remote import open_run_dir
+from tuner.settings import keep
 
 TEXTS = ["w1 w2 w3", "w5 w5 w8 w13 w21 w34 unknown"]
 
@@ -207,6 +209,42 @@ def test_heads_of_a_base_that_is_gone_are_the_runs_own_or_missed(kept: bool, tmp
         (run / "best" / name).write_bytes(name.encode())
     bundle = write_bundle(run, tmp_path / "bundle", verify=False)
     assert (bundle / "sparse_linear.pt").read_bytes() == b"sparse_linear.pt"
+
+
+def test_heads_of_a_base_that_was_moved_are_found_where_the_configuration_names_it(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    result = json.loads((run / "result.json").read_text())
+    result["best"]["test_all"] |= {f"sparse.{measure}": 0.5 for measure in MEASURES}
+    (run / "result.json").write_text(json.dumps(result))
+    (tmp_path / "base").rename(tmp_path / "moved")
+    for name in ("colbert_linear.pt", "sparse_linear.pt"):
+        (tmp_path / "moved" / name).write_bytes(name.encode())
+    rename_base(run, str(tmp_path / "moved"))
+    bundle = write_bundle(run, tmp_path / "bundle", verify=False)
+    assert (bundle / "sparse_linear.pt").read_bytes() == b"sparse_linear.pt"
+
+
+@pytest.mark.parametrize("named_by", ["trial", "config"])
+def test_a_deepspeed_configuration_that_is_gone_is_the_copy_in_the_settings(named_by: str, tmp_path: Path) -> None:
+    original = tmp_path / "ds.json"
+    original.write_text('{"zero_optimization": {"stage": 0}}')
+    run = make_run(tmp_path, arguments={"deepspeed": str(original)})
+    config = keep(SearchConfig.from_dict(yaml.safe_load((run / "config.yaml").read_text())), run)
+    (copy,) = (run / "settings").iterdir()
+    if named_by == "trial":  # on a machine where the run directory was elsewhere
+        record = run / "trials" / "0007" / "config.json"
+        record.write_text(record.read_text().replace(str(original), f"/elsewhere/settings/{copy.name}"))
+    else:
+        (run / "config.yaml").write_text(yaml.safe_dump(config.to_dict()))
+    original.unlink()
+    bundle = write_bundle(run, tmp_path / "bundle", verify=False)
+    assert json.loads((bundle / "deepspeed.json").read_text()) == {"zero_optimization": {"stage": 0}}
+
+
+def test_flagembeddings_stage_0_settings_are_the_packages_own(tmp_path: Path) -> None:
+    run = make_run(tmp_path, arguments={"deepspeed": "/elsewhere/ds_stage0.json"})
+    bundle = write_bundle(run, tmp_path / "bundle", verify=False)
+    assert json.loads((bundle / "deepspeed.json").read_text())["zero_optimization"]["stage"] == 0
 
 
 def test_a_deepspeed_configuration_that_is_gone_is_the_runs_own_or_missed(tmp_path: Path) -> None:

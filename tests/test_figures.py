@@ -52,6 +52,17 @@ def test_a_value_cannot_end_the_script_it_is_drawn_by() -> None:
         assert picture.html.count("</script>") == 1
 
 
+def test_log_axes_have_labels_above_and_below_one() -> None:
+    study = optuna.create_study(direction="maximize")
+    space = {"num_train_epochs": FloatDistribution(0.5, 30, log=True), "rate": FloatDistribution(1e-6, 1e-4, log=True)}
+    for number in range(2):
+        params = {"num_train_epochs": 1.0 + number, "rate": 1e-5}
+        study.add_trial(create_trial(value=0.5 + number, params=params, distributions=space))
+    (slices,) = (p for p in search_pictures(study, metric=METRIC, rungs=(1.0,), winner=None) if p.title == "Slices")
+    for label in ("1e-6", "3e-4", "0.1", "0.3", "1", "3", "10", "30"):
+        assert f'"{label}"' in slices.html
+
+
 def test_seeds_show_scores_mean_and_bound() -> None:
     seeds = [{"seed": 42, "dev": 0.61}, {"seed": 43, "dev": 0.63}]
     picture = seeds_picture([{"trial": 7, "seeds": seeds, "dev_mean": 0.62, "dev_lower": 0.55}], 0.6, METRIC)

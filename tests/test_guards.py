@@ -33,6 +33,8 @@ def test_a_task_is_lost_beyond_the_tolerance_or_without_a_score() -> None:
 def test_excess_is_the_largest_loss_less_the_tolerance() -> None:
     assert excess(BASE, {"news": 0.71, "law": 0.47}, 0.02) == pytest.approx(0.01)
     assert excess(BASE, {"news": 0.71, "law": 0.51}, 0.02) == pytest.approx(-0.03)
+    assert excess(BASE, {"news": 0.67}, 0.02) == pytest.approx(0.01)  # law was left out with --resume
+    assert excess(BASE, {"art": 0.1}, 0.02) == pytest.approx(-0.02)
 
 
 START, TRAINED = _mixture(0.0, 0.60, news=0.70, law=0.50), _mixture(1.0, 0.70, news=0.69, law=0.50)
@@ -89,6 +91,20 @@ def test_what_was_scored_is_not_scored_again_on_resume(tmp_path: Path) -> None:
     run_in_process(more, fake_train)
     assert {row.role for row in more.rows} <= {"guards", "mixtures", "test"}
     assert json.loads((tmp_path / "trials" / "0000" / "guard.json").read_text()) == {"news": 0.5, "law": 0.5}
+
+
+def test_a_mixture_that_won_is_scored_on_a_guard_that_was_added(tmp_path: Path) -> None:
+    config = SearchConfig(num_trials=5, finalists=2, finalist_seeds=1, guard=("news",), guard_tolerance=0.06)
+    run_in_process(open_agenda(config, tmp_path), fake_train)
+    (mixed,) = (tmp_path / "trials").glob("*-alpha0.50")
+    tested = (mixed / "test.json").stat().st_mtime_ns
+    more = config.replace(guard=("news", "law"))
+    run_in_process(open_agenda(more, tmp_path), fake_train)
+    assert json.loads((mixed / "guard.json").read_text()).keys() == {"news", "law"}
+    assert (mixed / "test.json").stat().st_mtime_ns == tested  # the test set is scored once
+    again = open_agenda(more, tmp_path)
+    run_in_process(again, fake_train)
+    assert again.rows == []
 
 
 def test_more_finalists_than_have_weights_are_those_that_have(tmp_path: Path) -> None:

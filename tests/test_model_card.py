@@ -1,5 +1,6 @@
 """The README.md of a bundle, as the model hub and its readers find it."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -25,6 +26,27 @@ def test_card_header_is_read_by_the_hub(bundle: Path) -> None:
     assert card.text.strip().startswith("# base-fine-tuned\n\n**Verdict: fine-tune.**")
     assert 'pooling_method="mean"' in card.text
     assert "| dense nDCG@10 | 0.6000 | - | 0.6500 | +0.0500 (+0.0200 to +0.0800) |" in card.text
+
+
+def test_scores_on_given_queries_are_not_said_of_the_training_data(bundle: Path) -> None:
+    text = (bundle / "README.md").read_text()
+    assert {result.dataset_name for result in ModelCard.load(bundle / "README.md").data.eval_results} == {"heldout"}
+    digest = hashlib.sha256((bundle.parent / "data" / "eval" / "qrels" / "test.tsv").read_bytes()).hexdigest()
+    assert f"| `heldout/qrels/test.tsv`, as read | sha256 `{digest}` |" in text
+
+
+def test_snippets_trust_code_of_the_model_where_the_run_did(bundle: Path, tmp_path: Path) -> None:
+    assert "trust_remote_code" not in (bundle / "README.md").read_text().split("## Training")[0]
+    run = make_run(tmp_path, arguments={"trust_remote_code": True})
+    text = (write_bundle(run, tmp_path / "bundle", verify=False) / "README.md").read_text()
+    assert "    trust_remote_code=True,\n" in text
+    assert 'SentenceTransformer("path/to/this/folder", trust_remote_code=True)' in text
+
+
+def test_card_says_that_compute_score_takes_no_instruction(bundle: Path, tmp_path: Path) -> None:
+    said = "`compute_score` puts no instruction before texts"
+    assert said in (bundle / "README.md").read_text()
+    assert said not in (write_bundle(make_run(tmp_path), tmp_path / "b", verify=False) / "README.md").read_text()
 
 
 def test_card_says_first_when_the_base_model_is_to_be_kept(tmp_path: Path) -> None:

@@ -133,6 +133,36 @@ def test_no_gain_keeps_the_base_model(tmp_path: Path) -> None:
     assert "detects gains of about" in read.text
 
 
+def test_queries_that_all_tie_do_not_tell_what_they_detect(run_dir: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(run_dir, tmp_path / "run")
+    result = json.loads((other / "result.json").read_text())
+    result["best"] |= {"win_tie_loss": {"win": 0, "tie": 60, "loss": 0}, "detectable": 0.0}
+    (other / "result.json").write_text(json.dumps(result))
+    text = _Page(write_report(other).read_text("utf-8")).text
+    assert "60 queries do not tell how small a gain they detect: none of them changed." in text
+    assert "0.0000 and more" not in text
+
+
+def test_given_queries_are_named(run_dir: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(run_dir, tmp_path / "run")
+    manifest = json.loads((other / "data" / "manifest.json").read_text())
+    manifest["eval"] |= {"origin": "--eval_data", "name": "faq"}
+    (other / "data" / "manifest.json").write_text(json.dumps(manifest))
+    text = _Page(write_report(other).read_text("utf-8")).text
+    assert "test queries, from faq (--eval_data)" in " ".join(text.split())
+
+
+def test_the_parts_of_the_time_add_up_to_the_clock(run_dir: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(run_dir, tmp_path / "run")
+    result = json.loads((other / "result.json").read_text())
+    parts = {"training": 50.0, "scoring": 20.0, "overhead": 0.0, "guards": 10.0, "test": 5.0}
+    result["seconds"] = {"total": 100.0} | parts
+    (other / "result.json").write_text(json.dumps(result))
+    page = write_report(other).read_text("utf-8")
+    text = "".join(_Page(page[page.index('<section id="time">') :].partition("</section>")[0]).text.split())
+    assert text.endswith("training50.0s50%scoring20.0s20%guards10.0s10%finaltest5.0s5%restoftheclock15.0s15%")
+
+
 def test_without_finalists_there_is_no_spread(tmp_path: Path) -> None:
     page = write_report(build_run(tmp_path / "run", queries=60, seeds=1, states="CCC")).read_text("utf-8")
     assert 'id="seeds"' not in page
@@ -178,11 +208,16 @@ def test_a_search_that_has_not_ended(tmp_path: Path) -> None:
     assert _Page(write_report(run_dir).read_text("utf-8")).headings[0] == "No verdict yet"
 
 
-def test_the_bundles_own_script_is_the_way_to_train_again(run_dir: Path) -> None:
-    (run_dir / "best").mkdir()
-    (run_dir / "best" / "train.sh").write_text("torchrun --nproc_per_node 1 -m FlagEmbedding --fp16\n")
-    page = write_report(run_dir).read_text("utf-8")
-    assert "torchrun --nproc_per_node 1 -m FlagEmbedding --fp16" in page
+def test_the_bundles_own_script_is_the_way_to_train_again(run_dir: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(run_dir, tmp_path / "run")
+    (other / "best").mkdir()
+    (other / "best" / "train.sh").write_text("torchrun --nproc_per_node 1 -m FlagEmbedding --fp16\n")
+    result = json.loads((other / "result.json").read_text())
+    earlier = result | {"best": result["best"] | {"trial": 99}}
+    for written, shown in ((result, True), (earlier, False)):
+        (other / "best" / "result.json").write_text(json.dumps(written))
+        page = write_report(other).read_text("utf-8")
+        assert ("torchrun --nproc_per_node 1 -m FlagEmbedding --fp16" in page) == shown
 
 
 def test_command_prints_the_path_or_refuses(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -221,6 +256,7 @@ def test_the_front_of_two_objectives_is_drawn(tmp_path: Path) -> None:
     config = {"metric": metric, "rungs": [0.5, 1.0], "storage": None, "command": "python -m tuner.search"}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     page = write_report(tmp_path).read_text("utf-8")
+    assert f"search for mean of {METRIC} and {PARETO}" in page
     for drawn in ("front", "history", "importances", "parallel-coordinates", "slices"):
         assert f'id="{drawn}"' in page
     assert "with two objectives no trial is pruned" in page

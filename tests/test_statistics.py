@@ -122,3 +122,9 @@ def test_intervals_cover_a_known_difference_and_find_none_where_there_is_none(si
     assert 0.93 <= rates.covered <= 0.97
     assert rates.false <= 0.035
     assert rates.found > 5 * rates.false
+
+
+def test_few_queries_that_move_by_chance_are_no_gain() -> None:
+    said, by_the_interval_alone = intervals.few_move(repeats=500, resamples=3000)
+    assert said <= 0.025
+    assert by_the_interval_alone > 2 * said

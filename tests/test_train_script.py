@@ -50,6 +50,34 @@ def test_a_winner_trained_on_the_cpu_is_trained_there_again(tmp_path: Path) -> N
     assert "--use_cpu False" in (bundle / "train.sh").read_text()
 
 
+def test_sub_batches_are_left_out_and_their_memory_is_said(tmp_path: Path) -> None:
+    """FlagEmbedding's unified fine-tuning crashes on them: it pads each sub-batch on its own."""
+    run = make_run(tmp_path, arguments={**UNIFIED, "sub_batch_size": 3})
+    bundle = write_bundle(run, tmp_path / "bundle", verify=False)
+    assert "sub_batch_size" not in best_arguments(run)
+    _, _, training = UPSTREAM.parse_args_into_dataclasses(command_of(bundle)[5:])
+    assert training.sub_batch_size is None
+    for name in ("train.sh", "README.md"):
+        said = " ".join((bundle / name).read_text().replace("# ", "").split())
+        assert "sub-batches of 3, of the same gradients" in said
+        assert "needs more memory than the search did" in said
+
+
+def test_a_tokenizer_that_flagembedding_cannot_train_with_is_refused(tmp_path: Path) -> None:
+    """A BERT has no end-of-sequence token."""
+    run = make_run(tmp_path, arguments=UNIFIED, bert=True)
+    bundle = write_bundle(run, tmp_path / "bundle", verify=False)
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        command_of(bundle)
+    said = "cannot train the sparse head of a model whose tokenizer has no eos_token"
+    assert caught.value.returncode == 2
+    assert said in caught.value.stderr
+    assert said in (bundle / "README.md").read_text()
+    assert command_of(bundle, "--model_name_or_path", "copy")[-2:] == ["--model_name_or_path", "copy"]
+    (tmp_path / "dense").mkdir()
+    assert command_of(write_bundle(make_run(tmp_path / "dense", bert=True), tmp_path / "dense/bundle", verify=False))
+
+
 def test_a_python_without_flagembedding_is_refused(tmp_path: Path) -> None:
     bundle = write_bundle(make_run(tmp_path), tmp_path / "bundle", verify=False)
     script = ["env", "PYTHON=/bin/false", "bash", str(bundle / "train.sh")]

@@ -7,11 +7,11 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 
 from tests.study_fixtures import BASE, METRIC, USER, make_guarded, make_retrains, make_study
 from trainables.measures import Scores
-from tuner.statistics import Comparison
+from tuner.statistics import Comparison, compare
 from tuner.verdict import FINE_TUNE, KEEP, decide, judge
 
 
@@ -31,11 +31,26 @@ def test_verdict_follows_the_interval(ci95: tuple[float, float], verdict: str, s
 
 
 @pytest.mark.parametrize(
+    ("better", "verdict"),
+    [(4, KEEP), (5, KEEP), (6, FINE_TUNE)],  # p = 2 / 2**4, 2 / 2**5 and 2 / 2**6
+)
+def test_a_few_queries_that_all_gained_may_have_done_so_by_chance(better: int, verdict: str) -> None:
+    before = {str(query): 0.5 for query in range(200)}
+    gain = compare(before, {query: 0.6 if int(query) < better else 0.5 for query in before}, seed=42)
+    assert gain.ci95[0] > 0
+    decided, reason = decide(gain)
+    assert decided == verdict
+    if better == 4:
+        assert "Too few queries changed to tell the gain from chance: 4 better and 0 worse of 200, p = 0.1250" in reason
+
+
+@pytest.mark.parametrize(
     ("scores", "said"),
     [
         ({"news": 0.66, "law": 0.49}, "Guard tasks lose more than 0.02: news (0.7000 to 0.6600)."),
-        ({"news": 0.70}, "Guard tasks lose more than 0.02: law (could not be scored)."),
-        (None, "news (could not be scored), law (could not be scored)."),
+        ({"news": 0.70}, "Guard tasks could not be scored, and may have lost anything: law."),
+        ({"news": 0.66}, "news (0.7000 to 0.6600). Guard tasks could not be scored, and may have lost anything: law."),
+        (None, "Guard tasks could not be scored, and may have lost anything: news, law."),
     ],
 )
 def test_a_guard_task_that_loses_more_than_the_tolerance_turns_the_verdict(
@@ -75,9 +90,42 @@ def test_a_chosen_mixture_is_what_is_judged(tmp_path: Path) -> None:
     assert result["guard"]["tasks"]["news"] == {"base": 0.70, "best": 0.695}
 
 
-def _comparison(ci95: tuple[float, float]) -> Comparison:
+def test_an_objective_that_loses_for_certain_keeps_the_base_model_whatever_their_mean_gains() -> None:
+    # dense loses 0.085, sparse gains 0.195, so that their mean gains 0.055
+    gain, loss = _comparison((0.03, 0.08), 0.055), _comparison((-0.1, -0.07), -0.085)
+    other, unsure = _comparison((0.17, 0.22), 0.195), _comparison((-0.02, 0.03), 0.005)
+    decided, reason = decide(gain, None, {"dense.ndcg_at_10": loss, "sparse.ndcg_at_10": other})
+    assert decided == KEEP
+    assert reason.startswith("The best trial is worse than the base model in dense.ndcg_at_10. The gain is +0.0550 on")
+    assert reason.endswith(
+        "in the mean of 2 objectives: dense.ndcg_at_10 -0.0850 (95% interval -0.1000 to -0.0700); "
+        "sparse.ndcg_at_10 +0.1950 (95% interval +0.1700 to +0.2200)."
+    )
+    assert decide(gain, None, {"dense.ndcg_at_10": unsure, "sparse.ndcg_at_10": other})[0] == FINE_TUNE
+
+
+def test_each_of_two_objectives_is_compared(tmp_path: Path) -> None:
+    other, run_dir = "sparse.ndcg_at_10", _run(tmp_path)
+    both = f"{METRIC},{other}"
+    for name, dense, sparse in (("0000", 0.5, 0.2), ("0002", 0.4, 0.6)):
+        per_query = {METRIC: dict.fromkeys(QUERIES, dense), other: dict.fromkeys(QUERIES, sparse)}
+        scores = Scores(split="test", per_query=per_query, retrieved={q: [] for q in QUERIES}).with_metric(both)
+        (run_dir / "trials" / name).mkdir(parents=True, exist_ok=True)
+        (run_dir / "trials" / name / "test.json").write_text(scores.to_json())
+    study = optuna.create_study(directions=["maximize"] * 2)
+    for number, role in enumerate(("base", "user", "sampled")):
+        values = [0.5 + number / 10, 0.2]
+        attributes = {"role": role, "seed": 42, "best_value": sum(values) / 2, "scores": {both: sum(values) / 2}}
+        study.add_trial(create_trial(values=values, user_attrs=attributes))
+    result = judge(run_dir, study, metric=both, seed=0, total_seconds=1.0)
+    assert result["verdict"] == KEEP
+    assert {name: round(gain["gain"], 6) for name, gain in result["objectives"].items()} == {METRIC: -0.1, other: 0.4}
+    assert result["best"]["gain"] == pytest.approx(0.15)
+
+
+def _comparison(ci95: tuple[float, float], gain: float = 0.02) -> Comparison:
     counts = (100, 150, 50)
-    return Comparison(queries=300, gain=0.02, ci95=ci95, p_value=0.01, win_tie_loss=counts, detectable=0.03)
+    return Comparison(queries=300, gain=gain, ci95=ci95, p_value=0.01, win_tie_loss=counts, detectable=0.03)
 
 
 QUERIES = {f"q{number}": f"What is number {number}?" for number in range(40)}
@@ -116,7 +164,8 @@ def test_result_of_a_clear_gain(tmp_path: Path) -> None:
     assert result["base"] | {"dev": 0.9, "test": 0.5} == result["base"]
     assert result["user"] | {"trial": 1, "dev": 0.6, "test": 0.5} == result["user"]
     assert result["trials"] == {"complete": 3, "pruned": 1, "failed": 1}
-    assert result["seconds"] == {"total": 60.0, "training": 20.0, "scoring": 4.0, "overhead": 2.0}
+    spent = {"total": 60.0, "training": 20.0, "scoring": 4.0, "overhead": 2.0}
+    assert result["seconds"] == spent | {"guards": 0.0, "mixtures": 0.0, "test": 0.0}
     best = result["best"]
     assert best["trial"] == 2
     assert best["params"] == {"learning_rate": 1e-5}

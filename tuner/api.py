@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from tuner.config import SearchConfig
-from tuner.export import best_arguments, check_room, write_bundle
+from tuner.export import best_arguments, bundle_of, check_room, write_bundle
 from tuner.remote import run_folder
 
 if TYPE_CHECKING:
@@ -42,8 +42,17 @@ class Result:
 
     @property
     def checkpoint(self) -> Path:
-        """Folder of the winner's weights, in FlagEmbedding's and sentence-transformers' layout."""
-        return self.run_dir / "best"
+        """Folder of the winner's weights: the bundle, in FlagEmbedding's and sentence-transformers' layout.
+
+        Where the bundle was refused, the trial's own checkpoint, in FlagEmbedding's layout.
+
+        Raises:
+            ValueError: No trial was trained to its end.
+        """
+        best = self.summary["best"]
+        if best is None:
+            raise ValueError(f"{self.run_dir}: no trial was trained to its end, so none has a checkpoint")
+        return bundle_of(self.run_dir, self.summary) or self.run_dir / "trials" / best["folder"] / "checkpoint"
 
     @property
     def trials(self) -> "pd.DataFrame":

@@ -18,7 +18,7 @@ from tuner import beir
 from tuner.errors import EXIT_DONE, EXIT_REQUEST, RequestError
 from tuner.findings import Finding, Findings
 from tuner.rows import FIELDS, Fault, Source
-from tuner.splits import ENOUGH_QUERIES, assign, fingerprint
+from tuner.splits import ENOUGH_QUERIES, MIN_QUERIES, assign, fingerprint
 from tuner.survey import Survey, rows_of, survey
 
 __all__ = ["Dataset", "Finding", "check", "load", "main", "prepare", "take_over"]
@@ -85,15 +85,18 @@ def prepare(train_data: Sequence[str], *, folder: Path, eval_data: str | None, s
     """
     surveyed = survey(train_data)
     evaluation = beir.read(Path(eval_data), surveyed.findings) if eval_data else None
-    if evaluation:
+    if eval_data and evaluation:
         _find_leaks(surveyed, evaluation)
+        _find_too_few(evaluation, surveyed.findings, Path(eval_data))
     _refuse_if_fatal(surveyed.findings)
     splits = ["train"] * len(surveyed.queries)
     if not evaluation:
         splits = assign(surveyed.queries, surveyed.positives, seed=seed)
         evaluation = _hold_out(surveyed, splits)
     _find_few(evaluation, surveyed.findings, eval_data or train_data[0])
-    origin = "--eval_data" if eval_data else "held out of --train_data"
+    origin = {"origin": "held out of --train_data"}
+    if eval_data:
+        origin = {"origin": "--eval_data", "name": Path(eval_data).resolve().name}
     return _write(surveyed, splits, evaluation, folder=folder, seed=seed, origin=origin)
 
 
@@ -156,6 +159,16 @@ def _find_leaks(surveyed: Survey, evaluation: beir.Evaluation) -> None:
             surveyed.findings.add(*surveyed.place(row), Fault("held-out query in training", message))
 
 
+def _find_too_few(evaluation: beir.Evaluation, findings: Findings, folder: Path) -> None:
+    for split, judged in evaluation.qrels.items():
+        if 0 < len(judged) < MIN_QUERIES:
+            message = (
+                f"{split} must have at least {MIN_QUERIES} queries, but has {len(judged)}; add some, "
+                "or leave --eval_data out to hold queries out of the training data"
+            )
+            findings.add(str(folder / "qrels" / f"{split}.tsv"), None, Fault(f"too few {split} queries", message))
+
+
 def _find_few(evaluation: beir.Evaluation, findings: Findings, name: str) -> None:
     for split in beir.SPLITS:
         count = len(evaluation.qrels[split])
@@ -192,7 +205,13 @@ def _rows(surveyed: Survey) -> Iterator[dict[str, Any]]:
 
 
 def _write(
-    surveyed: Survey, splits: Sequence[str], evaluation: beir.Evaluation, *, folder: Path, seed: int, origin: str
+    surveyed: Survey,
+    splits: Sequence[str],
+    evaluation: beir.Evaluation,
+    *,
+    folder: Path,
+    seed: int,
+    origin: Mapping[str, str],
 ) -> Dataset:
     for name in _PARTS:
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -204,7 +223,7 @@ def _write(
         "hash": _overall_hash(train, files),
         "seed": seed,
         "train": train,
-        "eval": {"origin": origin, "queries": queries, "files": files},
+        "eval": {**origin, "queries": queries, "files": files},
         **_describe(surveyed, splits),
     }
     _write_whole(folder / MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=2) + "\n")

@@ -1,6 +1,7 @@
 """The end of a search: result.json, the bundle, the report, and the last lines on screen."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,8 @@ from rich.console import Console
 
 from tuner import verdict
 from tuner.config import SearchConfig
-from tuner.errors import BundleRefusedError
-from tuner.export import write_bundle
+from tuner.errors import BundleRefusedError, RequestError
+from tuner.export import bundle_of, write_bundle
 from tuner.progress import shown
 from tuner.report import write_report
 from tuner.study import read_studies
@@ -28,7 +29,9 @@ def conclude(config: SearchConfig, run_dir: Path, console: Console, *, seconds: 
         seconds: Wall clock of the search, over all its sessions.
 
     Raises:
-        BundleRefusedError: A library does not embed as training did; verdict and report are there all the same.
+        BundleRefusedError: A library does not embed as training did, or the bundle could not be written; verdict and
+            report are there all the same.
+        RequestError: The bundle needs something that is not here any more; verdict and report are there too.
     """
     search, finalists = read_studies(run_dir, config.storage, config.study_name)
     result = verdict.judge(
@@ -42,20 +45,26 @@ def conclude(config: SearchConfig, run_dir: Path, console: Console, *, seconds: 
         tolerance=config.guard_tolerance,
     )
     _write(run_dir / RESULT_FILE, result)
-    refusal = _refusal(run_dir)
+    refusal = _refusal(run_dir, result)
     _say(result, run_dir, console, refused=refusal is not None)
     _report(config, run_dir, console)
     if refusal:
         raise refusal
 
 
-def _refusal(run_dir: Path) -> BundleRefusedError | None:
-    """Writes the bundle, or returns why there is none: the verdict is to be said first."""
+def _refusal(run_dir: Path, result: Mapping[str, Any]) -> BundleRefusedError | RequestError | None:
+    """Writes the bundle, or returns why there is none: the verdict is to be said first. An earlier winner's goes."""
     try:
         write_bundle(run_dir, run_dir / "best")
-    except BundleRefusedError as error:
-        return error
-    return None
+    except (BundleRefusedError, RequestError) as error:
+        refusal: BundleRefusedError | RequestError = error
+    except OSError as error:
+        refusal = BundleRefusedError(f"the bundle could not be written: {error}")
+    else:
+        return None
+    if bundle_of(run_dir, result) is None:
+        shutil.rmtree(run_dir / "best", ignore_errors=True)
+    return refusal
 
 
 def _report(config: SearchConfig, run_dir: Path, console: Console) -> None:
@@ -86,7 +95,7 @@ def _say(result: Mapping[str, Any], run_dir: Path, console: Console, *, refused:
     say("")
     say(f"verdict     {result['verdict']}", "bold green" if result["verdict"] == verdict.FINE_TUNE else "bold yellow")
     say(f"            {result['reason']}")
-    say(f"{'':12}{'dev':>8}{'test':>8}   {result['metric']}")
+    say(f"{'':12}{'dev':>8}{'test':>8}   {verdict.metric_label(result['metric'])}")
     for name, title in (("base", "base model"), ("user", "your own"), ("best", "best")):
         if (model := result[name]) is not None:
             say(f"{title:<12}{_score(model['dev'])}{_score(model['test'])}   {_which(model)}")

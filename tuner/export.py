@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from trainables.files import new_folder
 from tuner.arguments import upstream_arguments
 from tuner.errors import EXIT_DONE, EXIT_REQUEST, EXIT_STOPPED, BundleRefusedError, RequestError
 from tuner.finished import FinishedRun, read_run
-from tuner.layout import write_model
+from tuner.layout import lacking_tokens, write_model
 from tuner.modelcard import model_card
 from tuner.negatives import Negatives
 from tuner.recipe import arguments_of, portable, train_script
@@ -56,6 +56,15 @@ def write_bundle(run_dir: Path, to: Path, *, gpus: int | None = None, verify: bo
             shutil.rmtree(folder)
             raise
     return to
+
+
+def bundle_of(run_dir: Path, result: Mapping[str, Any]) -> Path | None:
+    """Returns RUN/best where it is the bundle of the winner of `result`, and not an earlier one's; None otherwise."""
+    written = run_dir / "best" / "result.json"
+    if result["best"] is None or not written.is_file():
+        return None
+    best = json.loads(written.read_text("utf-8"))["best"]
+    return written.parent if all(best[key] == result["best"][key] for key in ("trial", "folder")) else None
 
 
 def best_arguments(run_dir: Path) -> dict[str, Any]:
@@ -115,7 +124,7 @@ def _write(run: FinishedRun, folder: Path, home: Path, workers: int) -> None:
     _write_text(folder / "best_config.json", json.dumps(arguments, indent=2, ensure_ascii=False) + "\n")
     as_yaml = yaml.safe_dump(arguments, sort_keys=False, allow_unicode=True)
     _write_text(folder / "best_config.yaml", f"# {step.workers} worker(s), {step}\n{as_yaml}")
-    _write_text(folder / "train.sh", train_script(arguments, step, run.result["best"]["alpha"]))
+    _write_text(folder / "train.sh", train_script(run, arguments, step, lacking_tokens(run, folder)))
     (folder / "train.sh").chmod(0o755)
     _write_text(folder / "result.json", json.dumps(run.result, indent=2, ensure_ascii=False) + "\n")
     _write_text(folder / "README.md", model_card(run, arguments, step, folder))

@@ -29,7 +29,11 @@ _AXIS = {
     "automargin": True,
 }
 _MARGIN = {"l": 64, "r": 48, "t": 28, "b": 56}
-_LOG_TICKS = {step * 10.0**power: f"{step}e{power}" for power in range(-9, 0) for step in (1, 3)}
+_LOG_TICKS = {
+    step * 10.0**power: f"{step}e{power}" if power < -3 else f"{step * 10.0**power:g}"
+    for power in range(-9, 5)
+    for step in (1, 3)
+}
 _PLAIN = {"displayModeBar": False, "responsive": True}
 
 

@@ -5,6 +5,7 @@ broken search goes on where it was, and nothing is scored twice.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,13 @@ class Finals:
         return [
             self._job(name, params, split=None, checkpoint=checkpoint, guards=self._config.guard)
             for name, params, checkpoint in self._models(numbers)
-            if self._config.guard and not self._is_guarded(name)
+            if not self._knows(name, self._config.guard)
         ]
 
-    def _is_guarded(self, name: str) -> bool:
+    def _knows(self, name: str, asked: Sequence[str]) -> bool:
+        """Whether the model in RUN/trials/`name` was scored on the guards `asked`."""
         known = guards.read_scores(self._run_dir, name) or {}
-        return all(guards.task_name(guard) in known for guard in self._config.guard)
+        return all(guards.task_name(guard) in known for guard in asked)
 
     def _mixture_jobs(self) -> list[TrialConfig]:
         """The winner mixed with the base model, on dev and guards."""
@@ -76,11 +78,16 @@ class Finals:
             _, params, checkpoint = self._model(winner)
             name = guards.mixture_name(winner, mixed.alpha)
             kind = {"checkpoint": checkpoint, "alpha": mixed.alpha, "guards": self._config.guard}
-            jobs.append(self._job(name, params, split="test", **kind))
+            job = self._job(name, params, split="test", **kind)
+            jobs.append(self._guards_of(job) if self._is_tested(job) else job)
         users = [t.number for t in self._trials() if t.user_attrs.get("role") == USER]
         models = self._models(sorted({*users, *([winner] if mixed is None else [])}))
         jobs += [self._job(name, params, split="test", checkpoint=path) for name, params, path in models]
-        return [job for job in jobs if not self._is_tested(job)]
+        return [job for job in jobs if not (self._is_tested(job) and self._knows(job.name, job.guards))]
+
+    def _guards_of(self, job: TrialConfig) -> TrialConfig:
+        """A mixture that was saved and scored on test, on the guards alone: some may have been asked for since."""
+        return replace(job, split=None, alpha=None, checkpoint=str(Path(job.directory) / "checkpoint"))
 
     def _is_tested(self, job: TrialConfig) -> bool:
         folder = Path(job.directory)

@@ -51,8 +51,11 @@ def lost(base: GuardScores, scores: GuardScores | None, tolerance: float) -> lis
 
 
 def excess(base: GuardScores, scores: GuardScores, tolerance: float) -> float:
-    """Returns the largest loss less `tolerance`: a constraint in Optuna's sense, violated above 0."""
-    return max(value - scores[task] for task, value in base.items()) - tolerance
+    """Returns the largest loss less `tolerance`: a constraint in Optuna's sense, violated above 0.
+
+    Only what both were scored on counts: the guards may have been changed since the base model was scored.
+    """
+    return max((value - scores[task] for task, value in base.items() if task in scores), default=0.0) - tolerance
 
 
 def forgetful(run_dir: Path, numbers: Iterable[int], tolerance: float) -> list[int]:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 from tuner.config import MEASURES
 from tuner.errors import RequestError
 from tuner.finished import FinishedRun
+from tuner.models import model_here
 
 HEADS = ("colbert_linear.pt", "sparse_linear.pt")
 _KEPT = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py", *HEADS)
@@ -16,6 +19,9 @@ _KEPT = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py", *HEAD
 
 _PLACES = ("_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file", "cache_dir")
 """What configurations of older transformers say of the machine they were written on."""
+
+_UNWEIGHED = ("cls_token", "eos_token", "pad_token", "unk_token")
+"""Special tokens whose sparse weight is always zero."""
 
 _POOLING = {"cls": "cls_token", "mean": "mean_tokens", "last_token": "lasttoken"}
 """FlagEmbedding's name -> sentence-transformers' ``pooling_mode_*``."""
@@ -31,6 +37,16 @@ def write_model(run: FinishedRun, folder: Path) -> None:
 def has_heads(folder: Path) -> bool:
     """Whether a model folder has the two heads of its own."""
     return all((folder / name).is_file() for name in HEADS)
+
+
+def lacking_tokens(run: FinishedRun, folder: Path) -> list[str]:
+    """Returns the special tokens without which FlagEmbedding cannot train the sparse head, and this model has not."""
+    if not run.argument("unified_finetuning"):
+        return []
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=run.argument("trust_remote_code"))
+    return [name for name in _UNWEIGHED if getattr(tokenizer, name) is None]
 
 
 def prompts(run: FinishedRun) -> dict[str, str]:
@@ -59,12 +75,19 @@ def _add_heads_of_base(run: FinishedRun, folder: Path) -> None:
     places = [place for place in (base, run.folder / "best") if has_heads(place)]
     if has_heads(folder) or not (places or _is_scored_with_heads(run)):
         return
+    places = places or [place for place in _base_now(run) if has_heads(place)]
     if not places:
         raise RequestError(
             [f"{base}: the base model's sparse and ColBERT heads are to be there, but they are not; bring them back"]
         )
     for name in HEADS:
         shutil.copyfile(places[0] / name, folder / name)
+
+
+def _base_now(run: FinishedRun) -> Iterator[Path]:
+    """Yields where the base model that config.yaml names is found now, if it is."""
+    with suppress(RequestError):
+        yield Path(model_here(run.config.model_name_or_path, cache_dir=run.config.arguments.get("cache_dir")))
 
 
 def _is_scored_with_heads(run: FinishedRun) -> bool:

@@ -10,10 +10,11 @@ import yaml
 
 from tuner.config import HEADS, MEASURES
 from tuner.finished import FinishedRun
-from tuner.layout import has_heads, has_suffixes
+from tuner.layout import has_heads, has_suffixes, lacking_tokens
 from tuner.negatives import Negatives
 from tuner.object_storage import is_url
-from tuner.verdict import KEEP, modes
+from tuner.recipe import memory_note, tokens_note
+from tuner.verdict import KEEP, metric_label, modes
 
 _PACKAGES = (
     "torch",
@@ -51,7 +52,7 @@ def model_card(run: FinishedRun, arguments: Mapping[str, Any], step: Negatives, 
         f"## Scores\n\n{_scores(run)}",
         *([f"## Elsewhere\n\n{_guards(run)}"] if run.result["guard"] else []),
         f"## Use\n\n{_use(run, bundle)}",
-        f"## Training\n\n{_training(run, arguments, step)}",
+        f"## Training\n\n{_training(run, arguments, step, bundle)}",
         f"## Provenance\n\n{_provenance(run)}",
     ]
     return f"---\n{header}---\n\n" + "\n\n".join(parts) + "\n"
@@ -90,13 +91,19 @@ def _result(run: FinishedRun, head: str) -> dict[str, Any]:
         "task": {"type": "Retrieval", "name": f"Retrieval, {head}"},
         "dataset": {
             "type": "held-out",
-            "name": ", ".join(source["name"] for source in run.dataset.manifest["sources"]),
+            "name": _judged_on(run),
             "config": head,
             "split": "test",
             "revision": run.dataset.hash,
         },
         "metrics": [{"type": name, "value": round(100 * test[f"{head}.{name}"], 3)} for name in MEASURES],
     }
+
+
+def _judged_on(run: FinishedRun) -> str:
+    """The folder that --eval_data named, or the training data that the queries were held out of."""
+    manifest = run.dataset.manifest
+    return manifest["eval"].get("name") or ", ".join(source["name"] for source in manifest["sources"])
 
 
 def _verdict(run: FinishedRun) -> str:
@@ -119,7 +126,7 @@ def _scores(run: FinishedRun) -> str:
     ]
     about = (
         f"{queries['test']} held-out test queries, scored once; {queries['dev']} dev queries chose among the trials. "
-        f"Objective: {run.result['metric']}; on dev the best trial has {best['dev']:.4f}. "
+        f"Objective: {metric_label(run.result['metric'])}; on dev the best trial has {best['dev']:.4f}. "
         f"The interval is a paired bootstrap over queries, p = {best['p_value']:.4f}."
     )
     return "\n".join(rows) + f"\n\n{about}"
@@ -127,7 +134,7 @@ def _scores(run: FinishedRun) -> str:
 
 def _score_row(result: Mapping[str, Any], metric: str, gain: Mapping[str, Any]) -> str:
     head, _, measure = metric.partition(".")
-    name = f"objective `{metric}`"
+    name = f"objective `{metric}`" + (", the mean of both" if "," in metric else "")
     if measure in _MEASURE_NAMES and "*" not in metric:
         name = f"{head.replace('_tuned', ', tuned weights')} {_MEASURE_NAMES[measure]}"
     models = (result["base"], result["user"], result["best"])
@@ -150,7 +157,8 @@ def _score(value: float | None) -> str:
 
 
 def _use(run: FinishedRun, bundle: Path) -> str:
-    return f"```python\n{_flag_snippet(run)}\n```\n\n```python\n{_SENTENCE_SNIPPET}\n```\n\n{_heads_note(run, bundle)}"
+    sentence = _SENTENCE_SNIPPET.format(trust=", trust_remote_code=True" if run.argument("trust_remote_code") else "")
+    return f"```python\n{_flag_snippet(run)}\n```\n\n```python\n{sentence}\n```\n\n{_heads_note(run, bundle)}"
 
 
 def _flag_snippet(run: FinishedRun) -> str:
@@ -162,6 +170,7 @@ def _flag_snippet(run: FinishedRun) -> str:
         "query_max_length": run.argument("query_max_len"),
         "passage_max_length": run.argument("passage_max_len"),
         **given,
+        **({"trust_remote_code": True} if run.argument("trust_remote_code") else {}),
     }
     lines = [f"    {name}={_literal(value)}," for name, value in options.items()]
     return "\n".join(
@@ -184,7 +193,7 @@ def _literal(value: Any) -> str:
 _SENTENCE_SNIPPET = """\
 from sentence_transformers import SentenceTransformer
 
-model = SentenceTransformer("path/to/this/folder")
+model = SentenceTransformer("path/to/this/folder"{trust})
 queries = model.encode_query(["a question"])
 passages = model.encode_document(["a passage"])"""
 
@@ -207,6 +216,11 @@ def _heads_note(run: FinishedRun, bundle: Path) -> str:
             f"The hybrid score is `colbert+sparse+dense` of `compute_score` with `{modes(weights['default'])}`; with "
             f"tuned weights, chosen on dev, it takes `{modes(weights['best'])}`."
         )
+    if any(run.argument(f"{kind}_instruction_for_retrieval") for kind in ("query", "passage")):
+        notes.append(
+            "`compute_score` puts no instruction before texts: format them with it yourself, as in best_config.json, "
+            "before you call it."
+        )
     query, passage = run.argument("query_max_len"), run.argument("passage_max_len")
     if query != passage:
         notes.append(
@@ -222,8 +236,9 @@ def _heads_note(run: FinishedRun, bundle: Path) -> str:
     return " ".join(notes)
 
 
-def _training(run: FinishedRun, arguments: Mapping[str, Any], step: Negatives) -> str:
+def _training(run: FinishedRun, arguments: Mapping[str, Any], step: Negatives, bundle: Path) -> str:
     best, rung = run.result["best"], run.rung
+    notes = "".join(f" {note}" for note in (memory_note(run), tokens_note(lacking_tokens(run, bundle))) if note)
     shown = "\n".join(f"| `{name}` | {value} |" for name, value in best["params"].items())
     return (
         f"Trial {run.number} of the search, {rung['step']} steps with seed {arguments['seed']}, "
@@ -233,7 +248,7 @@ def _training(run: FinishedRun, arguments: Mapping[str, Any], step: Negatives) -
         f"{step.workers} worker{'s' if step.workers > 1 else ''}, {step}. More or fewer workers make another model; "
         "`python -m tuner.export --gpus N` writes the command that makes the same one, or says that there is none. "
         f"`best_config.json` and `best_config.yaml` hold the same arguments; paths in them are relative to this folder."
-        f"{_where_saved(rung)}{_mixed(run)}"
+        f"{_where_saved(rung)}{notes}{_mixed(run)}"
     )
 
 
@@ -268,6 +283,9 @@ def _data_rows(run: FinishedRun) -> Iterator[str]:
     yield f"| training rows | {run.dataset.rows} |"
     for source in run.dataset.manifest["sources"]:
         yield f"| `{source['name']}` | sha256 `{source['sha256']}` |"
+    given = run.dataset.manifest["eval"]
+    for name, digest in given["files"].items() if "name" in given else ():
+        yield f"| `{given['name']}/{name}`, as read | sha256 `{digest}` |"
 
 
 def _seed_rows(run: FinishedRun) -> Iterator[str]:

@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import shutil
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,17 @@ from tuner.errors import RequestError
 from tuner.finished import FinishedRun
 from tuner.negatives import CROSS, Negatives
 from tuner.object_storage import is_url
+from tuner.settings import FOLDER
 
 MODULE = "FlagEmbedding.finetune.embedder.encoder_only.m3"
 DEEPSPEED_FILE = "deepspeed.json"
+DS_STAGE0 = Path(__file__).parent.parent / "trainables" / "ds_stage0.json"
+"""FlagEmbedding's published settings, which its package lacks."""
 
 _PLACES = {"output_dir", "cache_dir", "cache_path", "resume_from_checkpoint", "dataloader_pin_memory"}
 _REPORTING = {"report_to", "run_name"}
+_MEMORY = {"sub_batch_size"}
+"""Changes no gradient; and in FlagEmbedding, it saves no memory, and unified fine-tuning crashes on it."""
 _SAVING = {"save_strategy", "save_steps", "save_total_limit", "save_only_model"}
 _MODELS = ("model_name_or_path", "config_name", "tokenizer_name")
 
@@ -31,7 +37,7 @@ def arguments_of(run: FinishedRun) -> dict[str, Any]:
 
     The base model is named as on the hub, or by its folder or URL; the training data is the run's.
     """
-    left_out = _PLACES | _REPORTING | _SAVING | {*SECRETS}
+    left_out = _PLACES | _REPORTING | _MEMORY | _SAVING | {*SECRETS}
     arguments = {name: value for name, value in run.trained.items() if name not in left_out and value is not None}
     arguments["model_name_or_path"] = run.base_model
     arguments["train_data"] = list(_train_data(run))
@@ -58,13 +64,37 @@ def portable(arguments: Mapping[str, Any], bundle: Path, home: Path) -> dict[str
     return changed
 
 
-def train_script(arguments: Mapping[str, Any], step: Negatives, alpha: float | None = None) -> str:
+def memory_note(run: FinishedRun) -> str:
+    """Returns why training again needs more memory than the search did; empty where it does not."""
+    size = int(run.trained.get("sub_batch_size") or 0)
+    if size <= 0:
+        return ""
+    return (
+        f"The search trained with sub-batches of {size}, of the same gradients. FlagEmbedding's own save no memory and "
+        "are left out: it needs more memory than the search did."
+    )
+
+
+def tokens_note(lacking: Sequence[str]) -> str:
+    """Returns why FlagEmbedding cannot train the model, whose tokenizer has not the tokens `lacking`, and a remedy."""
+    if not lacking:
+        return ""
+    return (
+        f"FlagEmbedding cannot train the sparse head of a model whose tokenizer has no {', '.join(lacking)}, as the "
+        f"search did. In a copy of the base model, set {', '.join(lacking)} in tokenizer_config.json to a token that "
+        "tokenizer_config.json names as cls_token, pad_token or unk_token, and give its folder: "
+        "bash train.sh --model_name_or_path COPY makes the same model."
+    )
+
+
+def train_script(run: FinishedRun, arguments: Mapping[str, Any], step: Negatives, lacking: Sequence[str]) -> str:
     """Returns train.sh: `arguments` as FlagEmbedding's command line, paths relative to the script.
 
     Args:
+        run: The search.
         arguments: From `portable`.
         step: The workers that the negatives assume.
-        alpha: Share of the trained model in the bundle's weights, where they are a mixture with the base model.
+        lacking: Special tokens that FlagEmbedding needs and the tokenizer does not have.
     """
     flags = [f"--{name} {_shell(name, value)}" for name, value in arguments.items()]
     start = 'exec "$python" -m torch.distributed.run'
@@ -72,12 +102,20 @@ def train_script(arguments: Mapping[str, Any], step: Negatives, alpha: float | N
     return _SCRIPT.format(
         step=step,
         workers=step.workers,
-        needs="".join(
-            _NEEDED.format(variable=name.upper(), wish=_wish(arguments[name])) for name in _absent(arguments)
-        ),
+        needs=(_STOPPED.format(reason=shlex.quote(tokens_note(lacking))) if lacking else "")
+        + "".join(_NEEDED.format(variable=name.upper(), wish=_wish(arguments[name])) for name in _absent(arguments)),
         command=" \\\n  ".join([*command, "--output_dir ./trained", '"$@"']),
-        notes=(_ON_CPUS if arguments.get("use_cpu") else "") + ("" if alpha is None else _MIXTURE.format(alpha=alpha)),
+        notes="".join(_notes(run, arguments)),
     )
+
+
+def _notes(run: FinishedRun, arguments: Mapping[str, Any]) -> Iterator[str]:
+    if arguments.get("use_cpu"):
+        yield _ON_CPUS
+    if note := memory_note(run):
+        yield textwrap.fill(note, 118, initial_indent="# ", subsequent_indent="# ") + "\n"
+    if (alpha := run.result["best"]["alpha"]) is not None:
+        yield _MIXTURE.format(alpha=alpha)
 
 
 def _train_data(run: FinishedRun) -> Iterator[str]:
@@ -98,10 +136,16 @@ def _saving(run: FinishedRun) -> dict[str, Any]:
 
 
 def _kept_deepspeed(run: FinishedRun) -> dict[str, Any]:
-    """The bundle's copy of a DeepSpeed configuration that is not here any more."""
-    settings, copy = run.trained.get("deepspeed"), run.folder / "best" / DEEPSPEED_FILE
-    gone = isinstance(settings, str) and not Path(settings).is_file()
-    return {"deepspeed": str(copy)} if gone and copy.is_file() else {}
+    """What the run directory or this package has of a DeepSpeed configuration that is not here any more."""
+    settings = run.trained.get("deepspeed")
+    if not isinstance(settings, str) or Path(settings).is_file():
+        return {}
+    named = run.config.arguments.get("deepspeed")
+    places = [run.folder / FOLDER / Path(settings).name, run.folder / str(named), run.folder / "best" / DEEPSPEED_FILE]
+    if Path(settings).name == DS_STAGE0.name:
+        places.append(DS_STAGE0)
+    found = next((place for place in places if place.is_file()), None)
+    return {} if found is None else {"deepspeed": str(found)}
 
 
 def _write_deepspeed(settings: str | Mapping[str, Any], bundle: Path) -> str:
@@ -154,6 +198,13 @@ python="${{PYTHON:-python3}}"
   exit 2
 }}
 {needs}{command}
+"""
+
+_STOPPED = """\
+case " $* " in
+  *" --model_name_or_path "* | *" --unified_finetuning "*) ;;
+  *) echo {reason} >&2; exit 2 ;;
+esac
 """
 
 _NEEDED = "{variable}=${{{variable}:?{wish}}}\n"

@@ -15,15 +15,17 @@ from plotly.offline import get_plotlyjs
 
 from trainables.measures import objectives
 from tuner.errors import EXIT_DONE, EXIT_REQUEST, RequestError
+from tuner.export import bundle_of
 from tuner.figures import search_pictures, seeds_picture
 from tuner.remote import open_run_dir, run_folder
 from tuner.report_queries import moved_queries
 from tuner.study import has_failed, read_studies, value_of
-from tuner.verdict import FINE_TUNE, modes
+from tuner.verdict import FINE_TUNE, metric_label, modes
 
 REPORT_FILE = "report.html"
 _TEMPLATE = "report_template.html"
 _INTERVAL_WIDTH = 150
+_PARTS = {"test": "final test"}
 
 
 def write_report(run_dir: Path, storage: str | None = None) -> Path:
@@ -89,9 +91,10 @@ def _contents(run_dir: Path, storage: str | None) -> dict[str, Any]:
     search, _ = read_studies(run_dir, storage or config["storage"], config.get("study_name"))
     trials, result = search.get_trials(deepcopy=False), _json(run_dir / "result.json")
     best = result["best"] if result else None
+    metric = metric_label(config["metric"])
     return {
         "name": run_dir.resolve().name,
-        "metric": config["metric"],
+        "metric": metric,
         "is_dense": {name.partition(".")[0] for part in objectives(config["metric"]) for name in part} == {"dense"},
         "result": result,
         "best": best,
@@ -102,16 +105,16 @@ def _contents(run_dir: Path, storage: str | None) -> dict[str, Any]:
         "guarded": _guarded(result) if best else None,
         "parameters": _parameters(result) if best else [],
         "queries": moved_queries(run_dir / "data" / "eval", result["queries"]) if best else {},
-        "seeds": seeds_picture(result["finalists"], result["base"]["dev"], config["metric"]) if best else None,
+        "seeds": seeds_picture(result["finalists"], result["base"]["dev"], metric) if best else None,
         "pictures": search_pictures(
-            search, metric=config["metric"], rungs=config["rungs"], winner=best["trial"] if best else None
+            search, metric=metric, rungs=config["rungs"], winner=best["trial"] if best else None
         ),
         "spent": _spent(result["seconds"]) if result else [],
         "trials": [_trial_row(trial) for trial in trials],
         "parameter_names": list(dict.fromkeys(name for trial in trials for name in trial.params)),
         "manifest": _json(run_dir / "data" / "manifest.json"),
         "search_command": config["command"],
-        "train_command": _train_command(run_dir, best) if best else None,
+        "train_command": _train_command(run_dir, result) if best else None,
         "plotly": Markup(get_plotlyjs()),
     }
 
@@ -127,7 +130,14 @@ def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         facts.append(("Against your settings", f"{versus['gain']:+.4f} on test ({interval})."))
     elif result["user"] and result["user"]["folder"] == best["folder"]:
         facts.append(("Your settings", "They are the best that was found."))
-    facts.append(("Test set", f"{best['queries']} queries detect gains of about {best['detectable']:.4f} and more."))
+    detects = f"detect gains of about {best['detectable']:.4f} and more"
+    if count["tie"] == best["queries"]:
+        detects = "do not tell how small a gain they detect: none of them changed"
+    facts.append(("Test set", f"{best['queries']} queries {detects}."))
+    for name, gain in (result.get("objectives") or {}).items():
+        low, high = gain["ci95"]
+        interval = f"95% interval {low:+.4f} to {high:+.4f}, p = {gain['p_value']:.4f}"
+        facts.append((name, f"{gain['gain']:+.4f} on test ({interval})."))
     drop = f"Dev minus test of the best trial is {result['optimism']:+.4f}; of the base model, which was not selected, "
     facts.append(("Optimism", drop + f"{base['dev'] - base['test']:+.4f}."))
     if weights := result["hybrid_weights"]:
@@ -179,7 +189,7 @@ def _heads(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _head(metric: str) -> str:
     """What the table calls it: the head, or for a sum or two objectives what the study maximised."""
     if any(sign in metric for sign in "*+,"):
-        return "objective"
+        return "mean of the objectives" if "," in metric else "objective"
     return metric.partition(".")[0].replace("_", ", ")
 
 
@@ -224,9 +234,11 @@ def _parameters(result: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
 
 
 def _spent(seconds: Mapping[str, float]) -> list[tuple[str, float, float]]:
-    """Part, seconds, share of all parts in percent."""
-    parts = {part: spent for part, spent in seconds.items() if part != "total"}
-    whole = sum(parts.values()) or 1.0
+    """Part, seconds, share of all parts in percent; the rest of the clock is a part, where jobs ran one by one."""
+    parts = {_PARTS.get(part, part): spent for part, spent in seconds.items() if part != "total" and spent > 0}
+    if (rest := seconds["total"] - sum(parts.values())) > 0:
+        parts["rest of the clock"] = rest
+    whole = sum(parts.values())
     return [(part, spent, 100 * spent / whole) for part, spent in parts.items()]
 
 
@@ -242,12 +254,12 @@ def _trial_row(trial: FrozenTrial) -> dict[str, Any]:
     }
 
 
-def _train_command(run_dir: Path, best: Mapping[str, Any]) -> str:
+def _train_command(run_dir: Path, result: Mapping[str, Any]) -> str:
     """The bundle's train.sh; without a bundle, the parameters as flags of FlagEmbedding's own command."""
-    script = run_dir / "best" / "train.sh"
-    if script.exists():
-        return script.read_text(encoding="utf-8")
-    return " \\\n".join(f"--{name} {value}" for name, value in best["params"].items())
+    bundle = bundle_of(run_dir, result)
+    if bundle is not None:
+        return (bundle / "train.sh").read_text(encoding="utf-8")
+    return " \\\n".join(f"--{name} {value}" for name, value in result["best"]["params"].items())
 
 
 def _json(path: Path) -> Any:

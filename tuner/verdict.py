@@ -20,10 +20,12 @@ from tuner.guards import Mixture
 from tuner.selection import Standing, chosen_mixture, mixtures, noise, standings, ties, winner
 from tuner.statistics import Comparison, compare
 from tuner.study import SearchStudy, has_failed
+from tuner.time_spent import time_spent
 
 FINE_TUNE, KEEP = "fine-tune", "keep the base model"
+SIGNIFICANT = 0.05
+"""p-value up to which a gain is not put down to chance."""
 QUERIES_SHOWN = 10
-_SECONDS = ("training", "scoring", "overhead")
 
 
 def judge(
@@ -52,8 +54,8 @@ def judge(
 
     Returns:
         The stable keys of result.json, and beside them guard, noise, ties, finalists and, with several objectives,
-        front; with a trained trial also gains (by metric), versus_user, optimism (its dev minus its test score),
-        mixtures, hybrid_weights and queries (gained and lost most).
+        front; with a trained trial also gains (by metric), objectives (the gain in each of several), versus_user,
+        optimism (its dev minus its test score), mixtures, hybrid_weights and queries (gained and lost most).
 
     Raises:
         ValueError: If the base model or the winner was not scored on test.
@@ -68,7 +70,7 @@ def judge(
         "user": user,
         "best": None,
         "trials": _counts(study),
-        "seconds": _seconds([study, retrains], total_seconds),
+        "seconds": time_spent(run_dir, [study, retrains], total_seconds),
         "guard": None,
         "noise": noise(ranked),
         "ties": [],
@@ -84,7 +86,11 @@ def judge(
     before, after = _test_scores(run_dir, "0000"), _test_scores(run_dir, folder)
     gains = {name: compare(values, after.per_query[name], seed=seed) for name, values in before.per_query.items()}
     guarded = _guard(run_dir, folder, [s.trial for s in ranked], guard, tolerance)
-    verdict, reason = decide(gains[metric], guarded)
+    parts = {
+        part: compare(*(scores.with_metric(part).per_query[part] for scores in (before, after)), seed=seed)
+        for part in (metric.split(",") if "," in metric else ())
+    }
+    verdict, reason = decide(gains[metric], guarded, parts)
     standing = next(standing for standing in ranked if standing.trial == number)
     return result | {
         "verdict": verdict,
@@ -92,6 +98,7 @@ def judge(
         "best": best | _as_dict(gains[metric]) | _over_seeds(standing),
         "guard": guarded,
         "ties": ties([standing, *(other for other in ranked if other is not standing)]),
+        "objectives": {name: _as_dict(part) for name, part in parts.items()} or None,
         "gains": {name: _as_dict(gain) for name, gain in gains.items()},
         "versus_user": _versus_user(run_dir, user, folder, metric, seed),
         "optimism": best["dev"] - best["test"],
@@ -111,19 +118,32 @@ def rests_on(config: TrialConfig, run_dir: Path, study: SearchStudy, tolerance: 
     return config.split == "test" and config.name not in shown
 
 
-def decide(gain: Comparison, guard: Mapping[str, Any] | None = None) -> tuple[str, str]:
+def decide(
+    gain: Comparison, guard: Mapping[str, Any] | None = None, parts: Mapping[str, Comparison] | None = None
+) -> tuple[str, str]:
     """Returns the verdict and its reason in a sentence or two.
 
-    "fine-tune" is said only when the whole 95% interval of the gain on test lies above 0 and no guard task loses more
-    than its tolerance.
+    "fine-tune" is said only when the whole 95% interval of the gain on test lies above 0, the permutation test agrees,
+    and no guard task loses more than its tolerance. The bootstrap alone is too sure where few queries moved: of four
+    that all gained, hardly a resample has none. Of several objectives none may be worse for certain.
+
+    Args:
+        gain: Of the objective; of several, of their mean.
+        guard: As in result.json.
+        parts: Several objectives, each by its name.
     """
     low, high = gain.ci95
-    measured = f"{gain.gain:+.4f} on {gain.queries} test queries (95% interval {low:+.4f} to {high:+.4f})"
+    measured = f"{gain.gain:+.4f} on {gain.queries} test queries ({_interval(gain)})"
+    if parts:
+        measured = f"{measured} in the mean of {len(parts)} objectives: {'; '.join(map(_part, parts.items()))}"
     if guard is not None and guard["lost"]:
-        lost = ", ".join(_loss(task, guard["tasks"][task]) for task in guard["lost"])
-        return KEEP, f"Guard tasks lose more than {guard['tolerance']:g}: {lost}. The gain is {measured}."
-    if low > 0:
+        return KEEP, f"{_losses(guard)} The gain is {measured}."
+    if worse := [name for name, part in (parts or {}).items() if part.ci95[1] < 0]:
+        return KEEP, f"The best trial is worse than the base model in {' and '.join(worse)}. The gain is {measured}."
+    if low > 0 and gain.p_value <= SIGNIFICANT:
         return FINE_TUNE, f"The gain is {measured}."
+    if low > 0:
+        return KEEP, f"Too few queries changed to tell the gain from chance: {_changed(gain)}. The gain is {measured}."
     if high < 0:
         return KEEP, f"The best trial is worse than the base model: {measured}."
     if gain.win_tie_loss[1] == gain.queries:
@@ -134,15 +154,40 @@ def decide(gain: Comparison, guard: Mapping[str, Any] | None = None) -> tuple[st
     )
 
 
+def metric_label(metric: str) -> str:
+    """Returns what a value of the objective is called: of several objectives it is their mean."""
+    return f"mean of {' and '.join(metric.split(','))}" if "," in metric else metric
+
+
 def modes(weights: Mapping[str, float]) -> str:
     """Returns weights of the hybrid score as FlagEmbedding's ``compute_score`` takes them."""
     return f"weights_for_different_modes=[{', '.join(f'{weights[head]:g}' for head in ('dense', 'sparse', 'colbert'))}]"
 
 
-def _loss(task: str, scores: Mapping[str, float | None]) -> str:
-    if scores["base"] is None or scores["best"] is None:
-        return f"{task} (could not be scored)"
-    return f"{task} ({scores['base']:.4f} to {scores['best']:.4f})"
+def _changed(gain: Comparison) -> str:
+    win, _, loss = gain.win_tie_loss
+    return f"{win} better and {loss} worse of {gain.queries}, p = {gain.p_value:.4f}"
+
+
+def _interval(gain: Comparison) -> str:
+    low, high = gain.ci95
+    return f"95% interval {low:+.4f} to {high:+.4f}"
+
+
+def _part(named: tuple[str, Comparison]) -> str:
+    name, gain = named
+    return f"{name} {gain.gain:+.4f} ({_interval(gain)})"
+
+
+def _losses(guard: Mapping[str, Any]) -> str:
+    """A sentence on what was lost, and another on what could not be scored, where there is any."""
+    tasks = {task: guard["tasks"][task] for task in guard["lost"]}
+    unscored = [task for task, scores in tasks.items() if None in scores.values()]
+    lost = [f"{task} ({s['base']:.4f} to {s['best']:.4f})" for task, s in tasks.items() if task not in unscored]
+    sentences = [f"Guard tasks lose more than {guard['tolerance']:g}: {', '.join(lost)}."] if lost else []
+    if unscored:
+        sentences.append(f"Guard tasks could not be scored, and may have lost anything: {', '.join(unscored)}.")
+    return " ".join(sentences)
 
 
 def _guard(
@@ -210,11 +255,6 @@ def _counts(study: Study) -> dict[str, int]:
     failed = sum(map(has_failed, trials))
     states = Counter(trial.state for trial in trials if not has_failed(trial))
     return {"complete": states[TrialState.COMPLETE], "pruned": states[TrialState.PRUNED], "failed": failed}
-
-
-def _seconds(studies: Sequence[Study | None], total: float) -> dict[str, float]:
-    spent = [t.user_attrs.get("seconds", {}) for study in studies if study for t in study.get_trials(deepcopy=False)]
-    return {"total": total} | {name: sum(seconds.get(name, 0.0) for seconds in spent) for name in _SECONDS}
 
 
 def _folder(number: int, mixed: Mixture | None) -> str:
