@@ -1,5 +1,8 @@
 """The study's storage as its one writer reads it: Optuna's own contract, and what is kept beneath it."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -135,6 +138,31 @@ def test_nothing_is_remembered_that_the_storage_did_not_take(
     trial = storage.get_trial(trial_id)
     assert (trial.params, trial.user_attrs, trial.intermediate_values) == ({}, {}, {})
     assert trial.state is TrialState.RUNNING
+
+
+_FULL_FOR_A_WHILE = """
+import json, resource, sys
+from pathlib import Path
+import optuna
+from tuner.patience import PatientStorage
+from tuner.storage import open_storage
+
+journal = Path(sys.argv[1])
+inner = open_storage(str(journal), journal.parent)
+study = optuna.create_study(storage=PatientStorage(inner, say=lambda _: unlimited()), study_name="search")
+unlimited = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_FSIZE, (journal.stat().st_size + 20, resource.RLIM_INFINITY))
+study.set_user_attr("data_hash", "a" * 100)
+"""
+
+
+def test_a_journal_on_a_disk_that_was_full_can_be_read(tmp_path: Path) -> None:
+    """Of the line, 20 bytes had room; it is written again when all of it has."""
+    journal = tmp_path / "study.journal"
+    subprocess.run([sys.executable, "-c", _FULL_FOR_A_WHILE, str(journal)], check=True)
+    study = optuna.load_study(study_name="search", storage=open_storage(str(journal), tmp_path))
+    assert study.user_attrs == {"data_hash": "a" * 100}
+    assert [json.loads(line)["op_code"] for line in journal.read_text().splitlines()] == [0, 2]
 
 
 def test_a_storage_that_was_given_up_is_not_waited_for_again() -> None:

@@ -1,5 +1,6 @@
 """Where a study is kept, and its one writer's memory of it."""
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from trainables.files import append_line
 from tuner.errors import RequestError
 
 PASSWORD_VARIABLE = "TUNER_STORAGE"
@@ -40,7 +42,7 @@ def open_storage(url: str | None, run_dir: Path) -> BaseStorage:
     with readable(url):
         if url.endswith((".journal", ".log")) and "://" not in url:
             _cut_torn_line(Path(url))
-            return optuna.storages.JournalStorage(JournalFileBackend(url))
+            return optuna.storages.JournalStorage(_WholeLines(url))
         return optuna.storages.get_storage(_with_driver(url))
 
 
@@ -57,15 +59,35 @@ def readable(url: str | None) -> Iterator[None]:
         raise RequestError([f"--storage {where}: no study can be read there ({said}); {_remedy(where)}"]) from error
 
 
+class _WholeLines(JournalFileBackend):
+    """A journal that stays as it was where a full disk takes a part of a line: the next would be appended to it."""
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        lines = "\n".join(json.dumps(log, separators=(",", ":")) for log in logs)
+        journal = Path(self._file_path)
+        with _locked(journal):
+            size = journal.stat().st_size
+            try:
+                append_line(journal, lines)
+            except OSError:
+                os.truncate(journal, size)
+                raise
+
+
 def _cut_torn_line(journal: Path) -> None:
     """Removes what a process that was killed had written of its last line: Optuna would append to it."""
     if not journal.exists():
         return
+    with _locked(journal), journal.open("rb+") as file:
+        file.truncate(file.read().rfind(b"\n") + 1)
+
+
+@contextmanager
+def _locked(journal: Path) -> Iterator[None]:
     lock = JournalFileSymlinkLock(str(journal))
     lock.acquire()
     try:
-        with journal.open("rb+") as file:
-            file.truncate(file.read().rfind(b"\n") + 1)
+        yield
     finally:
         lock.release()
 
