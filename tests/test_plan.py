@@ -162,6 +162,24 @@ def test_passwords_of_storages_are_not_written() -> None:
     assert redacted("sqlite:///study.db") == "sqlite:///study.db"
 
 
+@pytest.mark.parametrize(
+    ("storage", "written"),
+    [
+        ("studies/s.journal", "{here}/studies/s.journal"),
+        ("sqlite:///s.db?timeout=9", "sqlite:///{here}/s.db?timeout=9"),
+        ("sqlite:////data/s.db", "sqlite:////data/s.db"),
+        ("postgresql://me:secret@host/db", "postgresql://me:***@host/db"),
+    ],
+)
+def test_a_storage_is_found_again_from_another_directory(
+    storage: str, written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = _plan(tmp_path)
+    write_config(replace(plan, config=plan.config.replace(storage=storage)), [])
+    assert yaml.safe_load((plan.run_dir / CONFIG_FILE).read_text())["storage"] == written.format(here=tmp_path)
+
+
 def _asked(plan: Plan) -> SearchConfig:
     """What the command in config.yaml asks for."""
     command = shlex.split(yaml.safe_load((plan.run_dir / CONFIG_FILE).read_text())["command"])
@@ -196,7 +214,8 @@ def test_a_search_from_python_can_be_searched_again(
     plan = _plan(tmp_path, learning_rate=3e-6)
     asked = plan.config.replace(run_dir=run_dir, storage="sqlite:///studies.db", study_name="mine", rungs=(0.5, 1.0))
     write_config(replace(plan, config=asked), None)
-    assert _asked(plan) == asked.replace(run_dir="run-again", study_name="run-again")
+    storage = f"sqlite:///{tmp_path}/studies.db"
+    assert _asked(plan) == asked.replace(run_dir="run-again", study_name="run-again", storage=storage)
 
 
 def test_a_search_on_object_storage_is_named_by_its_url(tmp_path: Path) -> None:

@@ -1,7 +1,11 @@
 """The study's storage as its one writer reads it: Optuna's own contract, and what is kept beneath it."""
 
-from collections.abc import Iterator
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import mariadb
 import optuna
@@ -16,6 +20,8 @@ from optuna.trial import FrozenTrial, TrialState
 from tuner.interrupts import SearchStopped
 from tuner.patience import PatientStorage
 from tuner.storage import RememberedStorage, open_storage
+
+_Answer = TypeVar("_Answer")
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +143,31 @@ def test_nothing_is_remembered_that_the_storage_did_not_take(
     assert trial.state is TrialState.RUNNING
 
 
+_FULL_FOR_A_WHILE = """
+import json, resource, sys
+from pathlib import Path
+import optuna
+from tuner.patience import PatientStorage
+from tuner.storage import open_storage
+
+journal = Path(sys.argv[1])
+inner = open_storage(str(journal), journal.parent)
+study = optuna.create_study(storage=PatientStorage(inner, say=lambda _: unlimited()), study_name="search")
+unlimited = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_FSIZE, (journal.stat().st_size + 20, resource.RLIM_INFINITY))
+study.set_user_attr("data_hash", "a" * 100)
+"""
+
+
+def test_a_journal_on_a_disk_that_was_full_can_be_read(tmp_path: Path) -> None:
+    """Of the line, 20 bytes had room; it is written again when all of it has."""
+    journal = tmp_path / "study.journal"
+    subprocess.run([sys.executable, "-c", _FULL_FOR_A_WHILE, str(journal)], check=True)
+    study = optuna.load_study(study_name="search", storage=open_storage(str(journal), tmp_path))
+    assert study.user_attrs == {"data_hash": "a" * 100}
+    assert [json.loads(line)["op_code"] for line in journal.read_text().splitlines()] == [0, 2]
+
+
 def test_a_storage_that_was_given_up_is_not_waited_for_again() -> None:
     """What is still to be written as the search ends is tried once."""
     attempts, said = list[None](), list[str]()
@@ -153,3 +184,53 @@ def test_a_storage_that_was_given_up_is_not_waited_for_again() -> None:
     with pytest.raises(SearchStopped, match="has not answered"):
         storage.ask(away)
     assert len(attempts) == len(said) == 1
+
+
+class _AnswersGetLost(InMemoryStorage):
+    """Takes what is written, and fails to say so every first time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lost = set[str]()
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        return self._answer(
+            f"enqueued: {template_trial is not None}", super().create_new_trial(study_id, template_trial)
+        )
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        return self._answer(f"{trial_id} {state}", super().set_trial_state_values(trial_id, state, values))
+
+    def _answer(self, asked: str, answer: _Answer) -> _Answer:
+        if asked not in self.lost:
+            self.lost.add(asked)
+            raise OSError("connection reset")
+        return answer
+
+
+def test_what_a_lost_answer_had_confirmed_is_not_written_twice() -> None:
+    """Of each write the first answer is lost: an enqueued trial, its start and end, and a new trial."""
+    kept = _AnswersGetLost()
+    storage = RememberedStorage(PatientStorage(kept, say=lambda _: None))
+    study = optuna.create_study(storage=storage, study_name="search")
+    study.enqueue_trial({"x": 0.25})
+    study.tell(study.ask(), 0.5)
+    assert study.ask().number == 1
+    for told in (study, optuna.load_study(study_name="search", storage=kept)):
+        assert [trial.state.name for trial in told.trials] == ["COMPLETE", "RUNNING"]
+
+
+def test_a_trial_that_was_not_taken_is_created_when_the_storage_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = InMemoryStorage()
+    create, attempts = kept.create_new_trial, list[int]()
+
+    def refuses_once(study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        attempts.append(study_id)
+        if len(attempts) == 1:
+            raise OSError("connection refused")
+        return create(study_id, template_trial)
+
+    monkeypatch.setattr(kept, "create_new_trial", refuses_once)
+    study = optuna.create_study(storage=PatientStorage(kept, say=lambda _: None))
+    assert [study.ask().number, study.ask().number] == [0, 1]
+    assert len(attempts) == 3

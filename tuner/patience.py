@@ -1,11 +1,13 @@
 """A storage whose server may go away for a while: what is asked of it is asked again until it answers."""
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from tuner.interrupts import SearchStopped
@@ -44,11 +46,46 @@ class PatientStorage(_Patient):  # type: ignore[misc]
     ) -> None:
         self.inner, self._say, self._seconds = inner, say, seconds
         self._gave_up = False
+        self._trials: dict[int, int] = {}
         self.check: Callable[[], None] = lambda: None
         """Called between two attempts; what it raises ends the waiting."""
 
-    def ask(self, method: Callable[..., _Answer], *arguments: Any, **keywords: Any) -> _Answer:
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        """Creates one trial: of an attempt whose answer was lost, the trial is taken; nobody else writes."""
+        known = self._trials[study_id] if study_id in self._trials else self.get_n_trials(study_id)
+
+        def again() -> int:
+            made = self.inner.get_all_trials(study_id, deepcopy=False)[known:]
+            return made[0]._trial_id if made else self.inner.create_new_trial(study_id, template_trial)
+
+        trial_id = self.ask(self.inner.create_new_trial, study_id, template_trial, again=again)
+        self._trials[study_id] = known + 1
+        return trial_id
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        """Changes a trial's state; where a later attempt cannot, the one whose answer was lost was taken."""
+
+        def again() -> bool:
+            with contextlib.suppress(UpdateFinishedTrialError):
+                self.inner.set_trial_state_values(trial_id, state, values)
+            return True
+
+        return self.ask(self.inner.set_trial_state_values, trial_id, state, values, again=again)
+
+    def ask(
+        self,
+        method: Callable[..., _Answer],
+        *arguments: Any,
+        again: Callable[[], _Answer] | None = None,
+        **keywords: Any,
+    ) -> _Answer:
         """Returns what `method` returns, once it does.
+
+        Args:
+            method: What is asked.
+            arguments: Its arguments.
+            again: What is asked after an attempt that may have been taken all the same; None: `method`.
+            keywords: Its arguments by name.
 
         Raises:
             SearchStopped: It did not within the time; once that is over, the next time it does not at once.
@@ -56,11 +93,7 @@ class PatientStorage(_Patient):  # type: ignore[misc]
         lost, pause = 0.0, 0.25
         while True:
             try:
-                answer = method(*arguments, **keywords)
-            except UpdateFinishedTrialError:
-                if not lost:
-                    raise
-                return True  # type: ignore[return-value]  # the attempt that seemed to fail was taken
+                answer = again() if lost and again else method(*arguments, **keywords)
             except Exception as error:
                 if not passes(error):
                     raise

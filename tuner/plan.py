@@ -27,7 +27,7 @@ from tuner.models import model_here
 from tuner.object_storage import is_url
 from tuner.rehearsal import rehearse
 from tuner.samplers import sampler_names
-from tuner.storage import HIDDEN, redacted
+from tuner.storage import HIDDEN, absolute, redacted
 from tuner.study import check_claim, pruner_names
 
 CONFIG_FILE = "config.yaml"
@@ -338,7 +338,7 @@ def write_config(plan: Plan, argv: Sequence[str] | None) -> None:
     values |= {
         "resume": None,
         "dry_run": False,
-        "storage": None if plan.config.storage is None else redacted(plan.config.storage),
+        "storage": None if plan.config.storage is None else redacted(absolute(plan.config.storage)),
     }
     path = plan.run_dir / CONFIG_FILE
     earlier = yaml.safe_load(path.read_text("utf-8")) if plan.config.resume and path.exists() else {}

@@ -12,7 +12,13 @@ _BEGUN, _ASIDE, _FORGOTTEN = ".replaced-begun", ".replaced", ".replaced-forgotte
 def holds_search(run_dir: Path) -> bool:
     """Returns whether a search has begun in the directory."""
     _put_back(run_dir)
-    return (run_dir / "study.db").exists() or (run_dir / "result.json").exists()
+    return any((run_dir / name).exists() for name in ("study.db", "result.json")) or holds_trials(run_dir)
+
+
+def holds_trials(run_dir: Path) -> bool:
+    """Returns whether trials have begun in the directory; their study may lie elsewhere."""
+    trials = run_dir / "trials"
+    return trials.is_dir() and any(trials.iterdir())
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from tuner.errors import (
 from tuner.interrupts import Interrupted, interruptible
 from tuner.object_storage import is_url
 from tuner.remote import RunStore, open_run_dir
-from tuner.room import forget_replaced, holds_search, set_aside
+from tuner.room import forget_replaced, holds_search, holds_trials, set_aside
 
 if TYPE_CHECKING:
     from trainables.config import Train
@@ -93,7 +93,7 @@ def run_search(
     with _held(run_dir), store.held():
         if config.resume:
             store.pull()
-        with nullcontext() if config.resume else _room(store, replace=_replaces(config)):
+        with _room(config, store):
             if config.is_example:
                 config = _example(config, run_dir)
             _search(config, store, argv, console, started, train)
@@ -247,16 +247,16 @@ def _held(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def _replaces(config: SearchConfig) -> bool:
-    return bool(config.arguments.get("overwrite_output_dir"))
+def _room(config: SearchConfig, store: RunStore) -> AbstractContextManager[None]:
+    """Refuses a directory that holds a search, or with ``--overwrite_output_dir`` sets that search aside.
 
-
-def _room(store: RunStore, *, replace: bool) -> AbstractContextManager[None]:
-    """Refuses a directory that holds a search, or with `replace` sets that search aside.
-
-    On object storage nothing is ever replaced.
+    On object storage nothing is ever replaced. A resumed search is refused where its study is not.
     """
     run_dir = store.local
+    if config.resume:
+        _require_study(config, run_dir)
+        return nullcontext()
+    replace = bool(config.arguments.get("overwrite_output_dir"))
     if store.is_remote:
         if store.pull(["config.yaml"]):
             raise RequestError([f"{store.url} holds a search already; --resume it, or name another prefix"])
@@ -271,6 +271,15 @@ def _room(store: RunStore, *, replace: bool) -> AbstractContextManager[None]:
             ]
         )
     return set_aside(run_dir)
+
+
+def _require_study(config: SearchConfig, run_dir: Path) -> None:
+    """Trials would begin anew in the folders of earlier ones."""
+    from tuner.storage import require_study
+    from tuner.study import study_names
+
+    if holds_trials(run_dir):
+        require_study(config.storage, run_dir, study_names(config.study_name)[0])
 
 
 def _example(config: SearchConfig, run_dir: Path) -> SearchConfig:

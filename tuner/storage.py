@@ -1,5 +1,6 @@
 """Where a study is kept, and its one writer's memory of it."""
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from trainables.files import append_line
 from tuner.errors import RequestError
 
 PASSWORD_VARIABLE = "TUNER_STORAGE"
@@ -36,12 +38,55 @@ def open_storage(url: str | None, run_dir: Path) -> BaseStorage:
     Raises:
         RequestError: It cannot be opened.
     """
-    url = f"sqlite:///{(run_dir / 'study.db').resolve()}" if url is None else _with_password(url)
+    url = _whole(url, run_dir)
     with readable(url):
-        if url.endswith((".journal", ".log")) and "://" not in url:
+        if _is_journal(url):
             _cut_torn_line(Path(url))
-            return optuna.storages.JournalStorage(JournalFileBackend(url))
+            return optuna.storages.JournalStorage(_WholeLines(url))
         return optuna.storages.get_storage(_with_driver(url))
+
+
+def require_study(url: str | None, run_dir: Path, name: str) -> None:
+    """Refuses to go on with a search whose study is not in the storage; a file that is missing is not made.
+
+    Raises:
+        RequestError: The storage holds no study `name`, or cannot be opened.
+    """
+    url = _whole(url, run_dir)
+    file = _file(url)
+    if file is None or Path(file.partition("?")[0]).exists():
+        with readable(url):
+            if name in (study.study_name for study in open_storage(url, run_dir).get_all_studies()):
+                return
+    raise RequestError(
+        [
+            f"--resume {run_dir}: it holds trials, but the storage {redacted(url)} holds no study {name!r}; give the "
+            f"storage that the search began with (--storage, {PASSWORD_VARIABLE}), put back its file, or start a new "
+            "--run_dir"
+        ]
+    )
+
+
+def absolute(url: str) -> str:
+    """Returns a storage URL that names the same file from any directory."""
+    file = _file(url)
+    return url if file is None else f"{url.removesuffix(file)}{Path(file).absolute()}"
+
+
+def _whole(url: str | None, run_dir: Path) -> str:
+    return f"sqlite:///{(run_dir / 'study.db').resolve()}" if url is None else _with_password(url)
+
+
+def _is_journal(url: str) -> bool:
+    return url.endswith((".journal", ".log")) and "://" not in url
+
+
+def _file(url: str) -> str | None:
+    """The file that a URL names, with the URL's options; None: a server, or memory."""
+    if _is_journal(url):
+        return url
+    scheme, _, file = url.partition(":///")
+    return file if scheme.startswith("sqlite") and file and not file.startswith((":", "file:")) else None
 
 
 @contextmanager
@@ -57,15 +102,35 @@ def readable(url: str | None) -> Iterator[None]:
         raise RequestError([f"--storage {where}: no study can be read there ({said}); {_remedy(where)}"]) from error
 
 
+class _WholeLines(JournalFileBackend):
+    """A journal that stays as it was where a full disk takes a part of a line: the next would be appended to it."""
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        lines = "\n".join(json.dumps(log, separators=(",", ":")) for log in logs)
+        journal = Path(self._file_path)
+        with _locked(journal):
+            size = journal.stat().st_size
+            try:
+                append_line(journal, lines)
+            except OSError:
+                os.truncate(journal, size)
+                raise
+
+
 def _cut_torn_line(journal: Path) -> None:
     """Removes what a process that was killed had written of its last line: Optuna would append to it."""
     if not journal.exists():
         return
+    with _locked(journal), journal.open("rb+") as file:
+        file.truncate(file.read().rfind(b"\n") + 1)
+
+
+@contextmanager
+def _locked(journal: Path) -> Iterator[None]:
     lock = JournalFileSymlinkLock(str(journal))
     lock.acquire()
     try:
-        with journal.open("rb+") as file:
-            file.truncate(file.read().rfind(b"\n") + 1)
+        yield
     finally:
         lock.release()
 
