@@ -190,7 +190,7 @@ def test_no_trial_is_started_that_the_time_budget_cannot_hold(tmp_path: Path) ->
         def report_in_time(rung: RungReport) -> bool:
             nonlocal now
             now = started + 60 * rung.fraction
-            return report(rung)
+            return report(replace(rung, seconds={"training": now - started, "scoring": 0.0}))
 
         fake_train(config, report_in_time, progress)
 
@@ -199,6 +199,24 @@ def test_no_trial_is_started_that_the_time_budget_cannot_hold(tmp_path: Path) ->
     run_in_process(agenda, minute)
     assert now <= 600
     assert [row.role for row in agenda.rows].count("finalist") == 1
+
+
+def test_a_job_that_is_tried_again_starts_when_it_is_handed_out(tmp_path: Path) -> None:
+    """Storage is away for 30 s: they are no part of the second attempt."""
+    now = 0.0
+    agenda = open_agenda(SearchConfig(num_trials=2, finalists=0), tmp_path, clock=lambda: now)
+    base = agenda.next()
+    assert base is not None
+    now = 10.0
+    agenda.failed(base.name, Failure(kind="storage", message="s3://bucket cannot be reached"))
+    assert agenda.next() is None
+    now = 50.0
+    assert agenda.next() == base
+    now = 60.0
+    agenda.progress(base.name, 3, 100)
+    agenda.progress(base.name, 9, 100)
+    assert [row.started for row in agenda.rows] == [0.0, 50.0]
+    assert [row.first_step for row in agenda.rows] == [None, (60.0, 3)]
 
 
 NO_PLACE = Failure(kind="no_resources", message="a group needs 2 GPU, but free is 0 GPU")

@@ -100,6 +100,7 @@ class Agenda:
             self.finished = not self._running and not self._waiting and not self._twins
             return None
         self._running[job.config.name] = job
+        job.row.started = self._clock()  # a retry may have waited for long
         self.rows.append(job.row)
         try:
             self._folders.opened(job.config)
@@ -131,6 +132,8 @@ class Agenda:
         """A worker says how far job `name` is."""
         if job := self._running.get(name):
             job.row.step, job.row.steps = step, steps
+            if step and job.row.first_step is None:
+                job.row.first_step = self._clock(), step
 
     def waits(self, name: str, note: str) -> None:
         """A slot says why job `name` does not move; nothing where it does."""
@@ -143,7 +146,6 @@ class Agenda:
         self.remember_time()
         job = self._running[name]
         job.row.rung, job.row.step = report.rung, report.step
-        job.row.scoring = report.seconds.get("scoring", 0.0)
         job.best = report.value if job.best is None else max(job.best, report.value)
         job.row.value = job.best
         if job.trial is None:

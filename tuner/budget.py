@@ -7,22 +7,20 @@ from typing import Protocol
 from optuna.trial import FrozenTrial, TrialState
 
 from tuner.config import SearchConfig
-from tuner.study import BASE, SAMPLED, USER
+from tuner.study import BASE
 
 _MARGIN = 1.1  # what is kept back for a retraining must be enough when its time comes
+_TELLING = 0.05  # share of the steps after which their pace tells how long all of them take
 _TESTS = 3  # the base model, the user's own settings and the winner
 
 
 class Timed(Protocol):
     """A job with its times, as `tuner.jobs.Row` has them."""
 
-    role: str
     state: str
     step: int
     steps: int
-    scoring: float
-    started: float
-    ended: float | None
+    first_step: tuple[float, int] | None
 
 
 class TimeBudget:
@@ -86,13 +84,12 @@ class TimeBudget:
 
         Of the base model only the scoring counts: it is the first job, and its time holds the start of the workers.
         """
-        rows, told = list(rows), list(self._told())
-        scorings = [row.scoring for row in rows if row.role == BASE]
-        scorings += [_seconds(trial)["scoring"] for trial in told if _is_base(trial) and _seconds(trial)]
+        told = list(self._told())
+        scorings = [_seconds(trial)["scoring"] for trial in told if _is_base(trial) and _seconds(trial)]
         return max([*self._trainings(rows), *self._trainings_told(told)], default=0.0), max(scorings, default=0.0)
 
     def _trainings_told(self, trials: Iterable[FrozenTrial]) -> Iterator[float]:
-        """What whole trainings took or, from the rung that was reached, would take, over all processes."""
+        """What whole trainings took or, from the rung that was reached, would take, by their workers' clocks."""
         fractions = dict(enumerate(self._config.rungs, 1))
         for trial in trials:
             rung = max(trial.intermediate_values, default=0)
@@ -101,15 +98,13 @@ class TimeBudget:
                 yield sum(_seconds(trial).values()) / share
 
     def _trainings(self, rows: Iterable[Timed]) -> Iterator[float]:
-        """What whole trainings took or, from the steps that were done, would take."""
+        """What the running trainings would take at the pace of their steps, whatever came before the first of them."""
         for row in rows:
-            seconds = (self._clock() if row.ended is None else row.ended) - row.started
-            if row.role not in (USER, SAMPLED, "finalist"):
-                continue
-            if row.state == "complete":
-                yield seconds
-            elif row.state in ("running", "pruned") and row.step and row.steps:
-                yield seconds * row.steps / row.step
+            if row.state == "running" and row.first_step is not None:
+                since, first = row.first_step
+                done = row.step - first
+                if done >= _TELLING * row.steps:
+                    yield (self._clock() - since) * row.steps / done
 
 
 def _is_base(trial: FrozenTrial) -> bool:
