@@ -46,6 +46,13 @@ def test_a_trial_starts_while_its_first_rung_and_the_finalists_have_time() -> No
     assert not _budget(726, told=TOLD).allows_trial([])
 
 
+def test_why_no_trial_may_start_is_said_in_seconds() -> None:
+    """25 s to the first rung and 250 s."""
+    said = "the next one, the finalists and the test need 275 s, and 200 s are left"
+    assert _budget(800, told=TOLD).shortage([]) == said
+    assert "and 0 s are left" in _budget(1100, told=TOLD).shortage([])
+
+
 def test_a_trial_goes_on_while_its_next_rung_and_the_finalists_have_time() -> None:
     """25 s from the first rung to the second, 50 s to the third."""
     assert _budget(724, told=TOLD).allows_next_rung(1, [])

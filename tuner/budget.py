@@ -63,9 +63,7 @@ class TimeBudget:
         """Whether a trial that stands at `rung` reaches the next one, and leaves the finalists their time."""
         if self._config.time_budget is None or rung >= len(self._config.rungs):
             return True
-        whole, scoring = self._longest(rows)
-        before, after = (0.0, *self._config.rungs)[rung : rung + 2]
-        return self.left > whole * (after - before) + self._reserve(whole, scoring)
+        return self.left > self._needed(rung, rows)
 
     def allows_retraining(self, rows: Iterable[Timed]) -> bool:
         """Whether a finalist's retraining that starts now ends, and leaves the test its time."""
@@ -73,6 +71,16 @@ class TimeBudget:
             return True
         whole, scoring = self._longest(rows)
         return self.left >= whole + _TESTS * scoring
+
+    def shortage(self, rows: Iterable[Timed]) -> str:
+        """Says why no trial may start."""
+        needed, left = self._needed(0, rows), max(0.0, self.left)
+        return f"the next one, the finalists and the test need {needed:.0f} s, and {left:.0f} s are left"
+
+    def _needed(self, rung: int, rows: Iterable[Timed]) -> float:
+        whole, scoring = self._longest(rows)
+        before, after = (0.0, *self._config.rungs)[rung : rung + 2]
+        return whole * (after - before) + self._reserve(whole, scoring)
 
     def _reserve(self, whole: float, scoring: float) -> float:
         retrainings = self._config.finalist_count * self._config.finalist_seeds
