@@ -10,9 +10,11 @@ from trainables.worker import StorageAway
 from tuner import executor
 from tuner.agenda import Agenda
 from tuner.config import SearchConfig
+from tuner.errors import AllTrialsFailedError
 from tuner.executor import run_in_process
 from tuner.interrupts import Interrupted, SearchStopped
 from tuner.retries import Failure
+from tuner.search import _without_winner
 from tuner.slot import Slots
 from tuner.study import read_studies
 
@@ -196,7 +198,7 @@ def test_no_trial_is_started_that_the_time_budget_cannot_hold(tmp_path: Path) ->
         def report_in_time(rung: RungReport) -> bool:
             nonlocal now
             now = started + 60 * rung.fraction
-            return report(rung)
+            return report(replace(rung, seconds={"training": now - started, "scoring": 0.0}))
 
         fake_train(config, report_in_time, progress)
 
@@ -205,6 +207,61 @@ def test_no_trial_is_started_that_the_time_budget_cannot_hold(tmp_path: Path) ->
     run_in_process(agenda, minute)
     assert now <= 600
     assert [row.role for row in agenda.rows].count("finalist") == 1
+
+
+def test_a_job_that_is_tried_again_starts_when_it_is_handed_out(tmp_path: Path) -> None:
+    """Storage is away for 30 s: they are no part of the second attempt."""
+    now = 0.0
+    agenda = open_agenda(SearchConfig(num_trials=2, finalists=0), tmp_path, clock=lambda: now)
+    base = agenda.next()
+    assert base is not None
+    now = 10.0
+    agenda.failed(base.name, Failure(kind="storage", message="s3://bucket cannot be reached"))
+    assert agenda.next() is None
+    now = 50.0
+    assert agenda.next() == base
+    now = 60.0
+    agenda.progress(base.name, 3, 100)
+    agenda.progress(base.name, 9, 100)
+    assert [row.started for row in agenda.rows] == [0.0, 50.0]
+    assert [row.first_step for row in agenda.rows] == [None, (60.0, 3)]
+
+
+def test_trials_that_the_time_budget_left_out_are_told(tmp_path: Path) -> None:
+    """Scoring the base model takes 100 of 300 s: three more scorings for the test, and nothing is left to train in."""
+    now = 0.0
+
+    def slowly(config: TrialConfig, report: Report, progress: Progress) -> None:
+        nonlocal now
+        now += 100
+        fake_train(config, lambda rung: report(replace(rung, seconds={"scoring": 100.0})), progress)
+
+    agenda = open_agenda(SearchConfig(num_trials=5, time_budget="300"), tmp_path, clock=lambda: now)
+    run_in_process(agenda, slowly)
+    assert agenda.left_out == (
+        "time budget: 1 of 5 trials were started: "
+        "the next one, the finalists and the test need 300 s, and 200 s are left; raise --time_budget"
+    )
+    stopped = _without_winner(agenda)
+    assert isinstance(stopped, SearchStopped)
+    assert stopped.reason == agenda.left_out
+
+
+def test_a_search_that_started_every_trial_left_out_nothing(tmp_path: Path) -> None:
+    assert _run(SearchConfig(num_trials=2, time_budget="8h", finalists=0), tmp_path).left_out == ""
+
+
+def test_causes_are_known_after_a_resume_and_nothing_is_trained_without_the_base_model(tmp_path: Path) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("no such model")
+
+    run_in_process(open_agenda(SearchConfig(num_trials=5), tmp_path), fails)
+    resumed = open_agenda(SearchConfig(num_trials=9), tmp_path)
+    run_in_process(resumed, fake_train)
+    assert resumed.rows == []
+    failed = _without_winner(resumed)
+    assert isinstance(failed, AllTrialsFailedError)
+    assert str(failed) == "every trial failed (1):\n  1 x RuntimeError: no such model"
 
 
 NO_PLACE = Failure(kind="no_resources", message="a group needs 2 GPU, but free is 0 GPU")

@@ -76,7 +76,7 @@ class Agenda:
         """When a job that had a worker group last ended."""
         self._finals = Finals(config, study, run_dir=run_dir, job=self._job)
         self._scorings: list[TrialConfig] = []
-        self._base_failed = False
+        self._base_failed = any(_is_lost_base(trial) for trial in study.trials)
         self.note = ""
         """Why no job is handed out."""
         self.rows: list[Row] = []
@@ -101,6 +101,7 @@ class Agenda:
             self.finished = not self._running and not self._waiting and not self._twins
             return None
         self._running[job.config.name] = job
+        job.row.started = self._clock()  # a retry may have waited for long
         self.rows.append(job.row)
         try:
             self._folders.opened(job.config)
@@ -124,6 +125,25 @@ class Agenda:
         """Whether a trained trial completed, and the base model could be scored."""
         return bool(selection.finalists(self._study.search, 1)) and not self._base_failed
 
+    @property
+    def causes(self) -> list[Failure]:
+        """Why trials failed, also in earlier processes: of those without the traceback."""
+        tracebacks = {failure.message: failure.traceback for failure in self.failures}
+        known = [trial.user_attrs for trial in self._study.trials if "error" in trial.user_attrs]
+        return [
+            Failure(kind=attrs["error_kind"], message=attrs["error"], traceback=tracebacks.get(attrs["error"], ""))
+            for attrs in known
+        ]
+
+    @property
+    def left_out(self) -> str:
+        """What a finished search had no time for, and the remedy; nothing where it started every trial."""
+        issued, planned = self._study.issued, self._config.num_trials
+        if self._config.time_budget is None or self._base_failed or issued >= planned:
+            return ""
+        why = self._budget.shortage(self.rows)
+        return f"time budget: {issued} of {planned} trials were started: {why}; raise --time_budget"
+
     def is_running(self, name: str) -> bool:
         """Whether job `name` was handed out and has not ended."""
         return name in self._running
@@ -132,6 +152,8 @@ class Agenda:
         """A worker says how far job `name` is."""
         if job := self._running.get(name):
             job.row.step, job.row.steps = step, steps
+            if step and job.row.first_step is None:
+                job.row.first_step = self._clock(), step
 
     def waits(self, name: str, note: str) -> None:
         """A slot says why job `name` does not move; nothing where it does."""
@@ -144,7 +166,6 @@ class Agenda:
         self.remember_time()
         job = self._running[name]
         job.row.rung, job.row.step = report.rung, report.step
-        job.row.scoring = report.seconds.get("scoring", 0.0)
         job.best = report.value if job.best is None else max(job.best, report.value)
         job.row.value = job.best
         if job.trial is None:
@@ -388,3 +409,9 @@ class Agenda:
         kept = {f"{number:04d}" for number in [*best, *others]}
         alive = {*self._running, *(job.config.name for job in self._waiting), *self._study.unfinished_names}
         self._mirror.drop([f"trials/{folder}" for folder in self._folders.keep(kept, alive)])
+
+
+def _is_lost_base(trial: FrozenTrial) -> bool:
+    """Whether the base model could not be scored in an earlier process."""
+    ended = trial.state.is_finished() and trial.state != TrialState.COMPLETE
+    return ended and trial.user_attrs.get("role") == BASE

@@ -6,23 +6,21 @@ from typing import Protocol
 
 from optuna.trial import FrozenTrial, TrialState
 
-from tuner.attributes import BASE, SAMPLED, USER
+from tuner.attributes import BASE
 from tuner.config import SearchConfig
 
 _MARGIN = 1.1  # what is kept back for a retraining must be enough when its time comes
+_TELLING = 0.05  # share of the steps after which their pace tells how long all of them take
 _TESTS = 3  # the base model, the user's own settings and the winner
 
 
 class Timed(Protocol):
     """A job with its times, as `tuner.jobs.Row` has them."""
 
-    role: str
     state: str
     step: int
     steps: int
-    scoring: float
-    started: float
-    ended: float | None
+    first_step: tuple[float, int] | None
 
 
 class TimeBudget:
@@ -65,9 +63,7 @@ class TimeBudget:
         """Whether a trial that stands at `rung` reaches the next one, and leaves the finalists their time."""
         if self._config.time_budget is None or rung >= len(self._config.rungs):
             return True
-        whole, scoring = self._longest(rows)
-        before, after = (0.0, *self._config.rungs)[rung : rung + 2]
-        return self.left > whole * (after - before) + self._reserve(whole, scoring)
+        return self.left > self._needed(rung, rows)
 
     def allows_retraining(self, rows: Iterable[Timed]) -> bool:
         """Whether a finalist's retraining that starts now ends, and leaves the test its time."""
@@ -75,6 +71,16 @@ class TimeBudget:
             return True
         whole, scoring = self._longest(rows)
         return self.left >= whole + _TESTS * scoring
+
+    def shortage(self, rows: Iterable[Timed]) -> str:
+        """Says why no trial may start."""
+        needed, left = self._needed(0, rows), max(0.0, self.left)
+        return f"the next one, the finalists and the test need {needed:.0f} s, and {left:.0f} s are left"
+
+    def _needed(self, rung: int, rows: Iterable[Timed]) -> float:
+        whole, scoring = self._longest(rows)
+        before, after = (0.0, *self._config.rungs)[rung : rung + 2]
+        return whole * (after - before) + self._reserve(whole, scoring)
 
     def _reserve(self, whole: float, scoring: float) -> float:
         retrainings = self._config.finalist_count * self._config.finalist_seeds
@@ -86,13 +92,12 @@ class TimeBudget:
 
         Of the base model only the scoring counts: it is the first job, and its time holds the start of the workers.
         """
-        rows, told = list(rows), list(self._told())
-        scorings = [row.scoring for row in rows if row.role == BASE]
-        scorings += [_seconds(trial)["scoring"] for trial in told if _is_base(trial) and _seconds(trial)]
+        told = list(self._told())
+        scorings = [_seconds(trial)["scoring"] for trial in told if _is_base(trial) and _seconds(trial)]
         return max([*self._trainings(rows), *self._trainings_told(told)], default=0.0), max(scorings, default=0.0)
 
     def _trainings_told(self, trials: Iterable[FrozenTrial]) -> Iterator[float]:
-        """What whole trainings took or, from the rung that was reached, would take, over all processes."""
+        """What whole trainings took or, from the rung that was reached, would take, by their workers' clocks."""
         fractions = dict(enumerate(self._config.rungs, 1))
         for trial in trials:
             rung = max(trial.intermediate_values, default=0)
@@ -101,15 +106,13 @@ class TimeBudget:
                 yield sum(_seconds(trial).values()) / share
 
     def _trainings(self, rows: Iterable[Timed]) -> Iterator[float]:
-        """What whole trainings took or, from the steps that were done, would take."""
+        """What the running trainings would take at the pace of their steps, whatever came before the first of them."""
         for row in rows:
-            seconds = (self._clock() if row.ended is None else row.ended) - row.started
-            if row.role not in (USER, SAMPLED, "finalist"):
-                continue
-            if row.state == "complete":
-                yield seconds
-            elif row.state in ("running", "pruned") and row.step and row.steps:
-                yield seconds * row.steps / row.step
+            if row.state == "running" and row.first_step is not None:
+                since, first = row.first_step
+                done = row.step - first
+                if done >= _TELLING * row.steps:
+                    yield (self._clock() - since) * row.steps / done
 
 
 def _is_base(trial: FrozenTrial) -> bool:

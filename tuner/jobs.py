@@ -21,12 +21,13 @@ class Row:
     rung: int = 0
     step: int = 0
     steps: int = 0
-    scoring: float = 0.0
-    """Seconds of scoring so far."""
+    first_step: tuple[float, int] | None = None
+    """When a step was first heard of, and which: a trial that is taken up again does not begin at 1."""
     value: float | None = None
     note: str = ""
     """Why nothing moves."""
     started: float
+    """When it was handed out."""
     ended: float | None = None
 
 

@@ -24,13 +24,14 @@ from tuner.errors import (
     BundleRefusedError,
     RequestError,
 )
-from tuner.interrupts import Interrupted, interruptible
+from tuner.interrupts import Interrupted, SearchStopped, interruptible
 from tuner.object_storage import is_url
 from tuner.remote import RunStore, open_run_dir
 from tuner.room import forget_replaced, holds_search, holds_trials, set_aside
 
 if TYPE_CHECKING:
     from trainables.config import Train
+    from tuner.agenda import Agenda
     from tuner.mirror import Mirror
     from tuner.patience import PatientStorage
     from tuner.plan import Plan
@@ -155,8 +156,9 @@ def _search(
         with Progress(agenda, console, planned=config.num_trials, rungs=len(config.rungs)):
             run_on_ray(agenda, slots, check, train=on_any_machine(plan, store, train or train_trial))
         mirror.finish()
-    if not agenda.has_winner:
-        raise AllTrialsFailedError(grouped_causes(agenda.failures))
+        if not agenda.has_winner:
+            raise _without_winner(agenda)
+    _warn([agenda.left_out] if agenda.left_out else [], console)
 
     from tuner.ending import conclude
 
@@ -217,6 +219,14 @@ def _ending_in_order(run_dir: str, mirror: "Mirror", console: Console) -> Iterat
         line = f"{why}; nothing that was finished is lost. Go on with: python -m tuner.search --resume {run_dir}"
         console.print(line, style="bold", markup=False, soft_wrap=True)
         raise
+
+
+def _without_winner(agenda: "Agenda") -> SearchStopped | AllTrialsFailedError:
+    """Returns why nothing was trained: no time for it, or failures."""
+    causes, left_out = agenda.causes, agenda.left_out
+    if left_out and not causes:
+        return SearchStopped(left_out)
+    return AllTrialsFailedError("\n".join([grouped_causes(causes), *([left_out] if left_out else [])]))
 
 
 def grouped_causes(failures: Sequence["Failure"]) -> str:
