@@ -35,6 +35,7 @@ from tuner.finished import FinishedRun, read_run
 
 METRIC = "dense.ndcg_at_10"
 SHOWN_TEXTS = 64
+_INSTRUCTIONS = [f"{kind}_instruction_{part}" for kind in ("query", "passage") for part in ("for_retrieval", "format")]
 
 
 class FlagModel(AbsEncoder):
@@ -48,8 +49,8 @@ class FlagModel(AbsEncoder):
             devices="cpu",
             pooling_method=run.argument("sentence_pooling_method"),
             normalize_embeddings=run.argument("normalize_embeddings"),
-            query_instruction_for_retrieval=run.argument("query_instruction_for_retrieval"),
-            query_instruction_format=run.argument("query_instruction_format"),
+            trust_remote_code=run.argument("trust_remote_code"),
+            **{name: run.argument(name) for name in _INSTRUCTIONS},
         )
         self.mteb_model_meta = ModelMeta.create_empty({"similarity_fn_name": ScoringFunction.DOT_PRODUCT})
 
@@ -68,7 +69,9 @@ class FlagModel(AbsEncoder):
 def measure(run_dir: Path, bundle: Path) -> dict[str, float]:
     """Returns nDCG@10 on test by the search, sentence-transformers and FlagEmbedding, and the least cosine."""
     run, heldout = read_run(run_dir), run_dir / "data" / "eval"
-    sentence, flag = SentenceTransformer(str(bundle), device="cpu"), FlagModel(run, bundle)
+    trusted = run.argument("trust_remote_code")
+    sentence = SentenceTransformer(str(bundle), device="cpu", trust_remote_code=trusted)
+    flag = FlagModel(run, bundle)
     scores = {
         "search": run.result["best"]["test_all"][METRIC],
         "sentence-transformers": _score(sentence, heldout),

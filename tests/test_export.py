@@ -98,7 +98,9 @@ def test_mteb_gives_the_same_score_in_both_libraries(tmp_path: Path) -> None:
     from benchmarks.bundle import measure
     from trainables.base import BaseModels
 
-    run = make_run(tmp_path, arguments={"sentence_pooling_method": "mean", "query_max_len": 32, "passage_max_len": 32})
+    arguments = {"sentence_pooling_method": "mean", "query_max_len": 32, "passage_max_len": 32}
+    instructions = {"passage_instruction_for_retrieval": "w7 w7", "passage_instruction_format": "{} {}"}
+    run = make_run(tmp_path, arguments=arguments | instructions)
     bundle = write_bundle(run, tmp_path / "bundle")
     reports: list[float] = []
     config = TrialConfig(

@@ -74,10 +74,18 @@ def run(config: SearchConfig, *, console: Console | None = None) -> Result:
             of this what is not a default.
         console: Where progress is shown. None: standard output, or the notebook cell.
 
+    Returns:
+        The finished search. With `dry_run` there is none: its run directory holds the checked data and config.yaml, and
+        no result.
+
     Raises:
-        RequestError: The request or the data is wrong.
+        RequestError: The request or the data is wrong; or, with the search finished, the bundle needs a file that is
+            not here any more.
         AllTrialsFailedError: No trial could be trained.
-        BundleRefusedError: A library does not embed with the best model as training did; the search is finished.
+        BundleRefusedError: A library does not embed with the best model as training did, or the bundle could not be
+            written; the search is finished.
+        Interrupted: Ctrl-C or SIGTERM; a BaseException, which ``except Exception`` does not catch. `resume` goes on.
+        SearchStopped: An Interrupted: the machine cannot go on.
     """
     from tuner.command import resumed
     from tuner.config import EXAMPLE_DEFAULTS
