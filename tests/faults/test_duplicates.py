@@ -62,14 +62,27 @@ def test_a_duplicate_of_a_running_trial_waits_for_it(agenda: Agenda, tmp_path: P
     assert _told(tmp_path)[4].user_attrs["duplicate_of"] == 3
 
 
+def test_a_duplicate_of_a_running_trial_that_diverges_diverges_too(agenda: Agenda, tmp_path: Path) -> None:
+    for _ in range(3):
+        _end(agenda, agenda.next())
+    third = agenda.next()
+    assert third is not None
+    assert agenda.next() is None
+    agenda.failed(third.name, Failure(kind="non_finite", message="NonFiniteLoss: again it would be"))
+    assert agenda.next() is None
+    assert [trial.state.name for trial in _told(tmp_path)[3:]] == ["PRUNED", "PRUNED"]
+    assert _told(tmp_path)[4].user_attrs["duplicate_of"] == 3
+
+
 def test_a_duplicate_of_a_running_trial_that_fails_is_trained(agenda: Agenda, tmp_path: Path) -> None:
     for _ in range(3):
         _end(agenda, agenda.next())
     third = agenda.next()
     assert third is not None
     assert agenda.next() is None
-    agenda.failed(third.name, Failure(kind="non_finite", message="NonFiniteLoss: once"))
-    fourth = agenda.next()
+    for _ in range(2):
+        agenda.failed(third.name, Failure(kind="error", message="ValueError: twice"))
+        fourth = agenda.next()
     assert fourth is not None
     assert fourth.name == "0004"
     _end(agenda, fourth)

@@ -17,7 +17,7 @@ from tuner.agenda import Agenda
 from tuner.config import SearchConfig
 from tuner.executor import run_in_process, run_on_ray
 from tuner.slot import Slots
-from tuner.study import read_studies
+from tuner.study import has_failed, read_studies
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(580)]
 CONFIG = SearchConfig(num_trials=15, finalists=0, sampler="random", pruner="none")
@@ -63,9 +63,12 @@ def _check_unharmed(run_dir: Path, straight: optuna.Study, number: int) -> None:
     assert trial.intermediate_values == same.intermediate_values
 
 
-def _check_failed(run_dir: Path, number: int, kind: str, message: str, attempts: int) -> None:
+def _check_failed(
+    run_dir: Path, number: int, kind: str, message: str, attempts: int, *, infeasible: bool = False
+) -> None:
     trial = _trial(run_dir, number)
-    assert trial.state.name == "FAIL"
+    assert has_failed(trial)
+    assert trial.state.name == ("PRUNED" if infeasible else "FAIL")
     assert trial.user_attrs["error_kind"] == kind
     assert message in trial.user_attrs["error"]
     assert len(_attempts(run_dir, number)) == attempts
@@ -106,12 +109,12 @@ def test_errors_that_pass_are_survived(run_dir: Path, straight: optuna.Study) ->
     assert len(_attempts(run_dir, 7)) == 3
 
 
-def test_a_nan_loss_fails_at_once(run_dir: Path) -> None:
-    _check_failed(run_dir, 8, "non_finite", "NonFiniteLoss", attempts=1)
+def test_a_nan_loss_is_a_violated_constraint_at_once(run_dir: Path) -> None:
+    _check_failed(run_dir, 8, "non_finite", "NonFiniteLoss", attempts=1, infeasible=True)
 
 
-def test_a_nan_score_fails_at_once(run_dir: Path) -> None:
-    _check_failed(run_dir, 9, "non_finite", "NonFiniteScore", attempts=1)
+def test_a_nan_score_is_a_violated_constraint_at_once(run_dir: Path) -> None:
+    _check_failed(run_dir, 9, "non_finite", "NonFiniteScore", attempts=1, infeasible=True)
 
 
 def test_too_little_memory_is_answered_with_sub_batches(run_dir: Path, straight: optuna.Study) -> None:
