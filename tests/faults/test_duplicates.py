@@ -69,7 +69,9 @@ def test_a_duplicate_of_a_running_trial_that_diverges_diverges_too(agenda: Agend
     assert third is not None
     assert agenda.next() is None
     agenda.failed(third.name, Failure(kind="non_finite", message="NonFiniteLoss: again it would be"))
-    assert agenda.next() is None
+    final = agenda.next()
+    assert final is not None
+    assert (final.name, final.split) == ("0000", "test")  # nothing is left to train
     assert [trial.state.name for trial in _told(tmp_path)[3:]] == ["PRUNED", "PRUNED"]
     assert _told(tmp_path)[4].user_attrs["duplicate_of"] == 3
 
