@@ -90,6 +90,15 @@ def test_python_resumes_nothing_where_no_run_is(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("left", ["", "num_trials: 4\n"], ids=["empty", "cut"])
+def test_a_run_whose_configuration_is_lost_is_not_taken_for_the_example(left: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(left)
+    with pytest.raises(RequestError, match=r"config\.yaml names neither data nor a model"):
+        parse(["--resume", str(tmp_path), "--train_data", "a.jsonl"])
+    with pytest.raises(RequestError, match=r"config\.yaml names neither data nor a model"):
+        resumed(SearchConfig(resume=str(tmp_path)))
+
+
 def test_a_configuration_on_object_storage_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     store = open_run_dir(f"file://{tmp_path}/run")

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -56,6 +57,18 @@ def test_a_budget_that_holds_no_search_is_refused(tmp_path: Path) -> None:
 def test_a_disk_that_holds_no_search_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=f"the free space of {tmp_path} must hold"):
         fit_to_disk(SearchConfig(), 10**15, tmp_path)
+
+
+@pytest.mark.parametrize("left", ["trials", ".replaced/trials"], ids=["resumed", "to be replaced"])
+def test_what_an_earlier_search_left_counts_as_free(left: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """14,000 bytes are needed: the bundle, one running trial and two checkpoints; 10,000 are free, 5,000 are held."""
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10_000))
+    config = SearchConfig(keep_checkpoints=1, finalists=1, concurrent_trials=1)
+    with pytest.raises(RequestError, match="the free space"):
+        fit_to_disk(config, 1000, tmp_path)
+    (tmp_path / left / "0000").mkdir(parents=True)
+    (tmp_path / left / "0000" / "weights").write_bytes(b"0" * 5_000)
+    assert fit_to_disk(config, 1000, tmp_path) == (config, [])
 
 
 def _folder(trials: Path, name: str) -> None:

@@ -180,6 +180,24 @@ def test_a_storage_is_found_again_from_another_directory(
     assert yaml.safe_load((plan.run_dir / CONFIG_FILE).read_text())["storage"] == written.format(here=tmp_path)
 
 
+def test_a_configuration_that_cannot_be_written_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a full disk, when a search is resumed: the file is its only record."""
+    plan = _plan(tmp_path)
+    write_config(plan, [])
+    before = (plan.run_dir / CONFIG_FILE).read_text()
+
+    def fills_up(path: Path, text: str, encoding: str) -> None:
+        path.write_bytes(text[:10].encode(encoding))
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Path, "write_text", fills_up)
+    with pytest.raises(OSError, match="no space left"):
+        write_config(replace(plan, config=plan.config.replace(num_trials=32)), [])
+    assert (plan.run_dir / CONFIG_FILE).read_text() == before
+
+
 def _asked(plan: Plan) -> SearchConfig:
     """What the command in config.yaml asks for."""
     command = shlex.split(yaml.safe_load((plan.run_dir / CONFIG_FILE).read_text())["command"])

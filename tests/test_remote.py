@@ -324,7 +324,7 @@ def test_the_command_is_refused_where_another_machine_s_search_runs(
     new_machine: NewMachine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = new_machine()
-    write(first, config_dot_yaml="num_trials: 3")
+    write(first, config_dot_yaml="num_trials: 3\narguments: {train_data: [a.jsonl]}")
     first.push()
     with first.held():
         new_machine()

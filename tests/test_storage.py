@@ -194,9 +194,8 @@ class _AnswersGetLost(InMemoryStorage):
         self.lost = set[str]()
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        return self._answer(
-            f"enqueued: {template_trial is not None}", super().create_new_trial(study_id, template_trial)
-        )
+        asked = "an enqueued trial" if template_trial else "a new trial"
+        return self._answer(asked, super().create_new_trial(study_id, template_trial))
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         return self._answer(f"{trial_id} {state}", super().set_trial_state_values(trial_id, state, values))

@@ -89,8 +89,9 @@ def parse(argv: Sequence[str]) -> SearchConfig:
     namespace, unknown = _build_parser().parse_known_args(list(argv))
     given = {name: value for name, value in vars(namespace).items() if value is not None}
     problems = [_unknown_flag(token) for token in _without_their_values(unknown)]
-    files = [given.pop("config", None), _config_of(given.get("resume"))]
-    from_files = [_read_yaml(file, problems) for file in reversed(files) if file]
+    run_dir, file = given.get("resume"), given.pop("config", None)
+    from_files = [_read_run(run_dir, problems)] if run_dir else []
+    from_files += [_read_yaml(file, problems)] if file else []
     values = _typed({name: value for source in [*from_files, given] for name, value in source.items()}, problems)
     return _configuration(values, problems)
 
@@ -102,7 +103,7 @@ def resumed(config: SearchConfig) -> SearchConfig:
         RequestError: The run has no config.yaml that can be read.
     """
     problems: list[str] = []
-    asked = _typed(_read_yaml(str(_config_of(config.resume)), problems), problems)
+    asked = _typed(_read_run(str(config.resume), problems), problems)
     values = {name: getattr(config, name) for name in search_options()}
     changed = {name: value for name, value in values.items() if value != getattr(SearchConfig, name)}
     before = _configuration({**asked, **changed}, problems)
@@ -180,8 +181,15 @@ def _without_their_values(unknown: Sequence[str]) -> list[str]:
     ]
 
 
-def _config_of(run_dir: str | None) -> str | None:
-    return f"{run_dir}/config.yaml" if run_dir else None
+def _read_run(run_dir: str, problems: list[str]) -> dict[str, Any]:
+    """What the run was asked; a search of the embedded example has its data written there as well."""
+    values = _read_yaml(f"{run_dir}/config.yaml", problems)
+    if not problems and not values.get("train_data") and not values.get("model_name_or_path"):
+        problems.append(
+            f"--resume {run_dir}: its config.yaml names neither data nor a model, as after a crash; put back a copy of "
+            "it, or start a new --run_dir"
+        )
+    return values
 
 
 def _local_file(path: str) -> Path:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from trainables.files import write_text
 from tuner import beir
 from tuner.errors import EXIT_DONE, EXIT_REQUEST, RequestError
 from tuner.findings import Finding, Findings
@@ -226,7 +227,7 @@ def _write(
         "eval": {**origin, "queries": queries, "files": files},
         **_describe(surveyed, splits),
     }
-    _write_whole(folder / MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=2) + "\n")
+    write_text(folder / MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=2) + "\n")
     return load(folder)
 
 
@@ -294,13 +295,6 @@ def _quantile(counts: Counter[int], share: float) -> int:
         if seen >= share * counts.total():
             return value
     raise AssertionError("no value was counted")
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Writes under another name first, so that the file is there whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from trainables.config import TrialConfig
 from tuner.config import SECRETS, SearchConfig
 from tuner.errors import RequestError
 from tuner.interrupts import SearchStopped
+from tuner.room import ASIDE
 
 _STATES = 3  # the newest two, and one that is being written
 _STATE_WEIGHTS = 3  # weights and AdamW's two moments
@@ -70,7 +71,8 @@ def fit_to_disk(config: SearchConfig, weights: int, run_dir: Path) -> tuple[Sear
 
 
 def _room(config: SearchConfig, run_dir: Path) -> tuple[float, str]:
-    free = shutil.disk_usage(run_dir).free + used_bytes(run_dir / "trials")
+    earlier = sum(used_bytes(folder / "trials") for folder in (run_dir, run_dir / ASIDE))
+    free = shutil.disk_usage(run_dir).free + earlier
     if config.disk_budget_bytes is not None and config.disk_budget_bytes < free:
         return config.disk_budget_bytes, f"--disk_budget {config.disk_budget}"
     return free, f"the free space of {run_dir}"

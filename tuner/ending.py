@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from trainables.files import write_text
 from tuner import verdict
 from tuner.config import SearchConfig
 from tuner.errors import BundleRefusedError, RequestError
@@ -44,7 +45,7 @@ def conclude(config: SearchConfig, run_dir: Path, console: Console, *, seconds: 
         guard=config.guard,
         tolerance=config.guard_tolerance,
     )
-    _write(run_dir / RESULT_FILE, result)
+    write_text(run_dir / RESULT_FILE, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     refusal = _refusal(run_dir, result)
     _say(result, run_dir, console, refused=refusal is not None)
     _report(config, run_dir, console)
@@ -78,12 +79,6 @@ def _report(config: SearchConfig, run_dir: Path, console: Console) -> None:
             markup=False,
             soft_wrap=True,
         )
-
-
-def _write(path: Path, result: Mapping[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
 
 
 def _say(result: Mapping[str, Any], run_dir: Path, console: Console, *, refused: bool) -> None:

@@ -16,6 +16,7 @@ import yaml
 
 from search_spaces import Context, SearchSpace, identity, load_search_space
 from trainables.deepspeed_config import check_deepspeed
+from trainables.files import write_text
 from trainables.measures import objectives
 from tuner import data, guard_data
 from tuner.arguments import translated, upstream_arguments
@@ -347,7 +348,7 @@ def write_config(plan: Plan, argv: Sequence[str] | None) -> None:
         again = _again(plan) if argv is None or plan.config.resume else _without_secrets(argv)
         command = shlex.join(["python", "-m", "tuner.search", *again])
     text = yaml.safe_dump({**values, "command": command}, sort_keys=False, allow_unicode=True)
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 def _again(plan: Plan) -> list[str]:

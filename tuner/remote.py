@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from trainables.files import write_text
 from tuner.errors import RequestError
 from tuner.lease import Lease
 from tuner.object_storage import file_system, is_url, receive, send, working_directory, write_whole
@@ -265,9 +266,7 @@ class MirroredRunStore(RunStore):
     def _remember(self, part: str, seen: _Seen) -> None:
         path = self._record_of(part)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"listing": _to_json(seen.listing), "held": sorted(seen.held)}))
-        temporary.replace(path)
+        write_text(path, json.dumps({"listing": _to_json(seen.listing), "held": sorted(seen.held)}))
 
 
 def open_run_dir(url: str) -> RunStore:

@@ -6,7 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _WRITTEN = ("config.yaml", "data", "study.db", "trials", "best", "report.html", "result.json", "settings", ".ray")
-_BEGUN, _ASIDE, _FORGOTTEN = ".replaced-begun", ".replaced", ".replaced-forgotten"
+_BEGUN, _FORGOTTEN = ".replaced-begun", ".replaced-forgotten"
+ASIDE = ".replaced"
+"""Where in a run directory a search lies that is to be replaced."""
 
 
 def holds_search(run_dir: Path) -> bool:
@@ -32,7 +34,7 @@ def set_aside(run_dir: Path) -> Iterator[None]:
     for name in _WRITTEN:
         if (run_dir / name).exists():
             (run_dir / name).rename(begun / name)
-    begun.rename(run_dir / _ASIDE)
+    begun.rename(run_dir / ASIDE)
     try:
         yield
     finally:
@@ -41,13 +43,13 @@ def set_aside(run_dir: Path) -> Iterator[None]:
 
 def forget_replaced(run_dir: Path) -> None:
     """Removes what was set aside, if anything was."""
-    if (run_dir / _ASIDE).exists():
-        (run_dir / _ASIDE).rename(run_dir / _FORGOTTEN)  # at once: a half would be put back
+    if (run_dir / ASIDE).exists():
+        (run_dir / ASIDE).rename(run_dir / _FORGOTTEN)  # at once: a half would be put back
     _remove(run_dir / _FORGOTTEN)
 
 
 def _put_back(run_dir: Path) -> None:
-    begun, aside = run_dir / _BEGUN, run_dir / _ASIDE
+    begun, aside = run_dir / _BEGUN, run_dir / ASIDE
     if aside.is_dir():
         for name in _WRITTEN:
             _remove(run_dir / name)
