@@ -82,6 +82,40 @@ def test_special_tokens_have_no_weight_and_a_missing_one_is_skipped() -> None:
     assert found.weights.tolist() == [[0, word, 0, sep], [0, word, sep, 0]]
 
 
+def _with_room_for(model: Counting, tokens: int) -> list[int]:
+    """Lets batches of more tokens run out of memory; returns how many texts were tried at once."""
+    tried = list[int]()
+
+    def enter(_: nn.Module, __: Any, given: dict[str, torch.Tensor]) -> None:
+        tried.append(len(given["input_ids"]))
+        if given["input_ids"].numel() > tokens:
+            raise torch.OutOfMemoryError
+
+    model.register_forward_pre_hook(enter, with_kwargs=True)
+    return tried
+
+
+def test_what_does_not_fit_is_encoded_by_halves_and_so_is_what_follows() -> None:
+    """5 texts of 2 tokens, room for 4 tokens: half of 10 tokens hold 2 texts."""
+    model = SimpleNamespace(model=Counting().eval(), colbert_linear=None, sparse_linear=None)
+    tried = _with_room_for(model.model, 4)
+    tokens = Tokens(ids=np.arange(10, dtype=np.int32), starts=np.arange(0, 11, 2))
+    settings = EncodingSettings(normalize_embeddings=False)
+    encoder = Encoder(model, make_tokenizer(), settings, ["dense"])
+    found = [(made.tolist(), texts.tolist()) for made, texts in encoder.encoded(tokens, np.arange(5), lambda e: e.ids)]
+    assert found == [([[0, 1], [2, 3]], [0, 1]), ([[4, 5], [6, 7]], [2, 3]), ([[8, 9]], [4])]
+    assert tried == [5, 2, 2, 1]
+    assert [len(texts) for _, texts in encoder.encoded(tokens, np.arange(3), lambda e: e.ids)] == [2, 1]
+
+
+def test_a_single_text_that_does_not_fit_is_out_of_memory() -> None:
+    model = SimpleNamespace(model=Counting().eval(), colbert_linear=None, sparse_linear=None)
+    tried = _with_room_for(model.model, 2)
+    with pytest.raises(torch.OutOfMemoryError):
+        list(Encoder(model, make_tokenizer(), EncodingSettings(), []).encoded(TOKENS, np.array([2, 0]), lambda e: e))
+    assert tried == [2, 1]
+
+
 def test_every_module_keeps_its_mode_even_after_an_error() -> None:
     model = SimpleNamespace(model=Counting(), colbert_linear=None, sparse_linear=nn.Linear(1, 1).eval())
 

@@ -92,6 +92,18 @@ def test_the_size_of_batches_and_chunks_changes_nothing(folder: Path, monkeypatc
     assert score(folder, replace(SETTINGS, batch_tokens=128)) == expected
 
 
+def test_too_little_memory_for_a_batch_changes_nothing(folder: Path) -> None:
+    """A text has at most 16 tokens."""
+    model, tokenizer = load(folder / "model")
+
+    def enter(_: torch.nn.Module, __: Any, given: dict[str, torch.Tensor]) -> None:
+        if given["input_ids"].numel() > 64:
+            raise torch.OutOfMemoryError
+
+    model.model.register_forward_pre_hook(enter, with_kwargs=True)
+    assert Scorer(folder / "eval", tokenizer, SETTINGS).score(model, "dev") == score(folder)
+
+
 def test_a_corpus_smaller_than_the_depth_is_ranked_whole(folder: Path, tmp_path: Path) -> None:
     make_eval(tmp_path / "eval", queries=3, passages=7)
     model, tokenizer = load(folder / "model")

@@ -1,5 +1,6 @@
 """What is tried again, and what is not."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,14 @@ from tuner.retries import ATTEMPTS, Failure, Retries, Tries
 from tuner.slot import Slot, Slots
 
 ARGUMENTS = {"per_device_train_batch_size": 2, "train_group_size": 4}
-CONFIG = TrialConfig(name="0002", directory="d", arguments=ARGUMENTS, eval_data="e", metric="dense.ndcg_at_10")
+CONFIG = TrialConfig(
+    name="0002", directory="d", arguments=ARGUMENTS, eval_data="e", metric="dense.ndcg_at_10", rungs=(1.0,)
+)
 
 
-def _attempts(*failures: tuple[FailureKind, str], retries: Retries | None = None) -> int:
+def _attempts(*failures: tuple[FailureKind, str], retries: Retries | None = None, config: TrialConfig = CONFIG) -> int:
     """How many of the failures come about: each is the end of an attempt."""
-    retries, tries, config = retries or Retries(), Tries(), CONFIG
+    retries, tries = retries or Retries(), Tries()
     for number, (kind, message) in enumerate(failures, start=1):
         again = retries.next_attempt(config, tries, Failure(kind=kind, message=message))
         if again is None:
@@ -61,6 +64,11 @@ def test_nan_is_not_tried_again() -> None:
 def test_out_of_memory_halves_the_sub_batch_down_to_one() -> None:
     """2 queries x 4 passages are 8: halved three times."""
     assert _attempts(*[("out_of_memory", "CUDA out of memory")] * 9) == 4
+
+
+def test_scoring_that_runs_out_of_memory_is_tried_once_more() -> None:
+    """It has no `sub_batch_size`, and has halved its own batches."""
+    assert _attempts(*[("out_of_memory", "CUDA out of memory")] * 9, config=replace(CONFIG, rungs=())) == 2
 
 
 @pytest.mark.parametrize(

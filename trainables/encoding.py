@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 
 from trainables.frozen import HiddenStates
 from trainables.onednn import fast_linear
+
+_Made = TypeVar("_Made")
 
 
 class EmbeddingModel(Protocol):
@@ -158,9 +161,34 @@ class Encoder:
         self._heads = frozenset(heads)
         self.device = next(model.model.parameters()).device
         self.batch_tokens = settings.batch_tokens or (2048 if self.device.type == "cpu" else 16384)
+        self._fitting_tokens = math.inf
+        """Of a batch, padding included; known once a larger one has run out of memory."""
         self._pad_id = int(tokenizer.pad_token_id)
         special = (tokenizer.cls_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id)
         self._unweighted = torch.tensor([token for token in special if token is not None], device=self.device)
+
+    def encoded(
+        self, tokens: Tokens, texts: npt.NDArray[np.int64], make: Callable[[Embeddings], _Made]
+    ) -> Iterator[tuple[_Made, npt.NDArray[np.int64]]]:
+        """Yield what ``make`` makes of the texts' embeddings, and of which texts.
+
+        All at once, or in parts, half as large each time that memory runs out.
+
+        Raises:
+            torch.OutOfMemoryError: a single text does not fit.
+        """
+        longest = int(tokens.lengths[texts].max())
+        while len(texts):
+            part = texts[: int(max(1, min(len(texts), self._fitting_tokens // longest)))]
+            try:
+                made = make(self.encode(tokens, part))
+            except torch.OutOfMemoryError:
+                if len(part) == 1:
+                    raise
+                self._fitting_tokens = longest * len(part) / 2
+            else:
+                yield made, part
+                texts = texts[len(part) :]
 
     def encode(self, tokens: Tokens, texts: npt.NDArray[np.int64]) -> Embeddings:
         """Embed the texts with these numbers."""

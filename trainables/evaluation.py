@@ -192,9 +192,8 @@ class Scorer:
         heads = [head for head in HybridWeights._fields if any(getattr(mix, head) for mix in mixtures.values())]
         encoder = Encoder(model, self._tokenizer, self._settings, heads, hidden)
         batches = queries.tokens.batches(encoder.batch_tokens // 8)
-        matcher = Matcher(
-            ((encoder.encode(queries.tokens, batch), batch) for batch in batches), len(queries.ids), heads
-        )
+        encoded = (part for batch in batches for part in encoder.encoded(queries.tokens, batch, lambda found: found))
+        matcher = Matcher(encoded, len(queries.ids), heads)
         best = {name: TopK(len(queries.ids), DEPTH, encoder.device) for name in mixtures}
         finite = torch.ones((), dtype=torch.int32, device=encoder.device)
         for scores, positions in self._scored(encoder, matcher):
@@ -213,8 +212,9 @@ class Scorer:
         parts: list[dict[str, Tensor]] = []
         passages: list[npt.NDArray[np.int64]] = []
         for batch in islice(self._passages.batches(encoder.batch_tokens), rank, None, world):
-            parts.append(matcher.scores(encoder.encode(self._passages, batch)))
-            passages.append(batch)
+            for scores, texts in encoder.encoded(self._passages, batch, matcher.scores):
+                parts.append(scores)
+                passages.append(texts)
             if sum(map(len, passages)) * matcher.queries >= _SCORES_AT_ONCE:
                 yield self._joined(parts, passages, encoder.device)
                 parts, passages = [], []

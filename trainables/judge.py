@@ -28,7 +28,7 @@ from mteb.results import TaskResult
 from mteb.types import EncodeKwargs, PromptType
 from torch.utils.data import DataLoader
 
-from trainables.encoding import EmbeddingModel, Encoder, EncodingSettings, evaluation_mode, tokenise
+from trainables.encoding import EmbeddingModel, Embeddings, Encoder, EncodingSettings, evaluation_mode, tokenise
 from trainables.heldout import read_passages, read_qrels, read_queries
 from trainables.measures import MEASURES, Scores, measure
 
@@ -229,14 +229,15 @@ class _DenseEncoder(AbsEncoder):
         formatted = settings.query_text if is_query else settings.passage_text
         texts = (formatted(text) for batch in inputs for text in batch["text"])
         tokens = tokenise(self._tokenizer, texts, settings.query_max_len if is_query else settings.passage_max_len)
-        batches = list(tokens.batches(self._encoder.batch_tokens))
-        vectors = np.concatenate([self._encode(tokens, batch) for batch in batches])
-        return vectors[np.argsort(np.concatenate(batches))]
+        batches = tokens.batches(self._encoder.batch_tokens)
+        parts = [part for batch in batches for part in self._encoder.encoded(tokens, batch, _dense)]
+        vectors, numbers = (np.concatenate(found) for found in zip(*parts, strict=True))
+        return vectors[np.argsort(numbers)]
 
-    def _encode(self, tokens: Any, batch: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        dense = self._encoder.encode(tokens, batch).dense
-        assert dense is not None
-        return dense.cpu().numpy()
+
+def _dense(found: Embeddings) -> npt.NDArray[np.float32]:
+    assert found.dense is not None
+    return found.dense.cpu().numpy()
 
 
 def _ranking(found: dict[str, float]) -> list[str]:

@@ -22,6 +22,13 @@ class Interrupted(BaseException):
     def __init__(self, exit_code: int, reason: str = "") -> None:
         super().__init__(reason or f"exit code {exit_code}")
         self.exit_code, self.reason = exit_code, reason
+        self.told = False
+        """Whether the user has read how to go on."""
+
+    @property
+    def farewell(self) -> str:
+        """That the search stopped, and why."""
+        return f"stopped: {self.reason}" if self.reason else "stopped"
 
     @property
     def grace_seconds(self) -> float:
@@ -37,6 +44,20 @@ class SearchStopped(Interrupted):
 
 
 @contextmanager
+def interrupting() -> Iterator[None]:
+    """Raises `Interrupted` in a block as soon as a SIGINT or SIGTERM comes; a second one ends the process at once.
+
+    For all but the running search, which asks: see `interruptible`. In the main thread.
+    """
+
+    def raise_it(number: int) -> None:
+        raise Interrupted(_EXIT_CODES[signal.Signals(number)])
+
+    with _first_signal(raise_it):
+        yield
+
+
+@contextmanager
 def interruptible() -> Iterator[Callable[[], None]]:
     """Takes in the first SIGINT or SIGTERM of a block; a second one ends the process at once.
 
@@ -46,22 +67,30 @@ def interruptible() -> Iterator[Callable[[], None]]:
     Yields:
         A function that raises `Interrupted` once a signal came, to be called every second or so.
     """
-    before = {number: signal.getsignal(number) for number in _EXIT_CODES}
     received: list[int] = []
-
-    def take_in(number: int, _frame: FrameType | None) -> None:
-        received.append(number)
-        for other in _EXIT_CODES:
-            signal.signal(other, signal.SIG_DFL)
 
     def check() -> None:
         if received:
             raise Interrupted(_EXIT_CODES[signal.Signals(received[0])])
 
+    with _first_signal(received.append):
+        yield check
+
+
+@contextmanager
+def _first_signal(react: Callable[[int], None]) -> Iterator[None]:
+    """Reacts to the first SIGINT or SIGTERM of a block; a second one ends the process."""
+    before = {number: signal.getsignal(number) for number in _EXIT_CODES}
+
+    def take_in(number: int, _frame: FrameType | None) -> None:
+        for other in _EXIT_CODES:
+            signal.signal(other, signal.SIG_DFL)
+        react(number)
+
     for number in _EXIT_CODES:
         signal.signal(number, take_in)
     try:
-        yield check
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)

@@ -34,10 +34,11 @@ class Tries:
 class Retries:
     """Tells failures of the machine from those of the configuration.
 
-    Out of memory is answered with half the `sub_batch_size`: the same gradients in less memory. Lost workers and errors
-    are tried again, in a fresh process, from the trial's last saved state. The same error twice is the end of a trial;
-    where it was the end of two, it is every trial's own, and not one machine's. A full disk, storage that is away, a
-    missing place and a machine that is taken away are no fault of the job.
+    Out of memory in a training is answered with half the `sub_batch_size`: the same gradients in less memory; where
+    nothing is trained, it is an error. Lost workers and errors are tried again, in a fresh process, from the trial's
+    last saved state. The same error twice is the end of a trial; where it was the end of two, it is every trial's own,
+    and not one machine's. A full disk, storage that is away, a missing place and a machine that is taken away are no
+    fault of the job.
     """
 
     def __init__(self) -> None:
@@ -46,7 +47,7 @@ class Retries:
 
     def next_attempt(self, config: TrialConfig, tries: Tries, failure: Failure) -> TrialConfig | None:
         """Returns what to do in the place of the failed `config`; None where nothing would help."""
-        if failure.kind == "out_of_memory":
+        if failure.kind == "out_of_memory" and config.rungs:
             return _smaller_sub_batch(config)
         if failure.kind in ("disk_full", "storage", "no_resources", "preempted"):
             return config
@@ -56,7 +57,7 @@ class Retries:
         return config if len(tries.causes) <= ATTEMPTS else None
 
     def _is_deterministic(self, tries: Tries, failure: Failure) -> bool:
-        if failure.kind != "error":
+        if failure.kind not in ("error", "out_of_memory"):
             return False
         signature = _signature(failure)
         again = signature in tries.causes

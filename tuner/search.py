@@ -5,7 +5,7 @@ import secrets
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from tuner.errors import (
     BundleRefusedError,
     RequestError,
 )
-from tuner.interrupts import Interrupted, SearchStopped, interruptible
+from tuner.interrupts import Interrupted, SearchStopped, interruptible, interrupting
 from tuner.object_storage import is_url
 from tuner.remote import RunStore, open_run_dir
 from tuner.room import forget_replaced, holds_search, holds_trials, set_aside
@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None, *, train: "Train | None" = None) -> 
         config = parse(arguments)
         if config.submit:
             return _submit(config.submit, arguments)
-        run_search(config, arguments, console, train=train)
+        with interrupting():
+            run_search(config, arguments, console, train=train)
     except RequestError as error:
         for finding in error.findings:
             errors.print(f"error: {finding}", markup=False, soft_wrap=True)
@@ -60,6 +61,8 @@ def main(argv: Sequence[str] | None = None, *, train: "Train | None" = None) -> 
         errors.print(f"error: {error}", markup=False, soft_wrap=True)
         return EXIT_STOPPED
     except Interrupted as interrupted:
+        if not interrupted.told:
+            errors.print(interrupted.farewell, markup=False, soft_wrap=True)
         return interrupted.exit_code
     return EXIT_DONE
 
@@ -91,7 +94,8 @@ def run_search(
     named = config.resume or new_run_dir(config, time.strftime("%Y%m%d-%H%M%S"))
     store = open_run_dir(named if is_url(named) else str(Path(named).resolve()))  # workers stand in another directory
     run_dir = store.local
-    with _held(run_dir), store.held():
+    resumable = _ending_in_order(store.url, console) if config.resume else nullcontext()
+    with _held(run_dir), store.held(), resumable:
         if config.resume:
             store.pull()
         with _room(config, store):
@@ -137,7 +141,7 @@ def _search(
     storage = _open_storage(config, run_dir, console)
     study = _open_study(plan, storage)
     mirror = Mirror(store)
-    with connected(config), _ending_in_order(store.url, mirror, console) as check:
+    with connected(config), _ending_in_order(store.url, console, mirror), interruptible() as check:
         storage.check = check
         slots = slots_for(config, rays_folder(config, run_dir))
         forget_replaced(run_dir)
@@ -159,11 +163,11 @@ def _search(
         if not agenda.has_winner:
             raise _without_winner(agenda)
     _warn([agenda.left_out] if agenda.left_out else [], console)
-
-    from tuner.ending import conclude
-
     try:
-        conclude(config, run_dir, console, seconds=max(study.spent, time.monotonic() - started))
+        with _ending_in_order(store.url, console), interrupting():  # again: Ray has put handlers of its own in place
+            from tuner.ending import conclude
+
+            conclude(config, run_dir, console, seconds=max(study.spent, time.monotonic() - started))
     finally:
         mirror.finish()
     if store.is_remote:
@@ -208,16 +212,17 @@ def _open_study(plan: "Plan", storage: "PatientStorage") -> "SearchStudy":
 
 
 @contextmanager
-def _ending_in_order(run_dir: str, mirror: "Mirror", console: Console) -> Iterator[Callable[[], None]]:
-    """Keeps what there is and says how to go on when the block is interrupted; yields what `interruptible` does."""
+def _ending_in_order(run_dir: str, console: Console, mirror: "Mirror | None" = None) -> Iterator[None]:
+    """Keeps what there is, and says once how to go on, when the block is interrupted."""
     try:
-        with interruptible() as check:
-            yield check
+        yield
     except Interrupted as interrupted:
-        mirror.leave()
-        why = f"stopped: {interrupted.reason}" if interrupted.reason else "stopped"
-        line = f"{why}; nothing that was finished is lost. Go on with: python -m tuner.search --resume {run_dir}"
-        console.print(line, style="bold", markup=False, soft_wrap=True)
+        if mirror is not None:
+            mirror.leave()
+        if not interrupted.told:
+            how = f"nothing that was finished is lost. Go on with: python -m tuner.search --resume {run_dir}"
+            console.print(f"{interrupted.farewell}; {how}", style="bold", markup=False, soft_wrap=True)
+        interrupted.told = True
         raise
 
 
