@@ -124,8 +124,25 @@ def test_trials_that_wait_when_the_base_model_is_given_up_fail(tmp_path: Path) -
     assert agenda.next() is None
     assert agenda.finished
     trials = read_studies(tmp_path)[0].trials
-    assert [trial.state.name for trial in trials] == ["FAIL", "FAIL"]
+    assert [trial.state.name for trial in trials] == ["RUNNING", "FAIL"]
+    assert trials[0].user_attrs["error"] == "no such model"
     assert "the base model could not be scored" in trials[1].user_attrs["error"]
+
+
+def test_a_resume_begins_with_the_base_model_that_could_not_be_scored(tmp_path: Path) -> None:
+    config = SearchConfig(num_trials=3, finalists=0)
+    agenda = open_agenda(config, tmp_path)
+    for _ in range(2):
+        base = agenda.next()
+        assert base is not None
+        agenda.failed(base.name, Failure(kind="error", message="no such model"))
+    assert agenda.next() is None
+    assert agenda.finished
+
+    resumed = open_agenda(config, tmp_path)
+    run_in_process(resumed, fake_train)
+    assert resumed.has_winner
+    assert [trial.state.name for trial in read_studies(tmp_path)[0].trials] == ["COMPLETE"] * 3
 
 
 def test_storage_that_is_away_fails_no_trial(tmp_path: Path) -> None:
@@ -251,17 +268,20 @@ def test_a_search_that_started_every_trial_left_out_nothing(tmp_path: Path) -> N
     assert _run(SearchConfig(num_trials=2, time_budget="8h", finalists=0), tmp_path).left_out == ""
 
 
-def test_causes_are_known_after_a_resume_and_nothing_is_trained_without_the_base_model(tmp_path: Path) -> None:
-    def fails(*_: object) -> None:
-        raise RuntimeError("no such model")
+def test_causes_are_known_after_a_resume(tmp_path: Path) -> None:
+    def fails(config: TrialConfig, report: Report, progress: Progress) -> None:
+        if config.rungs:
+            raise RuntimeError("no such file")
+        fake_train(config, report, progress)
 
-    run_in_process(open_agenda(SearchConfig(num_trials=5), tmp_path), fails)
-    resumed = open_agenda(SearchConfig(num_trials=9), tmp_path)
+    config = SearchConfig(num_trials=3)
+    run_in_process(open_agenda(config, tmp_path), fails)
+    resumed = open_agenda(config, tmp_path)
     run_in_process(resumed, fake_train)
     assert resumed.rows == []
     failed = _without_winner(resumed)
     assert isinstance(failed, AllTrialsFailedError)
-    assert str(failed) == "every trial failed (1):\n  1 x RuntimeError: no such model"
+    assert str(failed) == "every trial failed (2):\n  2 x RuntimeError: no such file"
 
 
 NO_PLACE = Failure(kind="no_resources", message="a group needs 2 GPU, but free is 0 GPU")

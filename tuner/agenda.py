@@ -76,7 +76,7 @@ class Agenda:
         """When a job that had a worker group last ended."""
         self._finals = Finals(config, study, run_dir=run_dir, job=self._job)
         self._scorings: list[TrialConfig] = []
-        self._base_failed = any(_is_lost_base(trial) for trial in study.trials)
+        self._base_failed = False
         self.note = ""
         """Why no job is handed out."""
         self.rows: list[Row] = []
@@ -129,7 +129,8 @@ class Agenda:
     def causes(self) -> list[Failure]:
         """Why trials failed, also in earlier processes: of those without the traceback."""
         tracebacks = {failure.message: failure.traceback for failure in self.failures}
-        known = [trial.user_attrs for trial in self._study.trials if "error" in trial.user_attrs]
+        done = TrialState.COMPLETE
+        known = [t.user_attrs for t in self._study.trials if "error" in t.user_attrs and t.state != done]
         return [
             Failure(kind=attrs["error_kind"], message=attrs["error"], traceback=tracebacks.get(attrs["error"], ""))
             for attrs in known
@@ -250,7 +251,9 @@ class Agenda:
             return
         if job.finalist:
             self._study.finalists.tell(job.trial, state=TrialState.FAIL)
-        elif failure.kind in ("out_of_memory", "non_finite") and job.row.role != BASE:
+        elif job.row.role == BASE:
+            self._study.unscored(job.trial, failure.kind, failure.message)
+        elif failure.kind in ("out_of_memory", "non_finite"):
             self._study.infeasible(job.trial, failure.kind, failure.message)
         else:
             self._study.failed(job.trial, failure.kind, failure.message)
@@ -409,9 +412,3 @@ class Agenda:
         kept = {f"{number:04d}" for number in [*best, *others]}
         alive = {*self._running, *(job.config.name for job in self._waiting), *self._study.unfinished_names}
         self._mirror.drop([f"trials/{folder}" for folder in self._folders.keep(kept, alive)])
-
-
-def _is_lost_base(trial: FrozenTrial) -> bool:
-    """Whether the base model could not be scored in an earlier process."""
-    ended = trial.state.is_finished() and trial.state != TrialState.COMPLETE
-    return ended and trial.user_attrs.get("role") == BASE

@@ -246,6 +246,10 @@ class SearchStudy:
         self._explain(trial, kind, message)
         self.search.tell(trial, state=TrialState.FAIL)
 
+    def unscored(self, trial: Trial, kind: str, message: str) -> None:
+        """The base model could not be scored: its trial stays unfinished, and a resume begins with it."""
+        self._explain(trial, kind, message)
+
     def infeasible(self, trial: Trial, kind: str, message: str) -> None:
         """The trial fits the device in no way, or diverges: a violated constraint, which the sampler learns from."""
         self._explain(trial, kind, message)

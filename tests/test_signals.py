@@ -55,7 +55,9 @@ def test_a_search_that_is_taken_up_again_says_how_to_go_on(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     _stop_planning(monkeypatch, number)
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(SearchConfig().to_dict()))
+    (tmp_path / "config.yaml").write_text(
+        yaml.safe_dump(SearchConfig(arguments={"train_data": ["rows.jsonl"]}).to_dict())
+    )
     assert main(["--resume", str(tmp_path)]) == exit_code
     said = capsys.readouterr()
     assert f"Go on with: python -m tuner.search --resume {tmp_path}" in said.out
