@@ -106,13 +106,13 @@ class _QMC(QMCSampler):
 
 
 def _tpe(mixed: int, trials: int) -> BaseSampler:
-    """TPE: a random start of a third of the trials, at most Optuna's own 10."""
+    """TPE: a random start of a third of the trials, at most Optuna's own 10, of which the base model is one."""
     return TPESampler(
         seed=mixed,
         multivariate=True,
         group=True,
         constant_liar=True,
-        n_startup_trials=max(3, min(10, trials // 3)),
+        n_startup_trials=max(3, min(10, trials // 3)) - 1,
         constraints_func=constraints,
     )
 
