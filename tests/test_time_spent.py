@@ -38,3 +38,10 @@ def test_guards_mixtures_and_the_final_test_are_counted(tmp_path: Path) -> None:
         "mixtures": 90.0,
         "test": 4.0 + 5.0 + 6.0,
     }
+
+
+def test_a_line_that_was_cut_short_does_not_cost_the_result(tmp_path: Path) -> None:
+    _leave(tmp_path / "trials" / "0001", (0, True, False, 5.0))
+    with (tmp_path / "trials" / "0001" / "metrics.jsonl").open("a") as file:
+        file.write('{"rung": 0, "sco')
+    assert time_spent(tmp_path, [make_study(BASE, USER)], 60.0)["test"] == 5.0
