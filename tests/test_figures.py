@@ -1,6 +1,9 @@
 """What the pictures of a report hold, and what they leave out."""
 
+import json
+
 import optuna
+import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import create_trial
 
@@ -52,15 +55,27 @@ def test_a_value_cannot_end_the_script_it_is_drawn_by() -> None:
         assert picture.html.count("</script>") == 1
 
 
-def test_log_axes_have_labels_above_and_below_one() -> None:
+@pytest.mark.parametrize(
+    ("ends", "labels"),
+    [
+        ((4, 16), ["1", "2", "5", "10", "20", "50"]),  # of 1, 3, 10 and 30 only 10 lies between the ends
+        ((8, 64), ["1", "3", "10", "30"]),
+        ((0.4, 0.6), ["0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9"]),
+        ((0.5, 30), ["0.1", "0.3", "1", "3", "10", "30"]),
+        ((1e-6, 2e-5), ["1e-6", "3e-6", "1e-5", "3e-5"]),
+        ((1.2e-5, 1.9e-5), ["1.2e-5", "1.9e-5"]),
+        ((1000, 300000), ["1000", "3000", "10000", "30000", "1e5", "3e5"]),
+        ((8, 8), ["8"]),
+    ],
+)
+def test_log_axes_have_labels_at_any_scale(ends: tuple[float, float], labels: list[str]) -> None:
     study = optuna.create_study(direction="maximize")
-    space = {"num_train_epochs": FloatDistribution(0.5, 30, log=True), "rate": FloatDistribution(1e-6, 1e-4, log=True)}
-    for number in range(2):
-        params = {"num_train_epochs": 1.0 + number, "rate": 1e-5}
-        study.add_trial(create_trial(value=0.5 + number, params=params, distributions=space))
+    space = {"size": FloatDistribution(*ends, log=True), "rate": FloatDistribution(1e-9, 1, log=True)}
+    for value in ends:
+        study.add_trial(create_trial(value=0.5, params={"size": value, "rate": 1e-7}, distributions=space))
     (slices,) = (p for p in search_pictures(study, metric=METRIC, rungs=(1.0,), winner=None) if p.title == "Slices")
-    for label in ("1e-6", "3e-4", "0.1", "0.3", "1", "3", "10", "30"):
-        assert f'"{label}"' in slices.html
+    assert f'"ticktext":{json.dumps(labels, separators=(",", ":"))}' in slices.html
+    assert '"ticktext":["1e-7"]' in slices.html  # an axis has the ticks of its own values
 
 
 def test_seeds_show_scores_mean_and_bound() -> None:

@@ -3,6 +3,7 @@
 A figure is left out where there is too little to draw; the report says so in its place.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,11 +30,8 @@ _AXIS = {
     "automargin": True,
 }
 _MARGIN = {"l": 64, "r": 48, "t": 28, "b": 56}
-_LOG_TICKS = {
-    step * 10.0**power: f"{step}e{power}" if power < -3 else f"{step * 10.0**power:g}"
-    for power in range(-9, 5)
-    for step in (1, 3)
-}
+_LOG_STEPS = ((1, 3), (1, 2, 5), tuple(range(1, 10)))
+"""Which ticks a decade of a logarithmic axis may have, the fewest first."""
 _PLAIN = {"displayModeBar": False, "responsive": True}
 
 
@@ -257,6 +255,30 @@ def _step(trials: int) -> int:
     return max(1, trials // 10)
 
 
+def _drawn_along(figure: go.Figure, axis: Any) -> list[float]:
+    """The values that the traces of a horizontal axis have on it."""
+    name = axis.plotly_name.replace("axis", "")
+    return [value for trace in figure.data if (trace.xaxis or "x") == name for value in trace.x]
+
+
+def _log_ticks(values: Sequence[float]) -> list[float]:
+    """Round values where two of them lie between the ends, which are the ticks otherwise."""
+    low, high = min(values), max(values)
+    powers = range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1)
+    for steps in _LOG_STEPS:
+        ticks = [float(f"{step}e{power}") for power in powers for step in steps]
+        if sum(low <= tick <= high for tick in ticks) >= 2:
+            return ticks
+    return sorted({low, high})
+
+
+def _tick(value: float) -> str:
+    if 1e-3 <= value < 1e5:
+        return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+    digits, power = f"{value:.1e}".split("e")
+    return f"{float(digits):g}e{int(power)}"
+
+
 def _html(figure: go.Figure, name: str) -> str:
     """A div and its script, without plotly.js, which the page holds once."""
     figure.update_layout(template="none", title=None, showlegend=False, font=_FONT, margin=_MARGIN)
@@ -264,5 +286,6 @@ def _html(figure: go.Figure, name: str) -> str:
     for axis in (*figure.select_xaxes(), *figure.select_yaxes()):
         axis.update(_AXIS, title={"standoff": 12, "font": {"size": 13}})
         if axis.type == "log":
-            axis.update(tickvals=list(_LOG_TICKS), ticktext=list(_LOG_TICKS.values()), tickangle=0)
+            ticks = _log_ticks(_drawn_along(figure, axis))
+            axis.update(tickvals=ticks, ticktext=[_tick(tick) for tick in ticks], tickangle=0)
     return str(plotly.io.to_html(figure, config=_PLAIN, full_html=False, include_plotlyjs=False, div_id=name))
