@@ -25,7 +25,7 @@ def named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SearchConfig:
     monkeypatch.chdir(tmp_path / "job")
     Path("1-space.yaml").write_text(SPACE)
     Path("0-ds.json").write_text("{}")
-    return SearchConfig(search_space="1-space.yaml", arguments={"deepspeed": "0-ds.json"})
+    return SearchConfig(search_space="1-space.yaml", arguments={"deepspeed": "0-ds.json", "train_data": ["rows.jsonl"]})
 
 
 @pytest.mark.parametrize("kind", ["path", "url"])
@@ -54,7 +54,7 @@ def test_a_run_is_resumed_where_its_settings_files_are_not(
 def test_an_edited_search_space_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    dataset = SimpleNamespace(hash="0" * 16)
+    dataset = SimpleNamespace(hash="0" * 16, rows=120)
     for name, file in (("space.yaml", Path("space.yaml")), ("own_space:space", Path("own_space.py"))):
         file.write_text("a: {choices: [1]}")
         before = facts(SearchConfig(search_space=name), dataset)  # type: ignore[arg-type]
