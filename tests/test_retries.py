@@ -80,6 +80,7 @@ def test_scoring_that_runs_out_of_memory_is_tried_once_more() -> None:
         ("CUDA error: device-side assert triggered", "worker_lost"),
         ("CUDA error: an illegal memory access was encountered", "worker_lost"),
         ("CUDA error: uncorrectable ECC error encountered", "worker_lost"),
+        ("[third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:3712", "worker_lost"),
         ("expected scalar type Float but found Half", "error"),
     ],
 )

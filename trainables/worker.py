@@ -36,6 +36,8 @@ _OUT_OF_MEMORY = (
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
+_BEYOND_REPAIR = ("CUDA error", "gloo/transport/")
+"""A device in an unknown state, and another worker that is gone."""
 _DISK_FULL = ("No space left on device", "StorageFull", "Disk quota exceeded", "[Errno 28]", "[Errno 122]")
 
 
@@ -320,7 +322,7 @@ def _is_draining(node: str) -> bool:
 
 
 def failure_kind(error: BaseException) -> FailureKind:
-    """Tells what an exception of a job stands for; one of the device (a bit flipped, an assertion) ends its process."""
+    """Tells what an exception of a job stands for; of the device, or of a worker that is gone, it ends the group."""
     names = {kind.__name__ for kind in type(error).__mro__}
     if "OutOfMemoryError" in names or any(sign in str(error) for sign in _OUT_OF_MEMORY):
         return "out_of_memory"
@@ -330,7 +332,9 @@ def failure_kind(error: BaseException) -> FailureKind:
         return "disk_full"
     if "StorageAway" in names:
         return "storage"
-    return "worker_lost" if "CUDA error" in str(error) else "error"
+    if names & {"DistBackendError", "DistNetworkError"} or any(sign in str(error) for sign in _BEYOND_REPAIR):
+        return "worker_lost"
+    return "error"
 
 
 def _chain(error: BaseException | None) -> list[str]:
