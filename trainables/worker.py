@@ -64,7 +64,7 @@ class Mailbox:
         self._job: dict[str, Any] | None = None
         self._closed = self._stopping = self._leaving = False
         self._position = (0, 0)
-        self._group = -1
+        self._group, self._placement_group = -1, ""
         self._workers: dict[int, Any] = {}
         self._heard: dict[int, float] = {}
         self._busy: dict[int, tuple[float, int, float]] = {}
@@ -75,7 +75,7 @@ class Mailbox:
     async def expect(self, group: int) -> None:
         """Group number `group` is being started; what an earlier one still says is refused."""
         async with self._changed:
-            self._group, self._job, self._leaving = group, None, False
+            self._group, self._placement_group, self._job, self._leaving = group, "", None, False
             self._workers, self._heard, self._busy, self._events = {}, {}, {}, asyncio.Queue()
             self._changed.notify_all()
 
@@ -105,7 +105,7 @@ class Mailbox:
             self._busy = {}
 
     async def status(self) -> dict[str, Any]:
-        """Position in the job, workers that have started, and the ranks silent and idle for longest with the seconds.
+        """Position in the job, workers that joined and where, the ranks silent and idle for longest with the seconds.
 
         Waiting for a job, or for an answer from the search, is not idleness.
         """
@@ -114,6 +114,7 @@ class Mailbox:
         return {
             "position": self._position,
             "joined": len(self._workers),
+            "placement_group": self._placement_group,
             "silent": _longest_ago(self._heard),
             "idle": _longest_ago(busy),
         }
@@ -134,9 +135,10 @@ class Mailbox:
 
     # The group's side
 
-    async def join(self, group: int, rank: int, worker: Any) -> None:
-        """Worker `rank` has started."""
+    async def join(self, group: int, rank: int, worker: Any, placement_group: str = "") -> None:
+        """Worker `rank` has started, in the placement group of that id."""
         self._check(group)
+        self._placement_group = placement_group
         self._workers[rank], self._heard[rank] = worker, time.monotonic()
 
     async def next_job(self, group: int) -> dict[str, Any] | None:
@@ -250,8 +252,9 @@ class _Talker:
         self._heart = threading.Thread(target=self._beat, daemon=True)
 
     def __enter__(self) -> "_Talker":
-        worker = ray.get_runtime_context().current_actor
-        ray.get(self._box.join.remote(self._group, self._rank, worker))
+        context = ray.get_runtime_context()
+        place = context.get_placement_group_id() or ""
+        ray.get(self._box.join.remote(self._group, self._rank, context.current_actor, place))
         self._heart.start()
         return self
 

@@ -21,6 +21,7 @@ from trainables.config import RungReport, Train
 from trainables.worker import ENDED, RUNG, failure_kind, one_line, train_trial
 from tuner.agenda import Agenda
 from tuner.interrupts import Interrupted
+from tuner.orphans import OrphanedGroups
 from tuner.retries import Failure
 from tuner.slot import MAILBOX, WAITING, Slot, Slots, on_node
 
@@ -123,11 +124,13 @@ class _AgendaSearcher(Searcher):
         super().__init__()
         self.agenda = agenda
         self.names: dict[str, str] = {}
+        self.orphans = OrphanedGroups()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
     def suggest(self, trial_id: str) -> Any:
+        self.orphans.sweep()
         config = self.agenda.next()
         if config is None:
             return Searcher.FINISHED if self.agenda.finished else None
@@ -157,6 +160,8 @@ class _AgendaScheduler(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:  # noqa: ARG002
         agenda, name = self._searcher.agenda, self._searcher.names[trial.trial_id]
         event = result["event"]
+        self._searcher.orphans.told(result["mailbox"], result["placement_group"])
+        self._searcher.orphans.sweep()
         if event == WAITING:
             agenda.progress(name, *result["position"])
             agenda.waits(name, result["note"])
@@ -174,6 +179,7 @@ class _AgendaScheduler(FIFOScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:  # noqa: ARG002
         """The slot's own process is gone, and its worker group with it."""
+        self._searcher.orphans.slot_died()
         name, error_file = self._searcher.names.get(trial.trial_id), trial.error_file
         if name is not None and self._searcher.agenda.is_running(name):
             text = Path(error_file).read_text("utf-8").strip() if error_file else ""

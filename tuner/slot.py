@@ -79,7 +79,8 @@ class Slot(tune.Trainable):
         os.environ[_START_TIMEOUT] = str(slots.start_seconds)
         self._slots, self._train, self._job, self._pending = slots, train, config["job"], ""
         here = on_node(ray.get_runtime_context().get_node_id())
-        self._box: Any = Mailbox.options(name=f"{MAILBOX}{uuid.uuid4()}", label_selector=here).remote()  # type: ignore[attr-defined]
+        self._name, self._placement_group = f"{MAILBOX}{uuid.uuid4()}", ""
+        self._box: Any = Mailbox.options(name=self._name, label_selector=here).remote()  # type: ignore[attr-defined]
         self._groups, self._group, self._waited = 0, threading.Thread(), 0.0
         self._group_error: BaseException | None = None
 
@@ -90,7 +91,8 @@ class Slot(tune.Trainable):
             ray.get(self._box.answer.remote(True))
         result = self._next_event()
         self._pending = result["event"]
-        return result
+        self._placement_group = self._placement_group or ray.get(self._box.status.remote())["placement_group"]
+        return {**result, "mailbox": self._name, "placement_group": self._placement_group}
 
     def _begin(self) -> None:
         if not self._group.is_alive():
@@ -99,6 +101,7 @@ class Slot(tune.Trainable):
 
     def _start_group(self) -> None:
         self._groups, self._waited, self._group_error = self._groups + 1, 0.0, None
+        self._placement_group = ""
         ray.get(self._box.expect.remote(self._groups))
         self._group = threading.Thread(target=self._fit, args=(self._trainer(),), daemon=True)
         self._group.start()

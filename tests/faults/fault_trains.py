@@ -222,6 +222,12 @@ FAULTS: dict[str, Callable[[TrialConfig, Report, Progress], None]] = {
 """What goes wrong in which trial."""
 
 
+def slot_killed_in_trial_1(config: TrialConfig, report: Report, progress: Progress) -> None:
+    """The slot's own process dies once; every other trial is well."""
+    train = _slot_killed_once if config.name == "0001" else steady
+    train(config, report, progress)
+
+
 def every_trial_fails(config: TrialConfig, report: Report, progress: Progress) -> None:
     """The base model is scored, and no trial trains."""
     if config.rungs:

@@ -9,11 +9,12 @@ from types import SimpleNamespace
 import pytest
 from conftest import left_over
 from fake import open_agenda
-from fault_trains import every_trial_fails, faulty, steady
+from fault_trains import every_trial_fails, faulty, slot_killed_in_trial_1, steady
 
 import tuner.slot
 from trainables.config import Train
 from tuner.agenda import Agenda
+from tuner.cluster import cores
 from tuner.config import SearchConfig
 from tuner.executor import run_in_process, run_on_ray
 from tuner.interrupts import SearchStopped
@@ -43,6 +44,16 @@ def test_a_killed_worker_costs_nothing_but_time(slots: Slots, tmp_path: Path) ->
     _search(tmp_path / "killed", slots, faulty, CONFIG.replace(num_trials=3))
     assert _trials(tmp_path / "killed") == _trials(tmp_path / "straight")[:3]
     assert (tmp_path / "killed" / "trials" / "0002" / "worked.txt").read_text().split() == ["1", "2", "2", "3"]
+    assert left_over() == {}
+
+
+@pytest.mark.slow
+def test_a_slot_that_dies_gives_back_what_its_group_held(slots: Slots, tmp_path: Path) -> None:
+    """One that had every core: the next group cannot start without them."""
+    _search(tmp_path, replace(slots, cpus=cores()), slot_killed_in_trial_1, CONFIG.replace(num_trials=3))
+    (retry,) = read_studies(tmp_path)[0].trials[1].user_attrs["retries"]
+    assert retry.startswith("worker_lost: the slot's own process ended: ")
+    assert {state for _, state, *_ in _trials(tmp_path)} == {"COMPLETE"}
     assert left_over() == {}
 
 
