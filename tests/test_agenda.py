@@ -7,7 +7,7 @@ from fake import fake_rungs, fake_train, open_agenda, open_study
 
 from trainables.config import Progress, Report, RungReport, Train, TrialConfig
 from trainables.worker import StorageAway
-from tuner import executor
+from tuner import executor, selection
 from tuner.agenda import Agenda
 from tuner.config import SearchConfig
 from tuner.errors import AllTrialsFailedError
@@ -266,6 +266,17 @@ def test_trials_that_the_time_budget_left_out_are_told(tmp_path: Path) -> None:
 
 def test_a_search_that_started_every_trial_left_out_nothing(tmp_path: Path) -> None:
     assert _run(SearchConfig(num_trials=2, time_budget="8h", finalists=0), tmp_path).left_out == ""
+
+
+def test_finalists_whose_weights_are_gone_are_told(tmp_path: Path) -> None:
+    """Of five trials, the weights of the best and of the user's own are there when three finalists are asked for."""
+    config = SearchConfig(num_trials=5, finalists=1, finalist_seeds=0, keep_checkpoints=1, sampler="random")
+    assert _run(config, tmp_path).passed_over == ""
+    extended = _run(config.replace(finalists=3), tmp_path)
+    best = selection.finalists(read_studies(tmp_path)[0], 3)
+    gone = [number for number in best if not selection.weights_of(tmp_path, number).is_dir()]
+    assert gone
+    assert f"the weights of {', '.join(map(str, gone))} were not kept" in extended.passed_over
 
 
 def test_causes_are_known_after_a_resume(tmp_path: Path) -> None:

@@ -140,6 +140,10 @@ def test_wrong_names_are_told_together(tmp_path: Path) -> None:
     with pytest.raises(RequestError) as caught:
         make_plan(config, tmp_path, lambda _line: None)
     assert len(caught.value.findings) == 5
+    named = config.replace(arguments={"train_data": [str(tmp_path / "nothing.jsonl")]})
+    with pytest.raises(RequestError) as caught:
+        make_plan(named, tmp_path, lambda _line: None)
+    assert caught.value.findings[-1] == f"{tmp_path}/nothing.jsonl: no such file or folder; check --train_data"
 
 
 def test_a_machine_without_a_gpu_says_what_it_does_instead() -> None:

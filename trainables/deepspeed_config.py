@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+DS_STAGE0 = Path(__file__).parent / "ds_stage0.json"
+"""FlagEmbedding's published settings, which its package lacks."""
+
 
 def check_deepspeed(config: str | Mapping[str, Any]) -> None:
     """Refuses a configuration that would fail in, or after, the first trial.

@@ -145,6 +145,17 @@ class Agenda:
         why = self._budget.shortage(self.rows)
         return f"time budget: {issued} of {planned} trials were started: {why}; raise --time_budget"
 
+    @property
+    def passed_over(self) -> str:
+        """Which trials would have been finalists, had their weights been kept; nothing where all of them were."""
+        best = selection.finalists(self._study.search, max(1, self._config.finalist_count))
+        there = {trial.number for trial in self._candidates()}
+        gone = ", ".join(str(number) for number in best if number not in there)
+        return gone and (
+            f"finalists: of the best {len(best)} trials, the weights of {gone} were not kept: what was next took its "
+            "place; raise --keep_checkpoints before the search"
+        )
+
     def is_running(self, name: str) -> bool:
         """Whether job `name` was handed out and has not ended."""
         return name in self._running

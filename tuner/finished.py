@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from trainables.records import whole_records
 from tuner import data
 from tuner.arguments import translated, upstream_arguments
 from tuner.config import SearchConfig
@@ -113,9 +114,7 @@ def _record(trial: Path) -> dict[str, Any]:
     return record
 
 
-def _best_rung(trial: Path) -> dict[str, Any]:
+def _best_rung(trial: Path) -> Mapping[str, Any]:
     """The first of the best: a later rung replaces the weights only by being better."""
-    lines = (trial / "metrics.jsonl").read_text("utf-8").splitlines()
-    rungs = [rung for rung in map(json.loads, lines) if rung["rung"] > 0]
-    best: dict[str, Any] = max(rungs, key=lambda rung: rung["value"])
-    return best
+    rungs = [rung for rung in whole_records(trial / "metrics.jsonl") if rung["rung"] > 0]
+    return max(rungs, key=lambda rung: rung["value"])

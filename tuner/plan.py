@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from search_spaces import Context, SearchSpace, identity, load_search_space
-from trainables.deepspeed_config import check_deepspeed
+from trainables.deepspeed_config import DS_STAGE0, check_deepspeed
 from trainables.files import write_text
 from trainables.measures import objectives
 from tuner import data, guard_data
@@ -27,6 +27,7 @@ from tuner.inputs import local_copy
 from tuner.models import model_here
 from tuner.object_storage import is_url
 from tuner.rehearsal import rehearse
+from tuner.rows import NO_SUCH_DATA
 from tuner.samplers import sampler_names
 from tuner.storage import HIDDEN, absolute, redacted
 from tuner.study import check_claim, pruner_names
@@ -54,7 +55,6 @@ _HARMLESS = re.compile(
     "skip_memory_metrics|include_.*|load_best_model_at_end|metric_for_best_model|greater_is_better|use_cpu"
 )
 """Arguments that no score depends on, or that other facts hold."""
-_DS_STAGE0 = Path(__file__).parent.parent / "trainables" / "ds_stage0.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +155,7 @@ def _content(value: Any) -> Any:
     """What tells a value from others: of a settings file the content, wherever it lies."""
     if not isinstance(value, str) or not value.endswith(".json"):
         return value
-    path = Path(value) if Path(value).is_file() else _DS_STAGE0
+    path = Path(value) if Path(value).is_file() else DS_STAGE0
     return f"a file of content {hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
 
 
@@ -189,9 +189,15 @@ def _check_names(config: SearchConfig) -> SearchSpace:
         space = load_search_space(config.search_space or DEFAULT_SPACE)
     except ValueError as error:
         problems.extend(f"--search_space: {line}" for line in str(error).splitlines())
-    if problems:
-        raise RequestError(problems)
+    if problems:  # of data, only what takes no time is looked at for a request that is refused anyway
+        raise RequestError([*problems, *_missing_data(config)])
     return space
+
+
+def _missing_data(config: SearchConfig) -> Iterator[str]:
+    for path in map(str, config.arguments.get("train_data") or ()):
+        if not is_url(path) and not Path(path).exists():
+            yield f"{path}: {NO_SUCH_DATA}"
 
 
 def _missing_trackers(report_to: str | list[str] | None) -> Iterator[str]:
@@ -267,7 +273,7 @@ def _with_deepspeed_config(arguments: dict[str, Any], warnings: list[str]) -> di
             [f"--deepspeed {path}: there is no such file; give the path of a DeepSpeed JSON configuration"]
         )
     warnings.append(f"--deepspeed {path}: no such file; FlagEmbedding's published stage-0 settings are used")
-    return {**arguments, "deepspeed": str(_DS_STAGE0)}
+    return {**arguments, "deepspeed": str(DS_STAGE0)}
 
 
 def _without_none_prefix(arguments: dict[str, Any], warnings: list[str]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trainables.deepspeed_config import DS_STAGE0
 from tuner.config import SECRETS
 from tuner.errors import RequestError
 from tuner.finished import FinishedRun
@@ -21,8 +22,6 @@ from tuner.settings import FOLDER
 
 MODULE = "FlagEmbedding.finetune.embedder.encoder_only.m3"
 DEEPSPEED_FILE = "deepspeed.json"
-DS_STAGE0 = Path(__file__).parent.parent / "trainables" / "ds_stage0.json"
-"""FlagEmbedding's published settings, which its package lacks."""
 
 _PLACES = {"output_dir", "cache_dir", "cache_path", "resume_from_checkpoint", "dataloader_pin_memory"}
 _REPORTING = {"report_to", "run_name"}

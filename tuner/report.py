@@ -13,6 +13,7 @@ from markupsafe import Markup
 from optuna.trial import FrozenTrial
 from plotly.offline import get_plotlyjs
 
+from trainables.files import write_text
 from trainables.measures import objectives
 from tuner.errors import EXIT_DONE, EXIT_REQUEST, RequestError
 from tuner.export import bundle_of
@@ -46,9 +47,8 @@ def write_report(run_dir: Path, storage: str | None = None) -> Path:
             [f"A run directory holds config.yaml, but {run_dir} does not; name the --run_dir of a search"]
         )
     page = _environment().get_template(_TEMPLATE).render(_contents(run_dir, storage))
-    temporary = run_dir / f"{REPORT_FILE}.tmp"
-    temporary.write_text(page, encoding="utf-8")
-    return temporary.replace(run_dir / REPORT_FILE)
+    write_text(run_dir / REPORT_FILE, page)
+    return run_dir / REPORT_FILE
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,6 +11,7 @@ from tuner.findings import Findings
 
 SUFFIXES = (".json", ".jsonl")
 FIELDS = ("query", "pos", "neg", "pos_scores", "neg_scores", "prompt", "type")
+NO_SUCH_DATA = "no such file or folder; check --train_data"
 MINING = "mine some with FlagEmbedding's scripts/hn_mine.py"
 
 
@@ -45,7 +46,7 @@ def find_source(path: Path, findings: Findings) -> Source | None:
     if path.is_dir():
         return _find_folder(path, findings)
     if not path.exists():
-        findings.add(str(path), None, Fault("no such path", "no such file or folder; check --train_data"))
+        findings.add(str(path), None, Fault("no such path", NO_SUCH_DATA))
         return None
     if path.suffix not in SUFFIXES:
         fault = Fault("other extension", f"extension {path.suffix!r} is not read; unpack or rename it to .jsonl")

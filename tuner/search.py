@@ -162,7 +162,7 @@ def _search(
         mirror.finish()
         if not agenda.has_winner:
             raise _without_winner(agenda)
-    _warn([agenda.left_out] if agenda.left_out else [], console)
+    _warn([note for note in (agenda.left_out, agenda.passed_over) if note], console)
     try:
         with _ending_in_order(store.url, console), interrupting():  # again: Ray has put handlers of its own in place
             from tuner.ending import conclude

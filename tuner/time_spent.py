@@ -1,12 +1,12 @@
 """Where the time of a finished search went."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from optuna import Study
+
+from trainables.records import whole_records
 
 TRIALS = ("training", "scoring", "overhead")
 """Parts of a trial's time, and of a retraining's."""
@@ -35,15 +35,8 @@ def time_spent(run_dir: Path, studies: Sequence[Study | None], total: float) -> 
 
 def _finals(path: Path) -> Iterator[Mapping[str, Any]]:
     """Yields the records of jobs that only scored; the base model's first is its trial, which the study counts."""
-    scorings = [record for record in _records(path) if record["rung"] == 0]
+    scorings = [record for record in whole_records(path) if record["rung"] == 0]
     yield from scorings[1:] if path.parent.name == "0000" else scorings
-
-
-def _records(path: Path) -> Iterator[Mapping[str, Any]]:
-    """Yields what stands whole in the file: a kill or a full disk may have cut a line short."""
-    for line in path.read_text("utf-8").splitlines():
-        with suppress(json.JSONDecodeError):
-            yield json.loads(line)
 
 
 def _stage(name: str, record: Mapping[str, Any]) -> str:
