@@ -22,6 +22,14 @@ from tuner.slot import Slots
 SIGNALS = pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 
 
+@pytest.fixture
+def asked(tmp_path: Path) -> list[str]:
+    """A small search in `tmp_path`/run."""
+    model, rows = make_model(tmp_path / "model"), make_rows(tmp_path / "rows.jsonl", rows=120)
+    data = ["--model_name_or_path", str(model), "--train_data", str(rows)]
+    return [*data, "--num_trials", "3", "--finalists", "0", "--run_dir", str(tmp_path / "run")]
+
+
 def _stop_planning(monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
     def plan(*_: Any) -> None:
         signal.raise_signal(number)
@@ -65,9 +73,25 @@ def test_a_search_that_is_taken_up_again_says_how_to_go_on(
 
 
 @SIGNALS
+def test_a_signal_while_ray_starts(
+    number: signal.Signals,
+    exit_code: int,
+    asked: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """There is a study by then."""
+    monkeypatch.setattr("tuner.cluster.ray.init", lambda **_: signal.raise_signal(number))
+    assert main(asked) == exit_code
+    assert f"Go on with: python -m tuner.search --resume {tmp_path / 'run'}" in capsys.readouterr().out
+
+
+@SIGNALS
 def test_a_signal_while_the_result_is_written(
     number: signal.Signals,
     exit_code: int,
+    asked: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -92,9 +116,7 @@ def test_a_signal_while_the_result_is_written(
     monkeypatch.setattr("tuner.cluster.slots_for", lambda *_: slots)
     monkeypatch.setattr("tuner.executor.run_on_ray", run)
     monkeypatch.setattr("tuner.ending.conclude", conclude)
-    model, rows = make_model(tmp_path / "model"), make_rows(tmp_path / "rows.jsonl", rows=120)
-    asked = ["--model_name_or_path", str(model), "--train_data", str(rows), "--num_trials", "3", "--finalists", "0"]
-    assert main([*asked, "--run_dir", str(tmp_path / "run")]) == exit_code
+    assert main(asked) == exit_code
     assert f"Go on with: python -m tuner.search --resume {tmp_path / 'run'}" in capsys.readouterr().out
 
 

@@ -141,7 +141,12 @@ def _search(
     storage = _open_storage(config, run_dir, console)
     study = _open_study(plan, storage)
     mirror = Mirror(store)
-    with connected(config), _ending_in_order(store.url, console, mirror), interruptible() as check:
+    with (
+        _ending_in_order(store.url, console),
+        connected(config),
+        _ending_in_order(store.url, console, mirror),  # before Ray is shut down: `ray job stop` waits for 3 s
+        interruptible() as check,
+    ):
         storage.check = check
         slots = slots_for(config, rays_folder(config, run_dir))
         forget_replaced(run_dir)
