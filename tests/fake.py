@@ -19,7 +19,9 @@ from tuner.study import SearchStudy
 
 METRIC = "dense.ndcg_at_10"
 PARETO = "sparse.ndcg_at_10"
-START = {"learning_rate": 1e-5, "temperature": 0.02, "train_group_size": 4, "per_device_train_batch_size": 8}
+START = {
+    "learning_rate": 1e-5, "temperature": 0.02, "train_group_size": 4, "per_device_train_batch_size": 8, "warmup_ratio": 0.1
+}  # fmt: skip
 
 
 def score_of(arguments: "dict[str, float] | object", fraction: float) -> float:
@@ -100,7 +102,7 @@ def _report(
 def new_study(config: SearchConfig, storage: BaseStorage) -> SearchStudy:
     return SearchStudy(
         storage,
-        space=load_search_space("m3"),
+        space=load_search_space(config.search_space or "m3"),
         context=Context(rows=1000, negatives=7, start=START),
         sampler=config.sampler,
         pruner=config.pruner,

@@ -1,10 +1,13 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import optuna
 import pytest
 from fake import fake_rungs, fake_train, open_agenda, open_study
 
+from search_spaces import Context
 from trainables.config import Progress, Report, RungReport, Train, TrialConfig
 from trainables.worker import StorageAway
 from tuner import executor, selection
@@ -39,6 +42,32 @@ def test_base_then_user_then_samples_then_finalists_then_test(tmp_path: Path) ->
     assert roles[6:10] == ["finalist"] * 4
     assert set(roles[10:]) == {"test"}
     assert agenda.finished
+
+
+def derived(trial: optuna.Trial, context: Context) -> dict[str, Any]:
+    """Of the batch follows the temperature; the user's own is another."""
+    batch = trial.suggest_categorical("per_device_train_batch_size", context.batch_sizes([4, 16]))
+    return {"per_device_train_batch_size": batch, "temperature": 0.4 / batch}
+
+
+def test_what_a_space_derives_is_trained_retrained_and_tested(tmp_path: Path) -> None:
+    """Trial 1 has the user's own of both: batch 8 and temperature 0.02, where the space would have 0.05."""
+    config = SearchConfig(num_trials=5, finalists=2, finalist_seeds=1, search_space=f"{__name__}:derived")
+    trained: dict[str, tuple[int, float]] = {}
+
+    def train(config: TrialConfig, report: Report, progress: Progress) -> None:
+        batch, temperature = (config.arguments[name] for name in ("per_device_train_batch_size", "temperature"))
+        assert trained.setdefault(config.name, (batch, temperature)) == (batch, temperature)
+        fake_train(config, report, progress)
+
+    run_in_process(open_agenda(config, tmp_path), train)
+    assert trained["0001"] == (8, 0.02)
+    assert {trained[f"{number:04d}"] for number in (2, 3, 4) if f"{number:04d}" in trained} <= {
+        (4, 0.1), (8, 0.05), (16, 0.025)
+    }  # fmt: skip
+    retrained = [name for name in trained if "seed" in name]
+    assert len(retrained) == 2
+    assert all(trained[name] == trained[name[:4]] for name in retrained)
 
 
 def test_a_trial_s_record_says_how_many_workers_train_it(tmp_path: Path) -> None:

@@ -32,6 +32,14 @@ def misspelt(trial: optuna.Trial, _: Context) -> dict[str, Any]:
     return {"lerning_rate": trial.suggest_float("lerning_rate", 0.1, 0.2)}
 
 
+def of_another_name(trial: optuna.Trial, _: Context) -> dict[str, Any]:
+    return {"train_group_size": 2 ** trial.suggest_int("log2_group", 1, 4)}
+
+
+def rounded(trial: optuna.Trial, _: Context) -> dict[str, Any]:
+    return {"num_train_epochs": round(trial.suggest_float("num_train_epochs", 1, 3))}
+
+
 @pytest.mark.parametrize(
     ("space", "words"),
     [
@@ -40,6 +48,8 @@ def misspelt(trial: optuna.Trial, _: Context) -> dict[str, Any]:
         (other_each_time, "CategoricalDistribution does not support dynamic value space"),
         (whole_epochs, "num_train_epochs: your own value 1.5 is no value of the space, which takes it for 1"),
         (misspelt, "lerning_rate is no argument of FlagEmbedding or transformers"),
+        (of_another_name, "it suggests log2_group, which is no argument, .*suggest the argument itself"),
+        (rounded, "num_train_epochs: your own value 1.5 is no value of the space, which takes it for 2"),
     ],
 )
 def test_a_space_that_would_break_the_search_is_refused(space: Callable[..., dict[str, Any]], words: str) -> None:

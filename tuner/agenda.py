@@ -27,7 +27,7 @@ from tuner.mirror import Mirror
 from tuner.outage import Outage
 from tuner.remote import RunStore
 from tuner.retries import Failure, Retries
-from tuner.study import SearchStudy
+from tuner.study import SearchStudy, arguments_of
 from tuner.verdict import rests_on
 
 _NO_TIME = "no time for its next rung"
@@ -398,8 +398,9 @@ class Agenda:
                 name = f"{source.number:04d}-seed{seed}"
                 trial = None if name in self._running else self._study.retraining(source.number, seed)
                 if trial is not None:
-                    config = self._job(name, source.params, seed=seed, rungs=self._config.rungs)
-                    row = self._row(name, "finalist", source.params)
+                    params = arguments_of(source)
+                    config = self._job(name, params, seed=seed, rungs=self._config.rungs)
+                    row = self._row(name, "finalist", params)
                     return Job(config=config, row=row, trial=trial, finalist=True)
         return None
 

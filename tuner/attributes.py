@@ -3,6 +3,8 @@
 ROLE = "role"
 BASE, USER, SAMPLED = "base", "user", "sampled"
 """Roles: the base model, the user's own settings, a suggestion."""
+ARGUMENTS = "arguments"
+"""What a trial trains with, where a space returns other arguments than Optuna's parameters."""
 INFEASIBLE = "infeasible"
 """The trial fits the device in no way, or diverged."""
 GUARD_EXCESS = "guard_excess"

@@ -15,7 +15,7 @@ from trainables.config import TrialConfig
 from tuner import guards, selection
 from tuner.attributes import USER
 from tuner.config import SearchConfig
-from tuner.study import SearchStudy
+from tuner.study import SearchStudy, arguments_of
 
 MakeJob = Callable[..., TrialConfig]
 """(name, params, **fields of TrialConfig) -> a job."""
@@ -110,7 +110,7 @@ class Finals:
         """Returns folder name, parameters and weights of a trial; None where its weights are gone."""
         name = f"{number:04d}"
         weights = selection.weights_of(self._run_dir, number)
-        return name, self._trials()[number].params, str(weights) if weights.is_dir() else None
+        return name, arguments_of(self._trials()[number]), str(weights) if weights.is_dir() else None
 
     def _trials(self) -> list[FrozenTrial]:
         return self._study.search.get_trials(deepcopy=False)

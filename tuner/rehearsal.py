@@ -1,7 +1,7 @@
 """The search space, tried out before a search: what it cannot do is told before anything starts."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import optuna
@@ -23,16 +23,16 @@ def rehearse(name: str, space: SearchSpace, context: Context) -> set[str]:
         context: The search; its `start` are the user's own settings.
 
     Raises:
-        RequestError: The space raises, has no place for the user's own value, or names what is no argument.
+        RequestError: The space raises, has no place for the user's own value, or suggests what is no argument.
     """
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     study.enqueue_trial(dict(context.start))
-    varied: dict[str, Any] = {}
+    returned: list[dict[str, Any]] = []
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # as in the search
             for _ in range(_TRIALS):
-                varied |= suggest(space, study.ask(), context)
+                returned.append(suggest(space, study.ask(), context))
     except Exception as error:
         raise RequestError(
             [
@@ -40,10 +40,20 @@ def rehearse(name: str, space: SearchSpace, context: Context) -> set[str]:
                 "a trial, so the space must hold them (context.with_start and context.bounds add them)"
             ]
         ) from error
-    problems = [*_misplaced(study.trials[0].params, context.start), *_unknown(varied)]
+    suggested = {name for trial in study.trials for name in trial.params}
+    varied = {name for arguments in returned for name in arguments}
+    problems = [
+        *_misplaced({name: returned[0].get(name, own) for name, own in study.trials[0].params.items()}, context.start),
+        *(f"{argument} is no argument of FlagEmbedding or transformers" for argument in _unknown(varied)),
+        *(
+            f"it suggests {argument}, which is no argument, so that your own settings cannot be a trial of it; suggest "
+            "the argument itself, with log=True or choices, and return what follows from it"
+            for argument in _unknown(suggested - varied)
+        ),
+    ]
     if problems:
         raise RequestError([f"--search_space {name}: {problem}" for problem in problems])
-    return set(varied)
+    return varied
 
 
 def _misplaced(taken: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
@@ -55,9 +65,6 @@ def _misplaced(taken: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _unknown(varied: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{argument} is no argument of FlagEmbedding or transformers"
-        for argument in translated(varied)
-        if argument not in upstream_arguments()
-    ]
+def _unknown(names: Iterable[str]) -> list[str]:
+    known = upstream_arguments()
+    return sorted(name for name in translated(dict.fromkeys(names)) if name not in known)

@@ -20,7 +20,7 @@ from tuner.export import bundle_of
 from tuner.figures import search_pictures, seeds_picture
 from tuner.remote import open_run_dir, run_folder
 from tuner.report_queries import moved_queries
-from tuner.study import has_failed, read_studies, value_of
+from tuner.study import arguments_of, has_failed, read_studies, value_of
 from tuner.verdict import FINE_TUNE, metric_label, modes
 
 REPORT_FILE = "report.html"
@@ -111,7 +111,7 @@ def _contents(run_dir: Path, storage: str | None) -> dict[str, Any]:
         ),
         "spent": _spent(result["seconds"]) if result else [],
         "trials": [_trial_row(trial) for trial in trials],
-        "parameter_names": list(dict.fromkeys(name for trial in trials for name in trial.params)),
+        "parameter_names": list(dict.fromkeys(name for trial in trials for name in arguments_of(trial))),
         "manifest": _json(run_dir / "data" / "manifest.json"),
         "search_command": config["command"],
         "train_command": _train_command(run_dir, result) if best else None,
@@ -247,7 +247,7 @@ def _trial_row(trial: FrozenTrial) -> dict[str, Any]:
         "number": trial.number,
         "role": trial.user_attrs.get("role", "sampled"),
         "state": "fail" if has_failed(trial) else trial.state.name.lower(),
-        "params": trial.params,
+        "params": arguments_of(trial),
         "value": value_of(trial) if trial.values else max(trial.intermediate_values.values(), default=None),
         "seconds": sum(trial.user_attrs.get("seconds", {}).values()),
         "error": trial.user_attrs.get("error", ""),

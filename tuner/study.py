@@ -17,7 +17,7 @@ from search_spaces.loading import suggest
 from trainables.config import RungReport
 from trainables.measures import combined
 from tuner import guards
-from tuner.attributes import BASE, GUARD_EXCESS, INFEASIBLE, ROLE, SAMPLED, USER
+from tuner.attributes import ARGUMENTS, BASE, GUARD_EXCESS, INFEASIBLE, ROLE, SAMPLED, USER
 from tuner.errors import RequestError
 from tuner.samplers import draw_again, make_sampler
 from tuner.storage import RememberedStorage, open_storage, readable
@@ -52,6 +52,11 @@ def has_failed(trial: FrozenTrial) -> bool:
 def value_of(trial: FrozenTrial) -> float:
     """Returns the one value that ranks a complete trial: its objective, or the mean of several."""
     return float(trial.values[0] if len(trial.values) == 1 else trial.user_attrs["best_value"])
+
+
+def arguments_of(trial: FrozenTrial) -> dict[str, Any]:
+    """Returns what `trial` varies, as its space returned it."""
+    return dict(trial.user_attrs.get(ARGUMENTS, trial.params))
 
 
 class SearchStudy:
@@ -131,7 +136,7 @@ class SearchStudy:
         return len(self.search.get_trials(deepcopy=False)) - len(self.search.get_trials(deepcopy=False, states=waiting))
 
     def ask(self) -> tuple[Trial, dict[str, Any]]:
-        """Returns the next trial and its parameters: an unfinished one first, under its own number."""
+        """Returns the next trial and the arguments it varies: an unfinished one first, under its own number."""
         unfinished = self._unfinished.pop(0) if self._unfinished else None
         self.search.sampler = self._sampler(number=unfinished.number if unfinished else self.issued)
         trial = self._again(unfinished) if unfinished else self.search.ask()
@@ -139,7 +144,18 @@ class SearchStudy:
             return trial, {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the user's own value may lie outside of a range
-            return trial, suggest(self._space, trial, self._context)
+            suggested = suggest(self._space, trial, self._context)
+        return trial, self._written_down(trial, self._own(suggested) if self.role(trial) == USER else suggested)
+
+    def _own(self, suggested: Mapping[str, Any]) -> dict[str, Any]:
+        """The user's settings, also of what the space derives from others."""
+        return {name: self._context.start[name] for name in suggested if name in self._context.start}
+
+    @staticmethod
+    def _written_down(trial: Trial, arguments: dict[str, Any]) -> dict[str, Any]:
+        if arguments != trial.params:
+            trial.set_user_attr(ARGUMENTS, arguments)
+        return arguments
 
     def _again(self, known: FrozenTrial) -> Trial:
         trial = Trial(self.search, known._trial_id)
@@ -166,11 +182,11 @@ class SearchStudy:
         return str(trial.user_attrs.get(ROLE, SAMPLED))
 
     def duplicate_of(self, trial: Trial, params: Mapping[str, Any]) -> FrozenTrial | None:
-        """Returns an earlier finished trial with the same parameters."""
+        """Returns an earlier finished trial with the same arguments `params`."""
         if self.role(trial) == BASE:
             return None
         done = self.search.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-        return next((t for t in done if t.number < trial.number and t.params == dict(params) and t.params), None)
+        return next((t for t in done if t.number < trial.number and t.params and arguments_of(t) == dict(params)), None)
 
     def reuse(self, trial: Trial, earlier: FrozenTrial) -> None:
         """Tells `trial` the end of `earlier`, which had the same parameters."""

@@ -19,7 +19,7 @@ from tuner import guards
 from tuner.guards import Mixture
 from tuner.selection import Standing, chosen_mixture, mixtures, noise, standings, ties, winner
 from tuner.statistics import Comparison, compare
-from tuner.study import SearchStudy, has_failed
+from tuner.study import SearchStudy, arguments_of, has_failed
 from tuner.time_spent import time_spent
 
 FINE_TUNE, KEEP = "fine-tune", "keep the base model"
@@ -233,7 +233,7 @@ def _front(study: Study, metric: str) -> list[dict[str, Any]] | None:
         {
             "trial": trial.number,
             "values": dict(zip(names, trial.values, strict=True)),
-            "params": trial.params,
+            "params": arguments_of(trial),
         }
         for trial in study.best_trials
     ]
@@ -282,7 +282,7 @@ def _model(run_dir: Path, trial: FrozenTrial, metric: str, mixed: Mixture | None
         "trial": trial.number,
         "folder": folder,
         "alpha": None if mixed is None else mixed.alpha,
-        "params": trial.params,
+        "params": arguments_of(trial),
         "dev": dev.get(metric),
         "test": test.get(metric),
         "dev_all": dict(dev),
