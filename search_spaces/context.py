@@ -15,8 +15,6 @@ class Context:
     """Training rows."""
     negatives: int
     """Negatives that the rows have; a `train_group_size` beyond 1 + negatives would repeat them."""
-    device_memory: float | None = None
-    """GiB of one GPU; None on a CPU."""
     start: Mapping[str, Any] = field(default_factory=dict)
     """The user's own settings (trial 1), upstream's defaults filled in. Ranges are widened to hold them."""
 

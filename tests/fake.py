@@ -20,7 +20,8 @@ from tuner.study import SearchStudy
 METRIC = "dense.ndcg_at_10"
 PARETO = "sparse.ndcg_at_10"
 START = {
-    "learning_rate": 1e-5, "temperature": 0.02, "train_group_size": 4, "per_device_train_batch_size": 8, "warmup_ratio": 0.1
+    "learning_rate": 1e-5, "temperature": 0.02, "train_group_size": 4, "per_device_train_batch_size": 8,
+    "warmup_ratio": 0.1,
 }  # fmt: skip
 
 

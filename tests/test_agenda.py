@@ -297,6 +297,28 @@ def test_a_search_that_started_every_trial_left_out_nothing(tmp_path: Path) -> N
     assert _run(SearchConfig(num_trials=2, time_budget="8h", finalists=0), tmp_path).left_out == ""
 
 
+def test_a_quota_that_lets_rungs_through_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    """The scores fit, and the training state does not: a rung that is reported again is no sign of room."""
+    now = 0.0
+    agenda = open_agenda(SearchConfig(num_trials=2, finalists=0), tmp_path, clock=lambda: now)
+
+    def train(config: TrialConfig, report: Report, progress: Progress) -> None:
+        if not config.rungs:
+            return fake_train(config, report, progress)
+        report(next(fake_rungs(config)))
+        raise OSError("[Errno 122] Disk quota exceeded")
+
+    def wait() -> None:
+        nonlocal now
+        while now < 4000:
+            run_in_process(agenda, train)
+            now += 10
+
+    with pytest.raises(SearchStopped, match="no room on the disk"):
+        wait()
+    assert now > 1800
+
+
 def test_finalists_whose_weights_are_gone_are_told(tmp_path: Path) -> None:
     """Of five trials, the weights of the best and of the user's own are there when three finalists are asked for."""
     config = SearchConfig(num_trials=5, finalists=1, finalist_seeds=0, keep_checkpoints=1, sampler="random")

@@ -1,10 +1,12 @@
 """Time budgets, with durations that can be added up by hand."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from tuner.budget import TimeBudget
+from tuner.budget import TimeBudget, final_scorings
 from tuner.config import SearchConfig
 from tuner.jobs import Row
 
@@ -38,6 +40,19 @@ def _budget(
 ) -> TimeBudget:
     times = iter([0.0])
     return TimeBudget(config, spent=spent, told=lambda: told, clock=lambda: next(times, now))
+
+
+@pytest.mark.parametrize(
+    ("asked", "scorings"),
+    [
+        ({}, 3),
+        ({"arguments": {"unified_finetuning": True}}, 9),
+        ({"guard": ("news", "law")}, 3 + 4 * 2 + 3 * 3),
+    ],
+)
+def test_what_is_scored_at_the_end_is_counted(asked: dict[str, Any], scorings: int) -> None:
+    """Two guards: on the base model, two finalists and the mixture chosen; three mixtures on them and dev."""
+    assert final_scorings(CONFIG.replace(**asked)) == scorings
 
 
 def test_a_trial_starts_while_its_first_rung_and_the_finalists_have_time() -> None:

@@ -58,6 +58,19 @@ def test_yaml_holds_the_same_names_and_flags_win(tmp_path: Path) -> None:
     assert (config.num_trials, config.arguments["learning_rate"], config.arguments["temperature"]) == (5, 1e-5, 0.01)
 
 
+def test_a_name_without_a_value_in_yaml_leaves_the_default(tmp_path: Path) -> None:
+    file = tmp_path / "search.yaml"
+    file.write_text("train_data: [a.jsonl]\nlearning_rate:\nnum_trials:\nguard:\n")
+    assert parse(["--config", str(file)]) == SearchConfig(arguments={"train_data": ["a.jsonl"]})
+    assert SearchConfig(arguments={"learning_rate": None}).arguments == {}
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "search.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(RequestError, match="cannot be read as YAML"):
+        parse(["--config", str(tmp_path / "search.yaml")])
+
+
 def test_an_unknown_name_in_yaml_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "search.yaml"
     file.write_text("temprature: 0.02\n")
@@ -85,7 +98,7 @@ def test_python_resumes_what_the_run_was_asked(tmp_path: Path) -> None:
 
 
 def test_python_resumes_nothing_where_no_run_is(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"config.yaml: cannot be read"):
+    with pytest.raises(RequestError, match=r"--resume .*: no search was begun there \(no config.yaml\)"):
         resumed(SearchConfig(resume=str(tmp_path)))
     assert not list(tmp_path.iterdir())
 

@@ -12,13 +12,13 @@ from transformers import AutoModel, AutoTokenizer
 
 from tests.m3_fixtures import make_eval, make_model
 from trainables import evaluation
+from trainables.config import NonFiniteScore
 from trainables.encoding import Encoder, evaluation_mode, tokenise
 from trainables.evaluation import (
     HYBRID_CANDIDATES,
     HYBRID_WEIGHTS,
     EncodingSettings,
     HybridWeights,
-    NonFiniteScore,
     Scorer,
     Scores,
 )

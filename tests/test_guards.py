@@ -172,6 +172,16 @@ def test_a_folder_is_checked_like_the_eval_data_and_copied_to_the_run(tmp_path: 
     assert any("--guard needs the files corpus.jsonl, queries.jsonl, qrels/test.tsv" in line for line in lines)
 
 
+@pytest.mark.parametrize(("resumed", "passages"), [(False, 3), (True, 2)])
+def test_a_search_that_begins_takes_the_guards_as_they_are_now(resumed: bool, passages: int, tmp_path: Path) -> None:
+    folder = lay(tmp_path / "news", dev=None)
+    prepare([str(folder)], tmp_path / "guards")
+    with (folder / "corpus.jsonl").open("a") as corpus:
+        corpus.write('{"_id": "p3", "text": "a third"}\n')
+    (copy,) = prepare([str(folder)], tmp_path / "guards", resumed=resumed)
+    assert len((Path(copy) / "corpus.jsonl").read_text().splitlines()) == passages
+
+
 def test_two_guards_of_one_name_are_refused(tmp_path: Path) -> None:
     folders = [lay(tmp_path / where / "news") for where in "ab"]
     with pytest.raises(RequestError, match="two tasks are called news"):

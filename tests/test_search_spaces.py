@@ -13,7 +13,7 @@ from tuner.arguments import translated, upstream_arguments
 from tuner.config import SearchConfig
 
 SMALL = Context(rows=40, negatives=1, start={"learning_rate": 1e-5, "train_group_size": 8})
-LARGE = Context(rows=100_000, negatives=15, device_memory=24.0, start={"temperature": 0.02, "warmup_ratio": 0.0})
+LARGE = Context(rows=100_000, negatives=15, start={"temperature": 0.02, "warmup_ratio": 0.0})
 YAML = """
 learning_rate: {low: 1e-6, high: 1e-4, log: true}
 train_group_size: {choices: [2, 4]}

@@ -12,7 +12,8 @@ from tuner.errors import RequestError
 from tuner.executor import run_in_process
 from tuner.retries import Failure
 from tuner.samplers import sampler_names
-from tuner.study import has_failed, pruner_names, read_studies, value_of
+from tuner.storage import open_storage
+from tuner.study import has_failed, pruner_names, read_studies, require_untaken, value_of
 
 
 def _run(config: SearchConfig, run_dir: Path, *, break_after: int | None = None) -> list[tuple[object, ...]]:
@@ -133,6 +134,17 @@ def test_a_trial_that_diverges_is_a_violated_constraint_and_counts_as_failed(tmp
         assert trial.user_attrs["error_kind"] == "non_finite"
         assert trial.system_attrs["constraints"][0] > 0
         assert has_failed(trial)
+
+
+def test_a_study_that_another_search_has_begun_is_not_taken(tmp_path: Path) -> None:
+    config = SearchConfig(storage=f"sqlite:///{tmp_path}/studies.db", study_name="mine")
+    storage = open_storage(config.storage, tmp_path)
+    require_untaken(storage, "mine")
+    study = open_study(config, tmp_path)
+    require_untaken(storage, "mine")  # one that ended before its first trial
+    study.ask()
+    with pytest.raises(RequestError, match="--study_name mine: the storage has a study of that name with 1 trials"):
+        require_untaken(open_storage(config.storage, tmp_path), "mine")
 
 
 def test_a_trial_taken_up_again_keeps_its_constraint(tmp_path: Path) -> None:

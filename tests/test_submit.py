@@ -112,6 +112,16 @@ def test_the_driver_stays_on_the_head_and_only_settings_are_sent(
     ]
 
 
+def test_what_is_no_path_is_sent_as_it_stands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Folders of such names lie about."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("wandb", "random", "news"):
+        Path(name).mkdir()
+    asked = ["--report_to", "wandb", "--sampler=random", "--guard", "NFCorpus", "news", "--num_trials", "4"]
+    sent = shlex.split(entrypoint(asked, tmp_path))[-len(asked) :]
+    assert sent == [*asked[:5], str(tmp_path / "news"), *asked[6:]]
+
+
 def test_a_search_space_function_is_sent_as_a_module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     Path("spaces").mkdir()

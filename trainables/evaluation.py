@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from trainables.config import NonFiniteScore
 from trainables.encoding import (
     EmbeddingModel,
     Encoder,
@@ -39,7 +40,6 @@ __all__ = [
     "TUNED",
     "EncodingSettings",
     "HybridWeights",
-    "NonFiniteScore",
     "Scorer",
     "Scores",
 ]
@@ -72,10 +72,6 @@ HYBRID_CANDIDATES = [
 
 TUNED = "hybrid_tuned"
 """The head of the hybrid score with weights tuned on dev."""
-
-
-class NonFiniteScore(ArithmeticError):  # noqa: N818 - named for what happened, like StopIteration
-    """A score was NaN or infinite, as after a training that diverged."""
 
 
 @dataclass(frozen=True)

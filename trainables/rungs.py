@@ -23,6 +23,7 @@ from trainables.measures import Scores
 from trainables.process import rank, world_size
 from trainables.records import Clock, write_record
 from trainables.resume import States
+from trainables.tokens import fingerprint
 from trainables.trial import NonFiniteLoss
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,11 @@ class Judge:
         self._frozen_encoder = arguments.model.model_name_or_path if is_base_encoder else None
         self._tokenizer = tokenizer
         self._base = base
-        self._scorer = _kept_scorer(config, self._settings, tokenizer, base)
+
+    @property
+    def _scorer(self) -> Scorer:
+        """Of the held-out set, which guards alone do not need."""
+        return _kept_scorer(self._config, self._settings, self._tokenizer, self._base)
 
     def scores(self, model: Model) -> Scores:
         """Returns scores of the heads that the trial trains, and of the objective."""
@@ -121,7 +126,7 @@ def encoding_settings(arguments: Arguments) -> EncodingSettings:
 
 
 def _kept_scorer(config: TrialConfig, settings: EncodingSettings, tokenizer: Any, base: BaseModels) -> Scorer:
-    key = (config.eval_data, settings, repr(tokenizer))
+    key = (config.eval_data, settings, fingerprint(tokenizer))
     if key not in base.scorers:
         base.scorers[key] = Scorer(Path(config.eval_data), tokenizer, settings)
     scorer: Scorer = base.scorers[key]
@@ -178,7 +183,7 @@ class Rungs(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Stands at a rung, or goes on."""
-        if args.device.type == "cpu":
+        if args.device.type == "cpu" or state.global_step % LOOK_EVERY == 0:  # a GPU is waited for, now and then
             self._check_loss(state.global_step)
         interrupted = self._is_interrupted(state)
         due = self._due(state)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import ray
 
-from trainables.config import Progress, Report, RungReport, Train, TrialConfig, TrialInterrupted
+from trainables.config import NonFiniteScore, Progress, Report, RungReport, Train, TrialConfig, TrialInterrupted
 
 RUNG, ENDED, FAILED = "rung", "ended", "failed"
 FailureKind = Literal[
@@ -27,7 +27,6 @@ FailureKind = Literal[
 SOUND: tuple[FailureKind, ...] = ("out_of_memory", "non_finite", "disk_full", "storage")
 """Failures after which a process is as good as new; after any other, CUDA may be beyond repair in it."""
 _BEAT_SECONDS = 1.0
-_BUSY_CPU_SECONDS = 10.0  # a process at work takes that in much less than Slots.idle_seconds; its heart alone in hours
 _CPU_AT_WORK = 0.1  # seconds from beat to beat; the beating itself takes a few milliseconds
 _BEATS_A_LOOK = 3
 _OUT_OF_MEMORY = (
@@ -39,10 +38,6 @@ _OUT_OF_MEMORY = (
 _BEYOND_REPAIR = ("CUDA error", "gloo/transport/")
 """A device in an unknown state, and another worker that is gone."""
 _DISK_FULL = ("No space left on device", "StorageFull", "Disk quota exceeded", "[Errno 28]", "[Errno 122]")
-
-
-class NonFiniteScore(ArithmeticError):  # noqa: N818
-    """A score was NaN or infinite: the configuration diverged."""
 
 
 class StorageAway(OSError):  # noqa: N818

@@ -174,9 +174,11 @@ class Agenda:
 
     def rung(self, name: str, report: RungReport) -> bool:
         """Takes in a rung of job `name`; returns whether it goes on."""
-        self._folders.wrote()
         self.remember_time()
         job = self._running[name]
+        if report.rung > job.tries.rung:  # one that is repeated wrote nothing
+            job.tries.rung = report.rung
+            self._folders.wrote()
         job.row.rung, job.row.step = report.rung, report.step
         job.best = report.value if job.best is None else max(job.best, report.value)
         job.row.value = job.best

@@ -8,10 +8,22 @@ from optuna.trial import FrozenTrial, TrialState
 
 from tuner.attributes import BASE
 from tuner.config import SearchConfig
+from tuner.guards import ALPHAS
 
 _MARGIN = 1.1  # what is kept back for a retraining must be enough when its time comes
 _TELLING = 0.05  # share of the steps after which their pace tells how long all of them take
-_TESTS = 3  # the base model, the user's own settings and the winner
+_TESTED = 3  # the base model, the user's own settings and the winner
+_PASSES_OF_ALL_HEADS = 3  # mteb's of the dense head, dev's for the hybrid weights, and the other heads'
+
+
+def final_scorings(config: SearchConfig) -> int:
+    """Returns how many scorings of dev the test, the guards and the mixtures take; a guard is taken for another dev."""
+    tests = _TESTED * (_PASSES_OF_ALL_HEADS if config.arguments.get("unified_finetuning") else 1)
+    guards = len(config.guard)
+    if not guards:
+        return tests
+    models = 1 + max(1, config.finalist_count) + 1  # the base model, finalists and the chosen mixture
+    return tests + models * guards + len(ALPHAS) * (1 + guards)
 
 
 class Timed(Protocol):
@@ -70,7 +82,7 @@ class TimeBudget:
         if self._config.time_budget is None:
             return True
         whole, scoring = self._longest(rows)
-        return self.left >= whole + _TESTS * scoring
+        return self.left >= whole + final_scorings(self._config) * scoring
 
     def shortage(self, rows: Iterable[Timed]) -> str:
         """Says why no trial may start."""
@@ -85,7 +97,7 @@ class TimeBudget:
     def _reserve(self, whole: float, scoring: float) -> float:
         retrainings = self._config.finalist_count * self._config.finalist_seeds
         rounds = math.ceil(retrainings / self._config.concurrent_trials)
-        return _MARGIN * rounds * whole + _TESTS * scoring
+        return _MARGIN * rounds * whole + final_scorings(self._config) * scoring
 
     def _longest(self, rows: Iterable[Timed]) -> tuple[float, float]:
         """Seconds of the longest whole training, and of scoring the base model; 0 where nothing is known yet.

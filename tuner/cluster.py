@@ -43,7 +43,7 @@ _OTHERWISE = "change --gpus_per_trial, --workers_per_trial or --concurrent_trial
 def connected(config: SearchConfig) -> Iterator[None]:
     """Connects to Ray for a block: `--address`, RAY_ADDRESS, or a local cluster that ends with the block."""
     os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
-    address = _address(config)
+    address = address_of(config)
     with nullcontext() if address else _on_loopback():
         try:
             with nullcontext() if address else _known_to_its_processes():
@@ -55,7 +55,8 @@ def connected(config: SearchConfig) -> Iterator[None]:
                     logging_level=logging.ERROR,
                 )
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise RequestError([f"--address {address}: Ray cannot be reached there: {_one_line(error)}"]) from error
+            what = f"--address {address}: Ray cannot be reached there" if address else "Ray cannot be started here"
+            raise RequestError([f"{what}: {_one_line(error)}"]) from error
         try:
             yield
         finally:
@@ -101,12 +102,13 @@ def _on_loopback() -> Iterator[None]:
 
 def rays_folder(config: SearchConfig, run_dir: Path) -> Path:
     """Returns where Ray keeps its own files: on a cluster where every node sees them, else with its session."""
-    if _address(config):
+    if address_of(config):
         return run_dir / ".ray"
     return Path(ray.get_runtime_context().get_temp_dir()) / "m3-tuner"
 
 
-def _address(config: SearchConfig) -> str | None:
+def address_of(config: SearchConfig) -> str | None:
+    """The running cluster that a search is for; None: one that starts and ends with it."""
     return config.address or os.environ.get(_ADDRESS)
 
 
@@ -116,7 +118,7 @@ def slots_for(config: SearchConfig, folder: Path) -> Slots:
     Raises:
         RequestError: The cluster has not, and will not have, what they need.
     """
-    return fitting_slots(config, folder, prospect(is_own=not _address(config)))
+    return fitting_slots(config, folder, prospect(is_own=not address_of(config)))
 
 
 def fitting_slots(config: SearchConfig, folder: Path, cluster: Prospect) -> Slots:

@@ -183,7 +183,11 @@ def _without_their_values(unknown: Sequence[str]) -> list[str]:
 
 def _read_run(run_dir: str, problems: list[str]) -> dict[str, Any]:
     """What the run was asked; a search of the embedded example has its data written there as well."""
-    values = _read_yaml(f"{run_dir}/config.yaml", problems)
+    path = f"{run_dir}/config.yaml"
+    if not is_url(path) and not Path(path).is_file():
+        problems.append(f"--resume {run_dir}: no search was begun there (no config.yaml); name its --run_dir")
+        return {}
+    values = _read_yaml(path, problems)
     if not problems and not values.get("train_data") and not values.get("model_name_or_path"):
         problems.append(
             f"--resume {run_dir}: its config.yaml names neither data nor a model, as after a crash; put back a copy of "
@@ -220,7 +224,7 @@ def _read_yaml(path: str, problems: list[str]) -> dict[str, Any]:
     try:
         file = _local_file(path)
         values = yaml.safe_load(file.read_text("utf-8")) or {}
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         problems.append(f"--config {path}: cannot be read as YAML: {error}")
         return {}
     if not isinstance(values, dict):
@@ -236,7 +240,8 @@ def _read_yaml(path: str, problems: list[str]) -> dict[str, Any]:
 
 def _typed(values: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     typed: dict[str, Any] = {}
-    for name, value in values.items():
+    given = {name: value for name, value in values.items() if value is not None}  # `name:` alone leaves the default
+    for name, value in given.items():
         try:
             typed[name] = (
                 _parse_option(name, value) if name in search_options() else accepted_arguments()[name].parse(value)

@@ -122,6 +122,8 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "metric", self.metric.replace(" ", ""))
+        given = {name: value for name, value in self.arguments.items() if value is not None}
+        object.__setattr__(self, "arguments", given)
         problems = self.problems()
         if problems:
             raise ValueError("\n".join(problems))

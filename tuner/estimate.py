@@ -17,6 +17,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from search_spaces.loading import suggest
 from trainables.config import TrialConfig
 from tuner.arguments import translated
+from tuner.budget import final_scorings
 from tuner.config import SearchConfig
 from tuner.disk import gigabytes, search_bytes
 from tuner.plan import Plan, honoured
@@ -125,11 +126,15 @@ _LENGTHS = {"query_max_len": 32, "passage_max_len": 128}
 
 
 def _memory_lines(plan: Plan, samples: Sequence[Mapping[str, Any]]) -> list[str]:
-    shape = json.loads((Path(plan.arguments["model_name_or_path"]) / "config.json").read_text("utf-8"))
-    parameters = plan.weights_bytes / (2 if "16" in str(shape.get("torch_dtype") or shape.get("dtype")) else 4)
+    from transformers import AutoConfig
+
+    own_code = bool(plan.arguments.get("trust_remote_code"))
+    model = AutoConfig.from_pretrained(plan.arguments["model_name_or_path"], trust_remote_code=own_code)
+    shape = {name: int(getattr(model, name)) for name in ("hidden_size", "num_hidden_layers")}
+    parameters = plan.weights_bytes / (2 if "16" in str(model.dtype) else 4)
     sizes = sorted(memory_bytes(parameters, shape, {**plan.arguments, **values}) for values in samples)
     own = memory_bytes(parameters, shape, plan.arguments)
-    device, has = _device()
+    device, has = _device(plan.config)
     beyond = sum(size > has for size in sizes)
     fits = "all of them fit" if not beyond else f"{beyond} of {len(sizes)} sampled ones are split into sub-batches"
     return [
@@ -138,10 +143,16 @@ def _memory_lines(plan: Plan, samples: Sequence[Mapping[str, Any]]) -> list[str]
     ]
 
 
-def _device() -> tuple[str, float]:
+def _trains_on_gpu(config: SearchConfig) -> bool:
     import torch
 
-    if torch.cuda.is_available():
+    return config.gpus_per_trial != 0 and torch.cuda.is_available()
+
+
+def _device(config: SearchConfig) -> tuple[str, float]:
+    import torch
+
+    if _trains_on_gpu(config):
         return torch.cuda.get_device_name(), float(torch.cuda.get_device_properties(0).total_memory)
     import os
 
@@ -152,8 +163,10 @@ def _device() -> tuple[str, float]:
 
 
 def _time_lines(plan: Plan) -> list[str]:
+    from tuner.cluster import address_of
+
     config = plan.config
-    if config.address:
+    if address_of(config):
         return ["hours       not known: the first steps are timed where the workers run; plan on such a machine"]
     try:
         probe = run_probe(plan)
@@ -183,9 +196,7 @@ def run_probe(plan: Plan) -> Probe:
     Raises:
         RuntimeError: They failed, with the last line of why.
     """
-    import torch
-
-    arguments, _ = honoured(plan.arguments, gpu=torch.cuda.is_available())
+    arguments, _ = honoured(plan.arguments, gpu=_trains_on_gpu(plan.config))
     with tempfile.TemporaryDirectory() as folder:
         job = TrialConfig(
             name="probe",
@@ -226,7 +237,8 @@ def search_hours(config: SearchConfig, probe: Probe, scoring: float) -> float:
     trial = training + len(config.rungs) * scoring
     sampled = max(0, config.num_trials - 2) * (training * _trained_share(config) + len(config.rungs) * scoring)
     retrained = config.finalist_count * config.finalist_seeds * trial
-    return (scoring + trial + (sampled + retrained) / config.concurrent_trials + 3 * scoring) / 3600
+    end = final_scorings(config) * scoring
+    return (scoring + trial + (sampled + retrained) / config.concurrent_trials + end) / 3600
 
 
 def _trained_share(config: SearchConfig) -> float:

@@ -83,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; None takes the process's own.
 
     Returns:
-        0, 1 when a library here does not embed as training did, or 2 when there is nothing to export or no room for it.
+        0; 1 when a library here does not embed as training did, or the bundle cannot be written; or 2 when there is
+        nothing to export, or no room for it.
     """
     parser = argparse.ArgumentParser(prog="python -m tuner.export", description="Write the best model of a search.")
     parser.add_argument("run_dir", metavar="RUN_DIR", help="the run directory of a finished search: a path or a URL")
@@ -99,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for finding in error.findings:
             print(f"error: {finding}", file=sys.stderr)
         return EXIT_REQUEST
-    except BundleRefusedError as error:
+    except (BundleRefusedError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_STOPPED
     return EXIT_DONE
@@ -109,8 +110,10 @@ def check_room(to: Path) -> None:
     """Refuses a folder that holds anything, be it an earlier bundle.
 
     Raises:
-        RequestError: Something is there.
+        RequestError: Something is there, or it is the current folder.
     """
+    if to.resolve() == Path.cwd():
+        raise RequestError([f"--to {to}: is the folder you are in; name a new one"])
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise RequestError([f"--to {to}: must be a new or empty folder, but something is there; name another"])
 

@@ -13,12 +13,13 @@ from tuner.inputs import local_copy
 SPLITS = ("test",)
 
 
-def prepare(guard: Sequence[str], folder: Path) -> tuple[str, ...]:
+def prepare(guard: Sequence[str], folder: Path, *, resumed: bool = False) -> tuple[str, ...]:
     """Checks what ``--guard`` names, and copies BEIR folders to where every worker sees them.
 
     Args:
         guard: BEIR folders or their URLs (of which the test split is scored), and names of mteb tasks.
-        folder: RUN/data/guards; what is there from before is what a resumed search goes on with.
+        folder: RUN/data/guards.
+        resumed: Whether the search goes on with what is there from before.
 
     Returns:
         The same guards as workers name them.
@@ -31,7 +32,7 @@ def prepare(guard: Sequence[str], folder: Path) -> tuple[str, ...]:
     found = []
     for item, name in zip(guard, names, strict=True):
         try:
-            found.append(_prepared(item, folder / name))
+            found.append(_prepared(item, folder / name, resumed))
         except RequestError as error:
             problems += error.findings
     if problems:
@@ -39,8 +40,8 @@ def prepare(guard: Sequence[str], folder: Path) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _prepared(item: str, copy: Path) -> str:
-    if copy.is_dir():
+def _prepared(item: str, copy: Path, resumed: bool) -> str:
+    if resumed and copy.is_dir():
         return str(copy)
     source = local_copy(item)
     if Path(source).is_dir():

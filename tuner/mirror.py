@@ -96,7 +96,11 @@ class Mirror:
         self.settle()
 
     def leave(self) -> None:
-        """Brings to storage what the driver wrote, when the search ends before its time; says so where that fails."""
+        """Brings to storage what the driver wrote, when the search ends before its time; says so where that fails.
+
+        What else was asked for is left: a resume does it.
+        """
+        self._asked = [future for future in self._asked if not future.cancel()]
         try:
             self._ask(self._push_own)
             self.settle()

@@ -99,7 +99,7 @@ def make_plan(config: SearchConfig, run_dir: Path, say: Callable[[str], None]) -
         if config.resume:
             check_claim(facts(config, dataset), run_dir, config.storage, config.study_name)
         dataset = _in_place(dataset, run_dir / "data")
-    guards = guard_data.prepare(config.guard, run_dir / "data" / "guards")
+    guards = guard_data.prepare(config.guard, run_dir / "data" / "guards", resumed=bool(config.resume))
     warnings += dataset.manifest["warnings"]
     if len(config.objectives) > 1:
         warnings.append(

@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs
 
 from trainables.files import write_text
 from trainables.measures import objectives
-from tuner.errors import EXIT_DONE, EXIT_REQUEST, RequestError
+from tuner.errors import EXIT_DONE, EXIT_REQUEST, EXIT_STOPPED, RequestError
 from tuner.export import bundle_of
 from tuner.figures import search_pictures, seeds_picture
 from tuner.remote import open_run_dir, run_folder
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; None takes the process's own.
 
     Returns:
-        0, or 2 when the directory is no run directory.
+        0; 1 when the report cannot be written; or 2 when the directory is no run directory.
     """
     parser = argparse.ArgumentParser(prog="python -m tuner.report", description="(Re)write RUN_DIR/report.html.")
     parser.add_argument("run_dir", help="directory of a search: a path or a URL")
@@ -70,6 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RequestError as error:
         print(error, file=sys.stderr)
         return EXIT_REQUEST
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_STOPPED
     return EXIT_DONE
 
 

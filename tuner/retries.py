@@ -29,6 +29,8 @@ class Tries:
 
     causes: list[str] = field(default_factory=list)
     """Of each attempt that is counted."""
+    rung: int = -1
+    """The last that any attempt has reported."""
 
 
 class Retries:

@@ -162,9 +162,12 @@ def _search(
             mirror=mirror,
         )
         mirror.begin()
+        check()
         with Progress(agenda, console, planned=config.num_trials, rungs=len(config.rungs)):
             run_on_ray(agenda, slots, check, train=on_any_machine(plan, store, train or train_trial))
+        check()  # a signal that came after the last turn of Tune's loop
         mirror.finish()
+        check()
         if not agenda.has_winner:
             raise _without_winner(agenda)
     _warn([note for note in (agenda.left_out, agenda.passed_over) if note], console)
@@ -196,10 +199,12 @@ def _open_storage(config: SearchConfig, run_dir: Path, console: Console) -> "Pat
 def _open_study(plan: "Plan", storage: "PatientStorage") -> "SearchStudy":
     from tuner.plan import facts
     from tuner.storage import readable
-    from tuner.study import SearchStudy
+    from tuner.study import SearchStudy, require_untaken
 
     config = plan.config
     with readable(config.storage):
+        if not config.resume:
+            require_untaken(storage, config.study_name)
         study = SearchStudy(
             storage,
             space=plan.space,
@@ -222,12 +227,12 @@ def _ending_in_order(run_dir: str, console: Console, mirror: "Mirror | None" = N
     try:
         yield
     except Interrupted as interrupted:
-        if mirror is not None:
-            mirror.leave()
         if not interrupted.told:
             how = f"nothing that was finished is lost. Go on with: python -m tuner.search --resume {run_dir}"
             console.print(f"{interrupted.farewell}; {how}", style="bold", markup=False, soft_wrap=True)
         interrupted.told = True
+        if mirror is not None:
+            mirror.leave()
         raise
 
 

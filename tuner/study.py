@@ -302,6 +302,30 @@ class SearchStudy:
         return bool(left)
 
 
+def require_untaken(storage: optuna.storages.BaseStorage, name: str | None) -> None:
+    """Refuses a study that another search has begun: two would hand out the same trials.
+
+    Args:
+        storage: Where studies are.
+        name: ``--study_name`` of a search that begins.
+
+    Raises:
+        RequestError: The study of that name has trials.
+    """
+    search, _ = study_names(name)
+    if search not in optuna.get_all_study_names(storage):
+        return
+    trials = optuna.load_study(study_name=search, storage=storage).get_trials(deepcopy=False)
+    begun = sum(trial.state != TrialState.WAITING for trial in trials)
+    if begun:
+        raise RequestError(
+            [
+                f"--study_name {search}: the storage has a study of that name with {begun} trials; take it up with "
+                "--resume and its run directory, or give another --study_name"
+            ]
+        )
+
+
 def check_claim(facts: Mapping[str, Any], run_dir: Path, storage: str | None, name: str | None) -> None:
     """Refuses what `SearchStudy.claim` would refuse, and leaves the study as it is.
 

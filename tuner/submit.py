@@ -33,6 +33,11 @@ DRIVER_RESOURCES = {"node:__internal_head__": 0.001}
 """Keeps the driver, and so the study, on the head: workers may be spot machines."""
 
 _SETTINGS_BYTES = 1 << 20
+_PATHS = {
+    "train_data", "eval_data", "guard", "model_name_or_path", "config_name", "tokenizer_name", "cache_dir",
+    "cache_path", "config", "search_space", "deepspeed", "run_dir", "output_dir", "resume",
+}  # fmt: skip
+"""Flags whose values are paths, where there is something at them."""
 _RECONNECT_SECONDS = 300
 _FUNCTION = re.compile(r"([A-Za-z_][\w.]*):\w+")
 
@@ -58,12 +63,15 @@ def submit(address: str, argv: Sequence[str]) -> int:
     client = _connect(address)
     submission_id = f"m3-tuner-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     with tempfile.TemporaryDirectory() as folder:
-        client.submit_job(
-            entrypoint=entrypoint(arguments, Path(folder)),
-            submission_id=submission_id,
-            runtime_env=runtime_environment(Path(folder)),
-            entrypoint_resources=DRIVER_RESOURCES,
-        )
+        try:
+            client.submit_job(
+                entrypoint=entrypoint(arguments, Path(folder)),
+                submission_id=submission_id,
+                runtime_env=runtime_environment(Path(folder)),
+                entrypoint_resources=DRIVER_RESOURCES,
+            )
+        except (OSError, RuntimeError) as error:  # requests' errors are OSErrors
+            raise RequestError([f"The Ray cluster at {address} did not take the job: {error}"]) from error
     again = f"ray job logs --address {address} --follow {submission_id}"
     print(f"Submitted as {submission_id}. It goes on when this ends; to see it again: {again}", flush=True)
     try:
@@ -75,10 +83,13 @@ def submit(address: str, argv: Sequence[str]) -> int:
 
 def entrypoint(arguments: Sequence[str], folder: Path) -> str:
     """Returns the job's command line, and copies the settings files that `arguments` name into `folder` for it."""
-    staged = []
+    staged, named = [], ""
     for argument in arguments:
-        flag, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
-        staged.append(f"{flag}{equals}{_staged(value, folder)}")
+        flag, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+        named = flag or named
+        if named[2:].replace("-", "_") in _PATHS or Path(value).suffix in SETTINGS:
+            value = _staged(value, folder)
+        staged.append(f"{flag}{equals}{value}")
     return shlex.join(["python", "-m", "tuner.search", "--address", "auto", *staged])
 
 
