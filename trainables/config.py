@@ -17,7 +17,7 @@ class TrialConfig:
     directory: str
     """RUN/trials/NAME: metrics.jsonl, log.txt, dev.json, test.json, checkpoint/ (best rung), resume/ (while alive)."""
     arguments: Mapping[str, Any]
-    """FlagEmbedding's and transformers' arguments, every default resolved but `output_dir`."""
+    """FlagEmbedding's and transformers' arguments: what the user asked for, and what the trial varies."""
     eval_data: str
     """BEIR folder."""
     metric: str
