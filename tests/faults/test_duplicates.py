@@ -21,7 +21,7 @@ def agenda(tmp_path: Path) -> Agenda:
     """Trial 2 is near the user's own settings, and trials 3 and 4 are alike."""
     study = open_study(CONFIG, tmp_path)
     for rate in (START["learning_rate"], 2e-5, 2e-5):
-        study.search.enqueue_trial({**START, "learning_rate": rate, "warmup_ratio": 0.1})
+        study.search.enqueue_trial({**START, "learning_rate": rate, "warmup_ratio": 0.15})
     return new_agenda(CONFIG, study, tmp_path)
 
 
