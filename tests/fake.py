@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ def fake_rungs(config: TrialConfig) -> Iterator[RungReport]:
     if not config.rungs:
         _score(config)
         others = {config.metric: 0.7, PARETO: 0.8} if PARETO in config.metric else {}
-        yield _report(rung=0, fraction=0.0, value=0.6, last=True, guards=_guards(config), others=others)
+        report = _report(rung=0, fraction=0.0, value=0.6, last=True, guards=_guards(config), others=others)
+        yield replace(report, scores={}) if config.split is None else report
     for rung, fraction in enumerate(config.rungs, start=1):
         value = score_of(dict(config.arguments), fraction) + 0.001 * (config.arguments["seed"] - 42)
         last = rung == len(config.rungs)

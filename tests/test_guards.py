@@ -72,6 +72,7 @@ def test_guards_then_mixtures_then_test(tmp_path: Path) -> None:
     run_in_process(agenda, fake_train)
     roles = [row.role for row in agenda.rows if row.role not in ("base", "user", "sampled", "finalist")]
     assert roles[:3] == ["guards"] * 3  # the base model and two finalists
+    assert {row.value for row in agenda.rows if row.role == "guards"} == {None}  # the objective was not scored
     assert roles[3] == "mixtures"
     assert set(roles[4:]) == {"test"}
     # Training loses about 0.1 on the guard, half of it about 0.05: within 0.06, and better than the base model on dev.

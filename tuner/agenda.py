@@ -181,7 +181,7 @@ class Agenda:
             self._folders.wrote()
         job.row.rung, job.row.step = report.rung, report.step
         job.best = report.value if job.best is None else max(job.best, report.value)
-        job.row.value = job.best
+        job.row.value = job.best if report.scores else None  # guards alone have no value of the objective
         if job.trial is None:
             return True
         if job.finalist:
