@@ -107,6 +107,7 @@ def test_train_script_trains_the_winner_again(workers: int, tmp_path: Path) -> N
         eval_data=str(tmp_path / "heldout"),
         metric="dense.ndcg_at_10",
         rungs=(0.5, 1.0),
+        workers=workers,
     )
     work({"trial": config.to_dict()}, tmp_path / "job", workers)
     (trial / "config.json").write_text(json.dumps(config.to_dict()))
