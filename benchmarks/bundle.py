@@ -2,7 +2,6 @@
 
 mteb evaluates the bundle of a finished search on the search's own test queries, loaded once by sentence-transformers
 and once by FlagEmbedding; the search's own score stands beside it, and the least cosine between the libraries' vectors.
-Queries longer than ``query_max_len`` are cut there by FlagEmbedding only: sentence-transformers has one length.
 
     python benchmarks/bundle.py RUN_DIR
     python benchmarks/bundle.py RUN_DIR --train     # runs its train.sh, and scores what that trained on dev

@@ -12,10 +12,11 @@ from tuner.export import write_bundle
 
 
 def test_card_says_how_to_set_two_lengths(bundle: Path, tmp_path: Path) -> None:
-    said = "set `model.max_seq_length = 32` before queries and `model.max_seq_length = 128` before passages"
+    said = "cut queries after 32 tokens and passages after 128, as `encode_query` and `encode_document`"
     assert said in (bundle / "README.md").read_text()
     run = make_run(tmp_path, arguments={"query_max_len": 64, "passage_max_len": 64})
-    assert "max_seq_length" not in (write_bundle(run, tmp_path / "bundle", verify=False) / "README.md").read_text()
+    card = write_bundle(run, tmp_path / "bundle", verify=False) / "README.md"
+    assert "tokens and passages after" not in card.read_text()
 
 
 def test_card_header_is_read_by_the_hub(bundle: Path) -> None:

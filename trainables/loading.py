@@ -8,7 +8,7 @@ import gc
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +69,11 @@ def check_bundle(
     Raises:
         EmbeddingsDifferError: An agreement is `LEAST_AGREEMENT` or less, or texts are cut elsewhere.
     """
-    longest = max(settings.query_max_len, settings.passage_max_len)
-    shipped = replace(settings, query_max_len=longest, passage_max_len=longest)
     with _quiet():
         expected = training_vectors(checkpoint, settings, sample, trust_remote_code=trust_remote_code)
         flag = flag_vectors(bundle, settings, sample, tuple(expected), trust_remote_code=trust_remote_code)
         agreements = _agreements("FlagEmbedding", flag, expected)
-        if shipped != settings:
-            expected = training_vectors(checkpoint, shipped, sample, trust_remote_code=trust_remote_code)
-        sentence = sentence_vectors(bundle, shipped, sample, trust_remote_code=trust_remote_code)
+        sentence = sentence_vectors(bundle, settings, sample, trust_remote_code=trust_remote_code)
         agreements |= _agreements("sentence-transformers", sentence, expected)
     if differing := {name: value for name, value in agreements.items() if not value > LEAST_AGREEMENT}:
         values = ", ".join(f"{name} {value:.6f}" for name, value in differing.items())
@@ -152,32 +148,33 @@ def flag_vectors(
 
 
 def sentence_vectors(bundle: Path, settings: EncodingSettings, sample: Sample, *, trust_remote_code: bool) -> Vectors:
-    """Embeds with sentence-transformers, at the bundle's own length, with its own prompts as far as it has them.
+    """Embeds with sentence-transformers, at the bundle's own lengths, with its own prompts as far as it has them.
 
     Raises:
-        EmbeddingsDifferError: The bundle's own length is not that of `settings`, the same for queries and passages.
+        EmbeddingsDifferError: The bundle's own lengths are not those of `settings`.
     """
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(str(bundle), device="cpu", trust_remote_code=trust_remote_code)
-    _check_length(model, settings.passage_max_len, " ".join([*sample.passages, "text"]))
     vectors: list[npt.NDArray[np.float32]] = []
     encoders = ((model.encode_query, "query"), (model.encode_document, "document"))
-    for (texts, _), (encode, name) in zip(_instructed(settings, sample), encoders, strict=True):
+    for (texts, longest), (encode, name) in zip(_instructed(settings, sample), encoders, strict=True):
+        _check_length(model, name, longest, " ".join([*sample.passages, "text"]))
         prompt = model.prompts[name] or ""
         vectors += list(encode([text.removeprefix(prompt) for text in texts], show_progress_bar=False))
     return {"dense": vectors}
 
 
-def _check_length(model: Any, longest: int, text: str) -> None:
+def _check_length(model: Any, task: str, longest: int, text: str) -> None:
     """Compares tokens, not vectors: a text of thousands of tokens takes long to embed."""
     while len(tokenise(model.tokenizer, [text], longest + 1).ids) <= longest:
         text += f" {text}"
-    expected, found = tokenise(model.tokenizer, [text], longest).ids, model.tokenize([text])["input_ids"][0].numpy()
+    expected = tokenise(model.tokenizer, [text], longest).ids
+    found = model.preprocess([text], task=task)["input_ids"][0].numpy()
     if not np.array_equal(expected, found):
         raise EmbeddingsDifferError(
-            f"an exported model must cut long texts after {longest} tokens, as in training, but sentence-transformers "
-            f"cuts them after {len(found)}, or elsewhere; nothing was exported"
+            f"an exported model must cut a long {task} after {longest} tokens, as in training, but "
+            f"sentence-transformers cuts it after {len(found)}, or elsewhere; nothing was exported"
         )
 
 

@@ -95,7 +95,10 @@ def _is_scored_with_heads(run: FinishedRun) -> bool:
 
 
 def _write_modules(run: FinishedRun, folder: Path) -> None:
-    """Writes sentence-transformers' files, in the form that its older versions write and all of them read."""
+    """Writes sentence-transformers' files, in the form that its older versions write and all of them read.
+
+    Only lengths of queries and passages that differ are news to those before 6.0, which refuse them.
+    """
     modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
     if run.argument("normalize_embeddings"):
         modules.append(("2_Normalize", "Normalize"))
@@ -107,8 +110,11 @@ def _write_modules(run: FinishedRun, folder: Path) -> None:
     for path, kind in modules[1:]:
         (folder / path).mkdir()
         _write_json(folder / path / "config.json", _pooling(run, folder) if kind == "Pooling" else {})
-    longest = max(run.argument("query_max_len"), run.argument("passage_max_len"))
-    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": longest, "do_lower_case": False})
+    query, passage = run.argument("query_max_len"), run.argument("passage_max_len")
+    lengths = {"query_length": query, "document_length": passage} if query != passage else {}
+    _write_json(
+        folder / "sentence_bert_config.json", {"max_seq_length": max(query, passage), "do_lower_case": False, **lengths}
+    )
     _write_json(folder / "config_sentence_transformers.json", _library_settings(run))
 
 

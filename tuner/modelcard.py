@@ -224,9 +224,10 @@ def _heads_note(run: FinishedRun, bundle: Path) -> str:
     query, passage = run.argument("query_max_len"), run.argument("passage_max_len")
     if query != passage:
         notes.append(
-            f"Training cut queries after {query} tokens and passages after {passage}; sentence-transformers has one "
-            f"length, {max(query, passage)}: set `model.max_seq_length = {query}` before queries and "
-            f"`model.max_seq_length = {passage}` before passages."
+            f"Training cut queries after {query} tokens and passages after {passage}, as `encode_query` and "
+            f"`encode_document` of sentence-transformers do from version 6 on; its `encode` has one length, "
+            f"{max(query, passage)}. An earlier version opens the model when `query_length` and `document_length` are "
+            "taken out of sentence_bert_config.json."
         )
     if has_suffixes(run):
         notes.append(
