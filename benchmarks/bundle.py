@@ -28,9 +28,9 @@ from mteb.types import PromptType
 from sentence_transformers import SentenceTransformer
 
 from trainables.config import RungReport, TrialConfig
-from trainables.judge import HeldOutTask
-from trainables.trial import run_trial
-from tuner.finished import FinishedRun, read_run
+from trainables.scoring.mteb_judge import HeldOutTask
+from trainables.trial.trial import run_trial
+from tuner.export.finished_run import FinishedRun, read_run
 
 METRIC = "dense.ndcg_at_10"
 SHOWN_TEXTS = 64

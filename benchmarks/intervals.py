@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tuner.statistics import RESAMPLES, Comparison, Floats, compare
-from tuner.verdict import FINE_TUNE, decide
+from tuner.verdict.result import FINE_TUNE, decide
+from tuner.verdict.statistics import RESAMPLES, Comparison, Floats, compare
 
 _STEPS = (-1.0, -0.63, -0.5, -0.37, 0.37, 0.5, 0.63, 1.0)
 """What a query gains or loses in nDCG@10 when its passage enters, leaves or changes the first ranks."""

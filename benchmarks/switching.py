@@ -32,17 +32,17 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from search_spaces import Context
 from trainables.config import Progress, Report, RungReport, TrialConfig
-from trainables.worker import train_trial
-from tuner.agenda import Agenda
-from tuner.arguments import translated
-from tuner.cluster import connected, cores
-from tuner.config import SearchConfig
-from tuner.example import example_arguments, write_example
-from tuner.executor import run_on_ray
-from tuner.plan import honoured
-from tuner.slot import Slots
-from tuner.storage import open_storage
-from tuner.study import SearchStudy
+from trainables.worker.loop import train_trial
+from tuner.cluster.connection import connected, cores
+from tuner.cluster.executor import run_on_ray
+from tuner.cluster.slot import Slots
+from tuner.data.example import example_arguments, write_example
+from tuner.request.arguments import translated
+from tuner.request.config import SearchConfig
+from tuner.schedule.agenda import Agenda
+from tuner.search.plan import honoured
+from tuner.study.storage import open_storage
+from tuner.study.study import SearchStudy
 
 STEPS = 4
 START = {
@@ -195,7 +195,7 @@ def _one_setting(trial: Any, context: Context) -> dict[str, Any]:  # noqa: ARG00
 
 
 def _model(arguments: dict[str, Any]) -> str:
-    from tuner.models import find_model
+    from tuner.data.models import find_model
 
     return find_model(arguments["model_name_or_path"])
 

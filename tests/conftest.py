@@ -12,8 +12,8 @@ os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "")
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of a run with all heads, mean pooling and two workers; not to be changed."""
-    from tests.export_fixtures import SECRET, UNIFIED, make_run
-    from tuner.export import write_bundle
+    from tests.support.export_fixtures import SECRET, UNIFIED, make_run
+    from tuner.export.bundle import write_bundle
 
     root = tmp_path_factory.mktemp("export")
     arguments = {

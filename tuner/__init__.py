@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tuner.api import Result, best_config, export_best, load, run
-    from tuner.config import SearchConfig
+    from tuner.request.config import SearchConfig
 
 __version__ = "0.1.0"
 __all__ = ["Result", "SearchConfig", "best_config", "export_best", "load", "run"]
 
-_HOMES = {"SearchConfig": "tuner.config"}
+_HOMES = {"SearchConfig": "tuner.request.config"}
 
 
 def __getattr__(name: str) -> Any:

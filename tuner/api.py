@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from tuner.config import SearchConfig
-from tuner.export import best_arguments, bundle_of, check_room, write_bundle
-from tuner.remote import run_folder
+from tuner.export.bundle import best_arguments, bundle_of, check_room, write_bundle
+from tuner.request.config import SearchConfig
+from tuner.run_dir.store import run_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,7 +57,7 @@ class Result:
     @property
     def trials(self) -> "pd.DataFrame":
         """The study's trials, one a row, as Optuna's ``study.trials_dataframe`` gives them; FAIL where it failed."""
-        from tuner.study import has_failed, read_studies
+        from tuner.study.study import has_failed, read_studies
 
         config = _config(self.run_dir)
         study = read_studies(self.run_dir, config.storage, config.study_name)[0]
@@ -87,9 +87,9 @@ def run(config: SearchConfig, *, console: Console | None = None) -> Result:
         Interrupted: Ctrl-C or SIGTERM; a BaseException, which ``except Exception`` does not catch. `resume` goes on.
         SearchStopped: An Interrupted: the machine cannot go on.
     """
-    from tuner.command import resumed
-    from tuner.config import EXAMPLE_DEFAULTS
-    from tuner.search import run_search
+    from tuner.request.command_line import resumed
+    from tuner.request.config import EXAMPLE_DEFAULTS
+    from tuner.search.run import run_search
 
     if config.resume:
         config = resumed(config)

@@ -15,7 +15,7 @@ def main() -> int:
     """Runs the verb named by the first argument with the rest; returns its exit code."""
     verb, arguments = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("", [])
     if verb in _VERBS:
-        return int(importlib.import_module(f"tuner.{verb}").main(arguments))
+        return int(importlib.import_module(f"tuner.{verb}.__main__").main(arguments))
     print("usage: tuner VERB [--help] ...\n\n" + "\n".join(f"  {name:8} {text}" for name, text in _VERBS.items()))
     return 0 if verb in ("", "-h", "--help") else 2
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import ray
 import torch
-from fake import fake_rungs
 
+from tests.support.fake import fake_rungs
 from trainables.config import Progress, Report, TrialConfig, TrialInterrupted
 
 ALLOWED_BYTES = 600 * 2**20
@@ -173,7 +173,7 @@ def _other_errors(config: TrialConfig, report: Report, progress: Progress) -> No
 
 
 def _nan_loss(config: TrialConfig, report: Report, progress: Progress) -> None:
-    from trainables.trial import NonFiniteLoss
+    from trainables.trial.trial import NonFiniteLoss
 
     raise NonFiniteLoss("the training loss must be finite, but it was not at or before step 3")
 

@@ -9,19 +9,19 @@ import sys
 import time
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 
 def main(run_dir: Path, trials: int, sampler: str) -> None:
-    import fake
-    import fault_trains
     import psutil
     import ray
 
-    from tuner.cluster import connected
-    from tuner.config import SearchConfig
-    from tuner.executor import run_on_ray
-    from tuner.slot import Slots
+    from tests.faults import fault_trains
+    from tests.support import fake
+    from tuner.cluster.connection import connected
+    from tuner.cluster.executor import run_on_ray
+    from tuner.cluster.slot import Slots
+    from tuner.request.config import SearchConfig
 
     started, first, memory = time.monotonic(), list[float](), list[float]()
     pruner = "none" if sampler == "random" else "successive_halving"

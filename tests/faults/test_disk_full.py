@@ -8,18 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake import fake_rungs, new_agenda, new_study
 
-from tests.m3_fixtures import make_model, make_rows
+from tests.support.fake import fake_rungs, new_agenda, new_study
+from tests.support.m3_fixtures import make_model, make_rows
 from trainables.config import Progress, Report, TrialConfig
 from trainables.files import new_folder, write_text
-from tuner.agenda import Agenda
-from tuner.config import SearchConfig
-from tuner.executor import run_in_process
-from tuner.patience import PatientStorage
-from tuner.search import main
-from tuner.storage import open_storage
-from tuner.study import read_studies
+from tuner.cluster.executor import run_in_process
+from tuner.request.config import SearchConfig
+from tuner.schedule.agenda import Agenda
+from tuner.search.run import main
+from tuner.study.patience import PatientStorage
+from tuner.study.storage import open_storage
+from tuner.study.study import read_studies
 
 CONFIG = SearchConfig(num_trials=5, finalists=0, keep_checkpoints=1, pruner="none")
 MIB = 2**20

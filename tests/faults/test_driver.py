@@ -10,18 +10,18 @@ from pathlib import Path
 
 import psutil
 import pytest
-from fake import fake_train, new_agenda, new_study
 
 import tuner
-from tests.m3_fixtures import make_model, make_rows
-from tuner.command import parse
-from tuner.config import SearchConfig
+from tests.support.fake import fake_train, new_agenda, new_study
+from tests.support.m3_fixtures import make_model, make_rows
+from tuner.cluster.executor import run_in_process
 from tuner.errors import RequestError
-from tuner.executor import run_in_process
-from tuner.plan import facts, make_plan, write_config
-from tuner.search import main
-from tuner.storage import open_storage
-from tuner.study import read_studies
+from tuner.request.command_line import parse
+from tuner.request.config import SearchConfig
+from tuner.search.plan import facts, make_plan, write_config
+from tuner.search.run import main
+from tuner.study.storage import open_storage
+from tuner.study.study import read_studies
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 DRIVER = Path(__file__).with_name("driver.py")
@@ -39,7 +39,7 @@ class Driver:
     def __init__(self, folder: Path, train: str, *flags: str) -> None:
         self.out = folder / "out.txt"
         command = [sys.executable, "-u", str(DRIVER), train, *flags]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, DRIVER.parents[:3]))}
+        environment = {**os.environ, "PYTHONPATH": str(DRIVER.parents[2])}
         with self.out.open("a") as out:
             self.process = subprocess.Popen(command, stdout=out, stderr=out, cwd=folder, env=environment)
         self.children: list[psutil.Process] = []

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import optuna
 import pytest
-from fake import START, fake_rungs, fake_train, new_agenda, open_study
 
+from tests.support.fake import START, fake_rungs, fake_train, new_agenda, open_study
 from trainables.config import TrialConfig
-from tuner.agenda import Agenda
-from tuner.config import SearchConfig
-from tuner.executor import run_in_process
-from tuner.retries import Failure
-from tuner.study import read_studies
+from tuner.cluster.executor import run_in_process
+from tuner.request.config import SearchConfig
+from tuner.schedule.agenda import Agenda
+from tuner.schedule.retries import Failure
+from tuner.study.study import read_studies
 
 CONFIG = SearchConfig(num_trials=5, finalists=0, pruner="none", concurrent_trials=2)
 

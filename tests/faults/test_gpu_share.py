@@ -4,20 +4,20 @@ import functools
 import sys
 from pathlib import Path
 
-import fake
-import fault_trains
 import pytest
 import ray
 import torch
-from fake import open_agenda
 from ray.train.torch import TorchConfig, TorchTrainer
 
-import tuner.executor
-from tuner.cluster import connected, slots_for
-from tuner.config import SearchConfig
-from tuner.executor import run_on_ray
-from tuner.slot import Slot
-from tuner.study import read_studies
+import tuner.cluster.executor
+from tests.faults import fault_trains
+from tests.support import fake
+from tests.support.fake import open_agenda
+from tuner.cluster.connection import connected, slots_for
+from tuner.cluster.executor import run_on_ray
+from tuner.cluster.slot import Slot
+from tuner.request.config import SearchConfig
+from tuner.study.study import read_studies
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 CONFIG = SearchConfig(
@@ -40,7 +40,7 @@ def test_two_trials_train_on_one_card_at_once(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     monkeypatch.setattr(ray, "init", functools.partial(ray.init, num_gpus=1))
     if not torch.cuda.is_available():
-        monkeypatch.setattr(tuner.executor, "Slot", WithoutNccl)
+        monkeypatch.setattr(tuner.cluster.executor, "Slot", WithoutNccl)
     with connected(CONFIG):
         slots = slots_for(CONFIG, tmp_path / ".ray")
         assert (slots.count, slots.workers, slots.gpus) == (2, 1, 0.5)

@@ -11,7 +11,7 @@ import optuna
 import psutil
 import pytest
 
-from tests.m3_fixtures import make_model, make_rows
+from tests.support.m3_fixtures import make_model, make_rows
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(420)]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tuner.study import read_studies
+from tuner.study.study import read_studies
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 SCRIPT = Path(__file__).with_name("many_trials.py")
@@ -21,7 +21,7 @@ TRIALS = 200
 
 def _start(run_dir: Path, sampler: str) -> subprocess.Popen[str]:
     run_dir.mkdir(exist_ok=True)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, SCRIPT.parents[:3]))}
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[2])}
     command = [sys.executable, str(SCRIPT), str(run_dir), str(TRIALS), sampler]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
 

@@ -1,6 +1,5 @@
 """A machine that is taken away with notice: what ran there is saved, and goes on on another."""
 
-import os
 import subprocess
 import sys
 import threading
@@ -10,15 +9,15 @@ from pathlib import Path
 
 import pytest
 import ray
-from fake import open_agenda
-from fault_trains import until_told
 from ray._private.state import actors
 from ray.cluster_utils import Cluster
 
-from tuner.config import SearchConfig
-from tuner.executor import run_on_ray
-from tuner.slot import Slots
-from tuner.study import read_studies
+from tests.faults.fault_trains import until_told
+from tests.support.fake import open_agenda
+from tuner.cluster.executor import run_on_ray
+from tuner.cluster.slot import Slots
+from tuner.request.config import SearchConfig
+from tuner.study.study import read_studies
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -28,8 +27,7 @@ CONFIG = SearchConfig(num_trials=3, finalists=0, pruner="none")
 @pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """A head without places for workers, and two machines with one place each."""
-    folders = Path(__file__).parents[:3]  # processes of a node import what this test does
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, folders)))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # processes of a node import what this test does
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 100_000_000})
     for _ in range(2):
         cluster.add_node(num_cpus=1, object_store_memory=100_000_000)

@@ -7,20 +7,20 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import left_over
-from fake import open_agenda
-from fault_trains import every_trial_fails, faulty, slot_killed_in_trial_1, steady
 
-import tuner.slot
+import tuner.cluster.slot
+from tests.faults.fault_trains import every_trial_fails, faulty, slot_killed_in_trial_1, steady
+from tests.support.fake import open_agenda
+from tests.support.left_over import left_over
 from trainables.config import Train
-from tuner.agenda import Agenda
-from tuner.cluster import cores
-from tuner.config import SearchConfig
-from tuner.executor import run_in_process, run_on_ray
+from tuner.cluster.connection import cores
+from tuner.cluster.executor import run_in_process, run_on_ray
+from tuner.cluster.slot import Slot, Slots, shortage
 from tuner.interrupts import SearchStopped
-from tuner.search import grouped_causes
-from tuner.slot import Slot, Slots, shortage
-from tuner.study import read_studies
+from tuner.request.config import SearchConfig
+from tuner.schedule.agenda import Agenda
+from tuner.search.run import grouped_causes
+from tuner.study.study import read_studies
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 CONFIG = SearchConfig(num_trials=4, finalists=0, sampler="random", pruner="none")
@@ -89,7 +89,7 @@ def test_a_group_whose_controller_has_no_place_is_given_up(monkeypatch: pytest.M
     )
     slot._group, slot._waited, over = threading.Thread(target=lambda: over.wait()), 0.0, threading.Event()
     slot._group.start()
-    monkeypatch.setattr(tuner.slot.ray, "get", lambda value: value)
+    monkeypatch.setattr(tuner.cluster.slot.ray, "get", lambda value: value)
     monkeypatch.setattr(slot, "_shortage", lambda: "nothing is free")
     said = [slot._next_event() for _ in range(341)]
     over.set()

@@ -7,20 +7,20 @@ from pathlib import Path
 
 import optuna
 import pytest
-from fake import fake_train, new_agenda, new_study
-from postgres import PASSWORD, Server, running_server
 
-from tests.m3_fixtures import make_model, make_rows
+from tests.support.fake import fake_train, new_agenda, new_study
+from tests.support.m3_fixtures import make_model, make_rows
+from tests.support.postgres import PASSWORD, Server, running_server
 from trainables.config import Progress, Report, Train, TrialConfig
-from tuner.command import parse
-from tuner.config import SearchConfig
-from tuner.executor import run_in_process
+from tuner.cluster.executor import run_in_process
 from tuner.interrupts import SearchStopped
-from tuner.patience import PatientStorage
-from tuner.plan import make_plan, write_config
-from tuner.search import main
-from tuner.storage import PASSWORD_VARIABLE, open_storage
-from tuner.study import read_studies
+from tuner.request.command_line import parse
+from tuner.request.config import SearchConfig
+from tuner.search.plan import make_plan, write_config
+from tuner.search.run import main
+from tuner.study.patience import PatientStorage
+from tuner.study.storage import PASSWORD_VARIABLE, open_storage
+from tuner.study.study import read_studies
 
 CONFIG = SearchConfig(num_trials=6, finalists=0)
 

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import optuna
 import pytest
-from conftest import left_over
-from fake import open_agenda
-from fault_trains import FAULTS, faulty, group_killed_once, steady
 
+from tests.faults.fault_trains import FAULTS, faulty, group_killed_once, steady
+from tests.support.fake import open_agenda
+from tests.support.left_over import left_over
 from trainables.config import Train
-from tuner.agenda import Agenda
-from tuner.config import SearchConfig
-from tuner.executor import run_in_process, run_on_ray
-from tuner.slot import Slots
-from tuner.study import has_failed, read_studies
+from tuner.cluster.executor import run_in_process, run_on_ray
+from tuner.cluster.slot import Slots
+from tuner.request.config import SearchConfig
+from tuner.schedule.agenda import Agenda
+from tuner.study.study import has_failed, read_studies
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(580)]
 CONFIG = SearchConfig(num_trials=15, finalists=0, sampler="random", pruner="none")

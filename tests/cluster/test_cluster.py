@@ -1,0 +1,162 @@
+"""Where trials are placed: on what a cluster has, and on what its autoscaler would bring."""
+
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tuner.cluster.autoscaling import NodeType, Prospect, launched
+from tuner.cluster.connection import connected, fitting_slots
+from tuner.cluster.slot import Slots
+from tuner.errors import RequestError
+from tuner.request.config import SearchConfig
+
+HEAD = NodeType(resources={"CPU": 4.0, "node:__internal_head__": 1.0})
+A10G = {"CPU": 4.0, "GPU": 1.0, "accelerator_type:A10G": 1.0}
+H100 = {"CPU": 96.0, "GPU": 8.0, "accelerator_type:H100": 1.0}
+LAUNCHED = {
+    "max_workers": 8,
+    "head_node_type": "head",
+    "available_node_types": {
+        "head": {"resources": {"CPU": 4}},
+        "gpu_on_demand": {"resources": A10G, "max_workers": 8},
+        "gpu_spot": {"resources": A10G, "max_workers": 8},
+    },
+}
+
+
+def _slots(cluster: Prospect, **options: object) -> Slots:
+    return fitting_slots(SearchConfig(**options), Path("/ray"), cluster)  # type: ignore[arg-type]
+
+
+def _refused(cluster: Prospect, **options: object) -> str:
+    with pytest.raises(RequestError) as refused:
+        _slots(cluster, **options)
+    return str(refused.value)
+
+
+def test_a_machine_without_gpus_is_shared_out() -> None:
+    machine = Prospect(machines=[NodeType(resources={"CPU": 8.0})])
+    assert (_slots(machine).cpus, _slots(machine).gpus) == (8, 0)
+    assert _slots(machine, concurrent_trials=2, workers_per_trial=2).cpus == 2
+    assert _slots(machine, concurrent_trials=16).cpus == 0.5
+
+
+@pytest.mark.parametrize(
+    ("machines", "options", "cpus"),
+    [
+        ([4, 2], {}, 4),  # not 6, which no machine has
+        ([4, 2], {"concurrent_trials": 2}, 2),  # not 3: the second would not fit beside the first, nor on 2
+        ([4, 2], {"concurrent_trials": 2, "workers_per_trial": 2}, 1),
+        ([4, 2], {"concurrent_trials": 16}, 0.3333),  # three a CPU are 18
+        ([2], {"concurrent_trials": 3}, 0.5),  # not 2/3, which Ray counts as 0.6667
+        ([1], {"concurrent_trials": 6}, 0.1666),  # Ray counts 6 x 0.1667 as more than 1
+        ([0, 4], {}, 4),  # a head without places
+    ],
+)
+def test_a_share_of_cpus_fits_on_a_machine(machines: list[int], options: dict[str, int], cpus: float) -> None:
+    cluster = Prospect(machines=[NodeType(resources={"CPU": float(many)} if many else {}) for many in machines])
+    assert _slots(cluster, **options).cpus == cpus
+
+
+def test_a_cluster_without_cpus_has_no_place() -> None:
+    assert "1 workers with 1 CPU each must fit" in _refused(Prospect(machines=[NodeType(resources={})]))
+
+
+def test_a_worker_s_gpus_are_on_one_machine() -> None:
+    cluster = Prospect(machines=[NodeType(resources=A10G), NodeType(resources=A10G)])
+    assert "1 workers with 8 CPU and 2 GPU each" in _refused(cluster, gpus_per_trial=2, workers_per_trial=1)
+    assert _slots(cluster, gpus_per_trial=2).workers == 2
+    assert _slots(Prospect(machines=[NodeType(resources=H100)]), gpus_per_trial=4, workers_per_trial=1).gpus == 4
+    mixed = Prospect(machines=[NodeType(resources=A10G), NodeType(resources=H100)])
+    assert _slots(mixed, concurrent_trials=4, gpus_per_trial=2, workers_per_trial=1).gpus == 2
+    assert "are 1 such places" in _refused(mixed, concurrent_trials=2, accelerator_type="A10G")
+
+
+def test_a_share_of_a_gpu_is_on_one_card() -> None:
+    cards = Prospect(machines=[NodeType(resources={"CPU": 8.0, "GPU": 2.0})])
+    assert "3 workers with 2 CPU and 0.6 GPU each" in _refused(cards, gpus_per_trial=0.6, concurrent_trials=3)
+    assert "are 2 such places" in _refused(cards, gpus_per_trial=0.6, concurrent_trials=3)
+    assert _slots(cards, gpus_per_trial=0.6, concurrent_trials=2).gpus == 0.6
+    assert _slots(cards, gpus_per_trial=0.5, concurrent_trials=4).cpus == 2
+    assert _slots(cards, gpus_per_trial=1, workers_per_trial=6).gpus == 0.1666
+    assert "would get 1.5" in _refused(cards, gpus_per_trial=1.5, workers_per_trial=1)
+
+
+def test_machines_to_come_have_places_too() -> None:
+    cluster = launched(LAUNCHED, [HEAD])
+    assert "4 workers with 8 CPU and 2 GPU" in _refused(
+        cluster, gpus_per_trial=2, workers_per_trial=1, concurrent_trials=4
+    )
+    assert _slots(cluster, gpus_per_trial=0.5, concurrent_trials=16).gpus == 0.5
+
+
+def test_many_slots_say_less_often_where_they_are() -> None:
+    """Tune's loop takes in what all slots say, one after the other."""
+    machine = Prospect(machines=[NodeType(resources={"CPU": 2000.0})])
+    assert [_slots(machine, concurrent_trials=count).poll_seconds for count in (1, 50, 1000)] == [1, 1, 20]
+
+
+def test_gpus_that_an_autoscaler_would_bring_are_counted() -> None:
+    cluster = launched(LAUNCHED, [HEAD])
+    assert cluster.most("GPU") == 8  # of spot and on-demand together
+    slots = _slots(cluster, concurrent_trials=8)
+    assert (slots.gpus, slots.cpus, slots.workers) == (1, 4, 1)
+    assert slots.start_seconds > 600  # a machine has to boot and install first
+    assert "needs 9 GPUs, but the cluster has 8, its autoscaler's machines counted in" in _refused(
+        cluster, concurrent_trials=9
+    )
+
+
+def test_machines_that_came_are_not_counted_twice() -> None:
+    assert launched(LAUNCHED, [HEAD, NodeType(resources=A10G)]).most("GPU") == 8
+
+
+def test_without_an_autoscaler_what_is_there_is_all() -> None:
+    cluster = Prospect(machines=[HEAD, NodeType(resources=A10G)])
+    assert _slots(cluster).start_seconds < 60
+    assert "needs 2 GPUs, but there are 1" in _refused(cluster, concurrent_trials=2)
+
+
+def test_an_autoscaler_that_does_not_say_what_it_brings_is_trusted() -> None:
+    assert _slots(Prospect(machines=[HEAD], unknown=True), gpus_per_trial=2, concurrent_trials=50).workers == 2
+
+
+def test_trials_are_placed_on_the_kind_of_gpu_that_is_asked_for() -> None:
+    cluster = Prospect(machines=[NodeType(resources=A10G), NodeType(resources=H100)])
+    assert _slots(cluster).cpus == 4  # fits on either
+    slots = _slots(cluster, accelerator_type="H100")
+    assert (slots.accelerator_type, slots.cpus) == ("H100", 8)
+    assert "no machine of the cluster has one; it has A10G, H100" in _refused(cluster, accelerator_type="T4")
+    assert "needs GPUs" in _refused(cluster, accelerator_type="H100", gpus_per_trial=0)
+    assert _slots(launched(LAUNCHED, [HEAD]), accelerator_type="A10G").accelerator_type == "A10G"
+
+
+@pytest.mark.ray
+def test_a_cluster_of_the_searchs_own_listens_on_loopback_only() -> None:
+    import ray
+
+    with connected(SearchConfig()):
+        ray.get(ray.remote(lambda: os.getpid()).remote())  # a worker listens as well
+        processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        listening = [
+            (process.name(), connection.laddr.ip)
+            for process in processes
+            for connection in process.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN
+        ]
+    assert {"gcs_server", "raylet"} <= {name for name, _ in listening}
+    assert {ip.removeprefix("::ffff:") for _, ip in listening} <= {"127.0.0.1", "::1"}
+    assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in os.environ
+
+
+@pytest.mark.ray
+def test_processes_of_a_cluster_of_the_searchs_own_know_which_it_is() -> None:
+    import ray
+
+    before = os.environ.get("RAY_ADDRESS")
+    with connected(SearchConfig()):
+        known = ray.get(ray.remote(lambda: os.environ.get("RAY_ADDRESS")).remote())
+        assert known == ray.get_runtime_context().gcs_address
+        assert os.environ.get("RAY_ADDRESS") == before

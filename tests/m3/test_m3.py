@@ -1,0 +1,256 @@
+"""FlagEmbedding's classes as subclassed: arguments, gradients, special tokens, base models."""
+
+import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from FlagEmbedding.finetune.embedder.encoder_only.m3 import EncoderOnlyEmbedderM3Model, EncoderOnlyEmbedderM3Runner
+
+from tests.support.m3_fixtures import make_model, make_rows, text
+from trainables.m3 import runner as m3
+from trainables.m3.base_models import BaseModels
+from trainables.m3.batching import Layout
+from trainables.m3.packing import attend_text_by_text
+from trainables.m3.runner import Model, Runner, attends_without_padding, build_arguments
+from trainables.m3.tokens import Tokeniser
+from trainables.process import trial_process
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("m3")
+    make_model(folder / "model")
+    make_model(folder / "bert", bert=True)
+    make_rows(folder / "rows.jsonl", rows=8)
+    return folder
+
+
+def arguments(root: Path, **changes: Any) -> dict[str, Any]:
+    values = {"model_name_or_path": str(root / "model"), "train_data": str(root / "rows.jsonl"), "use_cpu": True}
+    return {**values, "cache_path": str(root / "cache"), **changes}
+
+
+def test_arguments_of_older_transformers_are_understood(root: Path) -> None:
+    built = build_arguments(arguments(root, warmup_ratio=0.1, overwrite_output_dir=True), "out")
+    assert built.training.warmup_steps == 0.1
+    assert built.data.train_data == [str(root / "rows.jsonl")]
+    assert built.training.logging_nan_inf_filter is False
+    assert built.training.save_strategy == "no"
+
+
+def test_unknown_arguments_are_named(root: Path) -> None:
+    with pytest.raises(ValueError, match="but got colour, temprature"):
+        build_arguments(arguments(root, temprature=1, colour=2), "out")
+
+
+def models(root: Path, **changes: Any) -> tuple[EncoderOnlyEmbedderM3Model, Model]:
+    """Returns upstream's model and ours with the same weights, in float64."""
+    found = []
+    for kind in (EncoderOnlyEmbedderM3Model, Model):
+        torch.manual_seed(0)
+        base = BaseModels()
+        model_arguments = build_arguments(arguments(root), "out").model
+        parts = base.model(EncoderOnlyEmbedderM3Runner.get_model, model_arguments)
+        found.append(
+            kind(parts, tokenizer=base.tokenizer(model_arguments), temperature=0.1, **changes).double().train()
+        )
+    return found[0], found[1]
+
+
+def layout_of(model: Model, sub_batch_size: int | None = None, packed: bool = False) -> Layout:
+    return Layout(
+        pad_token_id=model.tokenizer.pad_token_id,
+        special_tokens=tuple(model.special_tokens),
+        pad_to_multiple_of=None,
+        padding_side="right",
+        sub_batch_size=sub_batch_size,
+        group_cost=20,
+        packed=packed,
+        like_upstream=False,
+    )
+
+
+def gradients(model: torch.nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+
+
+def check_gradients(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"use_self_distill": True}, {"unified_finetuning": False}, {"sentence_pooling_method": "mean"}],
+    ids=["all heads", "dense", "mean pooling"],
+)
+@pytest.mark.parametrize("sub_batch_size", [None, 1, 3], ids=["whole", "sub-batches of 1", "of 3"])
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
+def test_gradients_equal_upstreams(
+    root: Path, changes: dict[str, Any], sub_batch_size: int | None, packed: bool
+) -> None:
+    rng = random.Random(3)
+    sides = [text(rng, 8) for _ in range(3)], [text(rng, 30) for _ in range(9)]
+    upstream, ours = models(root, normalize_embeddings=True, **changes)
+    ours.sub_batch_size = sub_batch_size
+    if packed:
+        attend_text_by_text(ours.model)
+    tokenizer = upstream.tokenizer
+    padded = [tokenizer(side, padding=True, return_tensors="pt") for side in sides]
+    expected = upstream(*({k: v for k, v in side.items() if k != "token_type_ids"} for side in padded)).loss
+    layout = layout_of(ours, sub_batch_size=sub_batch_size, packed=packed)
+    tokenise = Tokeniser(tokenizer, 64)
+    loss = ours(**layout.batch(*(tokenise(side) for side in sides))).loss
+
+    torch.testing.assert_close(loss, expected)
+    check_gradients(gradients(ours, loss), gradients(upstream, expected))
+
+
+@pytest.mark.parametrize("head", ["dense", "sparse", "colbert"])
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
+def test_each_heads_scores_and_gradients_equal_upstreams(root: Path, head: str, packed: bool) -> None:
+    rng = random.Random(5)
+    sides = [text(rng, 8) for _ in range(3)], [text(rng, 30) for _ in range(9)]
+    upstream, ours = models(root, unified_finetuning=True, normalize_embeddings=True)
+    if packed:
+        attend_text_by_text(ours.model)
+    padded = [upstream.tokenizer(side, padding=True, return_tensors="pt") for side in sides]
+    masks = [side.pop("attention_mask") for side in padded]
+    wanted = [
+        upstream.encode({"input_ids": side["input_ids"], "attention_mask": mask})
+        for side, mask in zip(padded, masks, strict=True)
+    ]
+    tokenise = Tokeniser(upstream.tokenizer, 64)
+    batch = layout_of(ours, packed=packed).batch(*(tokenise(side) for side in sides))
+    found = [[part[:3] for part in ours._embed(batch["texts"])], [part[3:] for part in ours._embed(batch["texts"])]]
+
+    place = ["dense", "sparse", "colbert"].index(head)
+    score = {"q_mask": masks[0]} if head == "colbert" else {}
+    scores, expected = (
+        getattr(model, f"compute_{head}_score")(queries[place], passages[place], **score)
+        for model, (queries, passages) in ((ours, found), (upstream, wanted))
+    )
+    torch.testing.assert_close(scores, expected)
+    check_gradients(gradients(ours, scores.square().sum()), gradients(upstream, expected.square().sum()))
+
+
+def test_sub_batches_keep_representations_only(root: Path) -> None:
+    """What autograd holds of a step does not grow with the activations of the batch."""
+    rng = random.Random(3)
+    sides = [text(rng, 8) for _ in range(4)], [text(rng, 30) for _ in range(28)]
+    _, ours = models(root, unified_finetuning=True)
+    tokenise = Tokeniser(ours.tokenizer, 64)
+
+    def held(sub_batch_size: int | None) -> int:
+        ours.sub_batch_size = sub_batch_size
+        batch = layout_of(ours, sub_batch_size=sub_batch_size).batch(*(tokenise(side) for side in sides))
+        storages: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            ours._embed(batch["texts"])
+        return sum(storages.values())
+
+    assert held(2) < held(None) / 5
+
+
+def test_representations_have_upstreams_types_in_16_bits(root: Path) -> None:
+    """Without autocast, as with DeepSpeed, upstream compares token vectors in float32."""
+    upstream, ours = (model.bfloat16() for model in models(root, unified_finetuning=True))
+    tokenizer = upstream.tokenizer
+    padded = tokenizer(["w1 w2 w3", "w4"], padding=True, return_tensors="pt")
+    expected = upstream.encode({name: value for name, value in padded.items() if name != "token_type_ids"})
+    tokenise = Tokeniser(tokenizer, 64)
+    batch = layout_of(ours).batch(tokenise(["w1 w2 w3"]), tokenise(["w4"]))
+    assert [found.dtype for found in ours._embed(batch["texts"])] == [each.dtype for each in expected]
+
+
+def test_a_tokenizer_without_end_of_sequence_trains(root: Path, tmp_path: Path) -> None:
+    values = arguments(root, model_name_or_path=str(root / "bert"), unified_finetuning=True, max_steps=2)
+    with trial_process(tmp_path / "log.txt"):
+        runner = Runner(build_arguments(values, str(tmp_path / "out")), BaseModels(), [])
+        assert runner.model.special_tokens == [0, 1, 2]  # padding, unknown, [CLS]; [SEP] has a weight, as in inference
+        assert runner.trainer.train().training_loss > 0
+
+
+def test_rows_that_another_seed_leaves_out_have_a_cache_of_their_own(root: Path, tmp_path: Path) -> None:
+    """Upstream draws which rows to leave out; a token of theirs would be out of the embedding's reach."""
+    caches = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        values = arguments(root, max_example_num_per_dataset=4, seed=seed, max_steps=2)
+        with trial_process(tmp_path / "log.txt"):
+            runner = Runner(build_arguments(values, str(tmp_path / "out")), BaseModels(), [], tmp_path / "tokens")
+            assert runner.trainer.train().training_loss > 0
+        caches.append(runner.data_collator.passage_tokens.cache._keys.tolist())
+    assert caches[0] != caches[1]
+
+
+def test_empty_negatives_are_refused_with_the_row(root: Path, tmp_path: Path) -> None:
+    rows = make_rows(tmp_path / "rows.jsonl", rows=3, negatives=1).read_text().splitlines()
+    rows[1] = rows[1][: rows[1].index('"neg"')] + '"neg": []}'
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
+    values = arguments(root, train_data=str(tmp_path / "rows.jsonl"), cache_path=str(tmp_path / "cache"))
+    with trial_process(tmp_path / "log.txt"), pytest.raises(ValueError, match="`neg`, but row 2 has none"):
+        Runner(build_arguments(values, str(tmp_path / "out")), BaseModels(), [])
+
+
+def test_more_rows_than_upstreams_ensemble_loss_can_hold_are_refused(root: Path, tmp_path: Path) -> None:
+    make_rows(tmp_path / "a_no_in_batch_neg.jsonl")
+    values = arguments(root, train_data=str(tmp_path / "a_no_in_batch_neg.jsonl"), unified_finetuning=True)
+    values |= {"same_dataset_within_batch": True, "train_group_size": 2, "per_device_train_batch_size": 4}
+    with trial_process(tmp_path / "log.txt"), pytest.raises(ValueError, match="must be at most train_group_size"):
+        Runner(build_arguments(values, str(tmp_path / "out")), BaseModels(), [])
+
+
+@pytest.mark.parametrize("with_heads", [False, True], ids=["new heads", "heads in the checkpoint"])
+def test_a_copied_base_model_is_the_one_that_was_read(root: Path, tmp_path: Path, with_heads: bool) -> None:
+    folder = make_model(tmp_path / "model")
+    if with_heads:
+        torch.manual_seed(9)
+        torch.save(torch.nn.Linear(16, 16).state_dict(), folder / "colbert_linear.pt")
+        torch.save(torch.nn.Linear(16, 1).state_dict(), folder / "sparse_linear.pt")
+    base = BaseModels()
+    model_arguments = build_arguments(arguments(root, model_name_or_path=str(folder)), "out").model
+    found = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        parts = base.model(EncoderOnlyEmbedderM3Runner.get_model, model_arguments)
+        found.append(
+            ({f"{k}.{n}": v for k, part in parts.items() for n, v in part.state_dict().items()}, torch.rand(1))
+        )
+    (read, read_draw), (copied, copied_draw) = found
+    assert all(torch.equal(value, copied[name]) for name, value in read.items())
+    assert torch.equal(read_draw, copied_draw)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, True),
+        ({"bf16": False}, False),
+        ({"bf16": False, "fp16": True}, True),
+        ({"device": torch.device("cpu")}, False),
+        ({"full_determinism": True}, False),
+        ({"supported": False}, False),
+        ({"installed": False}, False),
+    ],
+)
+def test_flash_attention_is_used_where_it_can_be(
+    changes: dict[str, Any], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"bf16": True, "fp16": False, "full_determinism": False, "device": torch.device("cuda"), **changes}
+    monkeypatch.setattr(m3, "is_flash_attn_2_available", lambda: changes.get("installed", True))
+    encoder: Any = SimpleNamespace(_supports_flash_attn=changes.get("supported", True))
+    training: Any = SimpleNamespace(**asked)
+    assert attends_without_padding(encoder, training) is expected

@@ -1,0 +1,144 @@
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tuner.errors import RequestError
+from tuner.request.command_line import parse, resumed
+from tuner.request.config import SearchConfig
+from tuner.run_dir.store import open_run_dir
+
+USERS_COMMAND = """
+    --model_name_or_path BAAI/bge-m3 --cache_dir ./cache/model --train_data ./dataset.jsonl --cache_path ./cache/data
+    --train_group_size 8 --query_max_len 512 --passage_max_len 512 --pad_to_multiple_of 8 --knowledge_distillation False
+    --same_dataset_within_batch True --small_threshold 0 --drop_threshold 0 --output_dir ./out --overwrite_output_dir
+    --learning_rate 1e-5 --fp16 --num_train_epochs 1 --per_device_train_batch_size 2 --warmup_ratio 0.1
+    --gradient_checkpointing --deepspeed ./ds_stage0.json --logging_steps 1 --save_steps 10000 --negatives_cross_device
+    --temperature 0.02 --sentence_pooling_method cls --normalize_embeddings True --kd_loss_type m3_kd_loss
+    --unified_finetuning True --use_self_distill True --fix_encoder False --self_distill_start_step 0
+"""
+
+
+def test_the_users_fine_tuning_command_is_understood() -> None:
+    config = parse([*shlex.split(USERS_COMMAND), "--num_trials", "4"])
+    assert config.num_trials == 4
+    assert config.arguments["learning_rate"] == 1e-5
+    assert config.arguments["train_data"] == ["./dataset.jsonl"]
+    assert config.arguments["fp16"] is True
+    assert config.arguments["negatives_cross_device"] is True
+    assert config.arguments["knowledge_distillation"] is False
+
+
+def test_flags_mean_the_same_in_any_order_and_spelling() -> None:
+    one = parse(["--train_data", "a", "b", "--fp16", "--learning_rate", "1e-5"])
+    other = parse(["--learning-rate=1e-5", "--fp16", "True", "--train_data", "a", "b"])
+    assert one == other
+
+
+def test_everything_wrong_is_told_at_once_with_the_nearest_name() -> None:
+    with pytest.raises(RequestError) as caught:
+        parse(["--learning_rat", "1e-5", "--temperature", "-1", "--num_trials", "many", "stray"])
+    assert len(caught.value.findings) == 4
+    text = str(caught.value)
+    assert "--learning_rat is no argument" in text
+    assert "did you mean --learning_rate?" in text
+    assert "'stray' belongs to no flag" in text
+    assert "temperature > 0 must hold, but got -1.0" in text
+
+
+def test_yaml_holds_the_same_names_and_flags_win(tmp_path: Path) -> None:
+    file = tmp_path / "search.yaml"
+    file.write_text("train_data: [a.jsonl]\nlearning_rate: 1e-5\nnum_trials: 5\ntemperature: 0.05\n")
+    config = parse(["--config", str(file), "--temperature", "0.01"])
+    assert (config.num_trials, config.arguments["learning_rate"], config.arguments["temperature"]) == (5, 1e-5, 0.01)
+
+
+def test_a_name_without_a_value_in_yaml_leaves_the_default(tmp_path: Path) -> None:
+    file = tmp_path / "search.yaml"
+    file.write_text("train_data: [a.jsonl]\nlearning_rate:\nnum_trials:\nguard:\n")
+    assert parse(["--config", str(file)]) == SearchConfig(arguments={"train_data": ["a.jsonl"]})
+    assert SearchConfig(arguments={"learning_rate": None}).arguments == {}
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "search.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(RequestError, match="cannot be read as YAML"):
+        parse(["--config", str(tmp_path / "search.yaml")])
+
+
+def test_an_unknown_name_in_yaml_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "search.yaml"
+    file.write_text("temprature: 0.02\n")
+    with pytest.raises(RequestError, match="did you mean --temperature"):
+        parse(["--config", str(file)])
+
+
+def test_a_resumed_search_keeps_its_settings_and_takes_new_ones(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(
+        "num_trials: 4\nmetric: dense.mrr_at_10\narguments: {train_data: [a.jsonl]}\n"
+    )
+    config = parse(["--resume", str(tmp_path), "--num_trials", "9"])
+    assert (config.num_trials, config.metric, config.arguments["train_data"]) == (9, "dense.mrr_at_10", ["a.jsonl"])
+
+
+def test_python_resumes_what_the_run_was_asked(tmp_path: Path) -> None:
+    asked = SearchConfig(
+        arguments={"train_data": ["a.jsonl"], "learning_rate": 1e-5, "seed": 1}, metric="dense.mrr_at_10", num_trials=4
+    )
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**asked.to_dict(), "command": "python -m tuner.search"}))
+    config = resumed(SearchConfig(resume=str(tmp_path), num_trials=9, arguments={"fp16": True}))
+    assert (config.resume, config.num_trials, config.metric) == (str(tmp_path), 9, "dense.mrr_at_10")
+    assert config.seed == asked.seed
+    assert config.arguments == {"train_data": ["a.jsonl"], "learning_rate": 1e-5, "fp16": True}
+
+
+def test_python_resumes_nothing_where_no_run_is(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"--resume .*: no search was begun there \(no config.yaml\)"):
+        resumed(SearchConfig(resume=str(tmp_path)))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("left", ["", "num_trials: 4\n"], ids=["empty", "cut"])
+def test_a_run_whose_configuration_is_lost_is_not_taken_for_the_example(left: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(left)
+    with pytest.raises(RequestError, match=r"config\.yaml names neither data nor a model"):
+        parse(["--resume", str(tmp_path), "--train_data", "a.jsonl"])
+    with pytest.raises(RequestError, match=r"config\.yaml names neither data nor a model"):
+        resumed(SearchConfig(resume=str(tmp_path)))
+
+
+def test_a_configuration_on_object_storage_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    store = open_run_dir(f"file://{tmp_path}/run")
+    (store.local / "config.yaml").write_text("num_trials: 4\narguments: {train_data: [a.jsonl]}\n")
+    store.push()
+    shutil.rmtree(store.local)
+    assert parse(["--config", f"file://{tmp_path}/run/config.yaml"]).num_trials == 4
+    assert parse(["--resume", f"file://{tmp_path}/run"]).num_trials == 4
+
+
+def test_without_data_or_model_the_embedded_example_is_meant() -> None:
+    config = parse(["--num_trials", "4"])
+    assert config.is_example
+    assert (config.search_space, config.num_trials) == ("example", 4)
+
+
+@pytest.mark.parametrize(("argv", "limit"), [(["--help"], 2.0), (["--learning_rat", "1"], 5.0)])
+def test_help_and_refusals_load_nothing_heavy(argv: list[str], limit: float) -> None:
+    code = (
+        "import sys; from tuner.search.run import main\n"
+        "try: status = main(sys.argv[1:])\n"
+        "except SystemExit as error: status = error.code or 0\n"
+        "heavy = {'torch', 'ray', 'transformers', 'optuna', 'mteb'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "sys.exit(status)"
+    )
+    started = time.process_time()
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=False)
+    assert done.returncode == (0 if argv == ["--help"] else 2), done.stderr
+    assert time.process_time() - started < limit

@@ -1,0 +1,85 @@
+"""A token and a password go where they are needed, and are written nowhere."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from tests.support.fake import fake_train, open_study
+from tests.support.m3_fixtures import make_model, make_rows
+from tuner.cluster.executor import run_in_process
+from tuner.cluster.staging import on_any_machine
+from tuner.cluster.submit import entrypoint, runtime_environment, submit
+from tuner.errors import RequestError
+from tuner.request.config import SearchConfig
+from tuner.run_dir.store import RunStore
+from tuner.schedule.agenda import Agenda
+from tuner.search.plan import make_plan, write_config
+
+TOKEN, PASSWORD = "hf_0123456789", "correct-horse"
+STORAGE = f"postgresql://tuner:{PASSWORD}@db.example.com/studies"
+
+
+@pytest.mark.parametrize(
+    "secret_flags",
+    [
+        ["--token", TOKEN, "--hub_token", TOKEN, "--storage", STORAGE],
+        [f"--token={TOKEN}", f"--hub_token={TOKEN}", f"--storage={STORAGE}"],
+        ["--hub-token", TOKEN, f"--hub-token={TOKEN}", "--seed", "1"],
+    ],
+    ids=["two words", "one word", "dashes"],
+)
+def test_nothing_that_a_search_writes_or_sends_holds_them(secret_flags: list[str], tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    model, rows = make_model(tmp_path / "model"), make_rows(tmp_path / "rows.jsonl", rows=120)
+    arguments = {"model_name_or_path": str(model), "train_data": [str(rows)], "token": TOKEN}
+    config = SearchConfig(arguments=arguments, num_trials=3, finalists=0, storage=STORAGE)
+    plan = make_plan(config, run_dir, lambda _: None)
+    write_config(plan, secret_flags)
+    study = open_study(config.replace(storage=None), run_dir)
+    agenda = Agenda(config, study, run_dir=run_dir, arguments=plan.arguments, eval_data=plan.dataset.eval_data)
+    run_in_process(agenda, fake_train)
+
+    written = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    assert {"config.yaml", "study.db", "config.json", "manifest.json"} <= {path.name for path in written}
+    sent = pickle.dumps(on_any_machine(plan, RunStore(str(run_dir), run_dir), fake_train))
+    for secret in (TOKEN.encode(), PASSWORD.encode()):
+        assert [path for path, content in written.items() if secret in content] == []
+        assert secret not in sent
+
+
+def test_a_job_carries_no_environment_and_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", PASSWORD)
+    environment = runtime_environment(tmp_path)
+    assert set(environment) == {"working_dir", "py_modules", "excludes"}
+    assert TOKEN not in entrypoint(["--run_dir", "s3://bucket/run"], tmp_path)
+    with pytest.raises(RequestError, match="would be shown by the cluster's dashboard"):
+        submit("http://127.0.0.1:1", ["--run_dir", "s3://bucket/run", "--token", TOKEN])
+    with pytest.raises(RequestError, match=r"tuner:[*]{3}@db/x has a password"):
+        submit("http://127.0.0.1:1", ["--run_dir", "s3://b/r", f"--storage=postgresql://tuner:{PASSWORD}@db/x"])
+
+
+@pytest.mark.parametrize(
+    "given", [["--token", TOKEN], [f"--token={TOKEN}"], ["--hub_token", TOKEN], [f"--hub-token={TOKEN}"]]
+)
+def test_no_spelling_of_a_token_is_sent(given: list[str]) -> None:
+    with pytest.raises(RequestError, match="would be shown by the cluster's dashboard; set HF_TOKEN") as refused:
+        submit("http://127.0.0.1:1", ["--run_dir", "s3://bucket/run", *given])
+    assert TOKEN not in str(refused.value)
+
+
+@pytest.mark.parametrize("line", [f"token: {TOKEN}", f"storage: postgresql://tuner:{PASSWORD}@db/x"])
+def test_no_file_with_a_secret_is_sent(tmp_path: Path, line: str) -> None:
+    (tmp_path / "search.yaml").write_text(f"run_dir: s3://bucket/run\n{line}\n")
+    with pytest.raises(RequestError, match=r"which the cluster.s dashboard would show|would be shown") as refused:
+        submit("http://127.0.0.1:1", ["--config", str(tmp_path / "search.yaml")])
+    assert TOKEN not in str(refused.value)
+    assert PASSWORD not in str(refused.value)
+
+
+def test_code_from_a_model_is_not_run_unless_asked_for() -> None:
+    from tuner.request.arguments import upstream_arguments
+
+    assert upstream_arguments()["trust_remote_code"].default is False

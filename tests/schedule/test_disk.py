@@ -1,0 +1,117 @@
+"""What a search keeps on disk, with sizes that can be checked by hand: a model of 1,000 bytes."""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tests.support.fake import METRIC
+from trainables.config import TrialConfig
+from tuner.errors import RequestError
+from tuner.interrupts import SearchStopped
+from tuner.request.config import SearchConfig
+from tuner.schedule.disk import TrialFolders, fit_to_disk, search_bytes, trial_bytes, weights_bytes
+
+
+def test_sizes() -> None:
+    """A trial: two copies of the weights, and three states of weights and two moments. A search: kept + bundle."""
+    assert trial_bytes(1000) == 2000 + 3 * 3000
+    assert search_bytes(SearchConfig(concurrent_trials=2), 1000, kept=4) == 4000 + 1000 + 2 * 11000
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("200GB", 200e9), ("1.5TB", 1.5e12), ("64GiB", 64 * 2**30), ("10m", 1e7), ("512", 512)]
+)
+def test_budgets_as_people_write_them(text: str, size: float) -> None:
+    assert SearchConfig(disk_budget=text).disk_budget_bytes == size
+
+
+def test_a_budget_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="disk_budget must be positive, as 50GB"):
+        SearchConfig(disk_budget="much")
+
+
+def test_weights_are_counted_once(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(b"0" * 30)
+    assert weights_bytes(tmp_path) == 30
+    (tmp_path / "model-1.safetensors").write_bytes(b"0" * 10)
+    (tmp_path / "model-2.safetensors").write_bytes(b"0" * 15)
+    assert weights_bytes(tmp_path) == 25
+
+
+def test_fewer_checkpoints_are_kept_to_stay_within_the_budget(tmp_path: Path) -> None:
+    """The bundle and one running trial take 12,000 bytes; 15,500 leave 3 checkpoints, the user's own one of them."""
+    config = SearchConfig(disk_budget="15500", keep_checkpoints=5, finalists=1)
+    fitted, warnings = fit_to_disk(config, 1000, tmp_path)
+    assert fitted.keep_checkpoints == 2
+    assert warnings == ["--disk_budget 15500 is 0.0 MB: 2 checkpoints are kept instead of 5"]
+    assert fit_to_disk(SearchConfig(disk_budget="30KB"), 1000, tmp_path)[1] == []
+
+
+def test_a_budget_that_holds_no_search_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"--disk_budget 13KB must hold 0.0 MB \(2 checkpoints"):
+        fit_to_disk(SearchConfig(disk_budget="13KB", finalists=1), 1000, tmp_path)
+
+
+def test_a_disk_that_holds_no_search_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=f"the free space of {tmp_path} must hold"):
+        fit_to_disk(SearchConfig(), 10**15, tmp_path)
+
+
+@pytest.mark.parametrize("left", ["trials", ".replaced/trials"], ids=["resumed", "to be replaced"])
+def test_what_an_earlier_search_left_counts_as_free(left: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """14,000 bytes are needed: the bundle, one running trial and two checkpoints; 10,000 are free, 5,000 are held."""
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10_000))
+    config = SearchConfig(keep_checkpoints=1, finalists=1, concurrent_trials=1)
+    with pytest.raises(RequestError, match="the free space"):
+        fit_to_disk(config, 1000, tmp_path)
+    (tmp_path / left / "0000").mkdir(parents=True)
+    (tmp_path / left / "0000" / "weights").write_bytes(b"0" * 5_000)
+    assert fit_to_disk(config, 1000, tmp_path) == (config, [])
+
+
+def _folder(trials: Path, name: str) -> None:
+    for part in ("checkpoint", "resume"):
+        (trials / name / part).mkdir(parents=True)
+        (trials / name / part / "weights").write_bytes(os.urandom(500))
+
+
+def _scoring(name: str) -> TrialConfig:
+    return TrialConfig(name=name, directory="", arguments={}, eval_data="", metric=METRIC)
+
+
+def test_weights_of_the_best_and_states_of_the_living_stay(tmp_path: Path) -> None:
+    for name in ("0001", "0002", "0003"):
+        _folder(tmp_path, name)
+    TrialFolders(tmp_path).keep({"0001"}, {"0002"})
+    kept = {str(path.relative_to(tmp_path).parent) for path in tmp_path.rglob("weights")}
+    assert kept == {"0001/checkpoint", "0002/checkpoint", "0002/resume"}
+
+
+def test_a_trial_is_not_started_beyond_the_budget(tmp_path: Path) -> None:
+    folders = TrialFolders(tmp_path, trial_bytes=1500, budget=3000)
+    assert folders.shortage(running=0) is None
+    for name in ("0001", "0002"):
+        folders.opened(_scoring(name))
+        _folder(tmp_path, name)
+    shortage = folders.shortage(running=0)
+    assert shortage is not None
+    assert "--disk_budget is 0.0 MB" in shortage
+    folders.keep({"0001"}, set())
+    assert folders.shortage(running=0) is None
+
+
+def test_what_could_not_be_written_is_tried_again_after_a_pause_and_not_for_ever(tmp_path: Path) -> None:
+    now = 0.0
+    folders = TrialFolders(tmp_path, clock=lambda: now)
+    for _ in range(301):
+        folders.refused()
+        assert folders.shortage(running=1) is not None
+        now += 6
+        assert folders.shortage(running=1) is None
+    folders.refused()
+    with pytest.raises(SearchStopped, match="no room on the disk"):
+        folders.shortage(running=0)
+    folders.wrote()
+    assert folders.shortage(running=0) is None

@@ -1,0 +1,83 @@
+"""A search has ended: what is said and written, also where the bundle is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+import tuner.api
+import tuner.search.conclusion
+import tuner.search.run
+from tests.support.report_fixtures import build_run
+from tuner.errors import EXIT_STOPPED, BundleRefusedError, RequestError
+from tuner.request.config import SearchConfig
+
+REFUSED = "the bundle was refused: an exported model must embed as it did in training"
+
+
+def _refuse(*_: Any, **__: Any) -> Path:
+    raise BundleRefusedError(REFUSED)
+
+
+def test_a_refused_bundle_costs_neither_verdict_nor_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tuner.search.conclusion.write_bundle", _refuse)
+    run_dir, console = build_run(tmp_path / "run"), Console(record=True, width=200)
+    (run_dir / "result.json").unlink()
+    with pytest.raises(BundleRefusedError):
+        tuner.search.conclusion.conclude(SearchConfig(), run_dir, console, seconds=1.0)
+    said = console.export_text()
+    assert "verdict     fine-tune" in said
+    assert "train.sh" not in said
+    assert f"python -m tuner.export {run_dir} --to DIR tries again" in said.replace("\n", "")
+    assert (run_dir / "result.json").exists()
+    assert "<html" in (run_dir / "report.html").read_text("utf-8")[:2000]
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected", "message"),
+    [
+        (RequestError(["--deepspeed ds.json: not here; bring it back"]), RequestError, "--deepspeed ds.json"),
+        (OSError(28, "No space left on device"), BundleRefusedError, "could not be written: .*No space left"),
+    ],
+)
+def test_a_bundle_that_cannot_be_written_costs_neither(
+    raised: Exception, expected: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> Path:
+        raise raised
+
+    monkeypatch.setattr("tuner.search.conclusion.write_bundle", fail)
+    run_dir, console = build_run(tmp_path / "run"), Console(record=True, width=200)
+    with pytest.raises(expected, match=message):
+        tuner.search.conclusion.conclude(SearchConfig(), run_dir, console, seconds=1.0)
+    assert "verdict     fine-tune" in console.export_text()
+    assert (run_dir / "report.html").exists()
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_the_bundle_of_an_earlier_winner_goes_when_the_new_one_is_refused(
+    same: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuner.search.conclusion.write_bundle", _refuse)
+    run_dir = build_run(tmp_path / "run")
+    result = json.loads((run_dir / "result.json").read_text())
+    number, folder = result["best"]["trial"], result["best"]["folder"]
+    (run_dir / "best").mkdir()
+    earlier = result["best"] if same else {"trial": 1, "folder": "0001"}
+    (run_dir / "best" / "result.json").write_text(json.dumps({"best": earlier}))
+    with pytest.raises(BundleRefusedError):
+        tuner.search.conclusion.conclude(SearchConfig(), run_dir, Console(record=True), seconds=1.0)
+    assert number != 1
+    found = tuner.api.load(run_dir).checkpoint
+    assert found == (run_dir / "best" if same else run_dir / "trials" / folder / "checkpoint")
+    assert (run_dir / "best").exists() == same
+
+
+def test_a_refused_bundle_is_one_line_and_an_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tuner.search.run.run_search", _refuse)
+    assert tuner.search.run.main([]) == EXIT_STOPPED
+    assert capsys.readouterr().err == f"error: {REFUSED}\n"

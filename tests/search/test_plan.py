@@ -1,0 +1,271 @@
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+import tuner
+from tests.support.fake import open_study
+from tests.support.m3_fixtures import make_model, make_rows
+from tuner.errors import RequestError
+from tuner.request.command_line import parse
+from tuner.request.config import SearchConfig
+from tuner.search.plan import CONFIG_FILE, Plan, facts, honoured, make_plan, write_config
+from tuner.study.storage import redacted
+from tuner.study.study import check_claim
+
+
+def _plan(folder: Path, *, space: str = "m3", **arguments: object) -> Plan:
+    data = {"train_data": [str(make_rows(folder / "rows.jsonl", rows=120))]}
+    model = {"model_name_or_path": str(make_model(folder / "model"))}
+    config = SearchConfig(arguments={**data, **model, **arguments}, search_space=space)
+    return make_plan(config, folder / "run", lambda _line: None)
+
+
+def test_budgets_are_counted_in_examples(tmp_path: Path) -> None:
+    """72 training rows: 18 steps of 8 rows are 2 epochs, and 9 of them in warm-up are a half."""
+    plan = _plan(tmp_path, max_steps=18, per_device_train_batch_size=8, warmup_steps=9)
+    assert plan.dataset.rows == 72
+    assert plan.arguments["num_train_epochs"] == 2.0
+    assert plan.arguments["warmup_ratio"] == 0.5
+    assert not {"max_steps", "warmup_steps"} & set(plan.arguments)
+
+
+def test_what_the_user_gave_is_where_the_search_starts(tmp_path: Path) -> None:
+    start = _plan(tmp_path, learning_rate=3e-6, train_group_size=4).context.start
+    assert (start["learning_rate"], start["train_group_size"], start["temperature"]) == (3e-6, 4, 0.02)
+
+
+def test_the_users_own_value_of_whatever_the_space_varies_is_in_it(tmp_path: Path) -> None:
+    """4 passages a query and 48 tokens of it are asked for; FlagEmbedding's default for passages is 128."""
+    space = tmp_path / "space.yaml"
+    space.write_text(
+        "train_group_size: {choices: [8, 16]}\nquery_max_len: {choices: [32]}\npassage_max_len: {choices: [64]}"
+    )
+    start = _plan(tmp_path, space=str(space), train_group_size=4, query_max_len=48).context.start
+    assert (start["train_group_size"], start["query_max_len"], start["passage_max_len"]) == (4, 48, 128)
+
+
+def test_a_space_without_place_for_the_users_own_value_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "space.yaml").write_text("weight_decay: {low: 0.001, high: 0.1, log: true}")
+    with pytest.raises(RequestError, match="log has no place for your own value 0"):
+        _plan(tmp_path, space=str(tmp_path / "space.yaml"))
+
+
+def test_queries_are_not_trained_with_the_word_none_before_them(tmp_path: Path) -> None:
+    plan = _plan(tmp_path, same_dataset_within_batch=True)
+    assert plan.arguments["query_instruction_for_retrieval"] == ""
+    assert any("begin with 'None'" in line for line in plan.warnings)
+
+
+def test_tokens_go_nowhere(tmp_path: Path) -> None:
+    assert "token" not in _plan(tmp_path, token="hf_secret").arguments
+
+
+def test_flagembeddings_own_deepspeed_file_need_not_be_there(tmp_path: Path) -> None:
+    plan = _plan(tmp_path, deepspeed="../examples/finetune/ds_stage0.json")
+    assert Path(plan.arguments["deepspeed"]).is_file()
+    assert any("stage-0 settings are used" in line for line in plan.warnings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"deepspeed": "absent.json"}, "there is no such file"),
+        ({"knowledge_distillation": True}, "needs pos_scores and neg_scores"),
+    ],
+)
+def test_what_cannot_work_is_refused(tmp_path: Path, changes: dict[str, object], words: str) -> None:
+    with pytest.raises(RequestError, match=words):
+        _plan(tmp_path, **changes)
+
+
+def _refusals(plan: Plan, **changes: object) -> list[str]:
+    """What a search over `plan` refuses to go on with after `changes` of options and arguments."""
+    options = {name: changes.pop(name) for name in list(changes) if hasattr(plan.config, name)}
+    config = plan.config.replace(arguments={**plan.config.arguments, **changes}, **options)
+    study = open_study(SearchConfig(), plan.run_dir)
+    study.claim(facts(plan.config, plan.dataset))
+    try:
+        check_claim(facts(config, plan.dataset), plan.run_dir, None, None)
+    except RequestError as error:
+        return list(error.findings)
+    return []
+
+
+def test_a_search_does_not_go_on_with_what_makes_other_trials(tmp_path: Path) -> None:
+    plan = _plan(tmp_path)
+    changes = {"gpus_per_trial": 2.0, "rungs": (0.5, 1.0), "query_max_len": 64, "per_device_train_batch_size": 128}
+    assert _refusals(plan, **changes) == [
+        f"--resume: {line} now; start a new --run_dir"
+        for line in (
+            "rungs was [0.25, 0.5, 1.0] when the search began and is [0.5, 1.0]",
+            "workers was 1 when the search began and is 2",
+            "per_device_train_batch_size was 8 when the search began and is 128",
+            "query_max_len was the default when the search began and is 64",
+        )
+    ]
+
+
+def test_a_search_goes_on_with_what_changes_no_trial(tmp_path: Path) -> None:
+    """A query has 32 tokens by default; and one GPU a trial is one worker, as none named is."""
+    plan = _plan(tmp_path)
+    options = {"num_trials": 99, "time_budget": "8h", "concurrent_trials": 4, "gpus_per_trial": 1.0, "pruner": "none"}
+    arguments = {"report_to": "mlflow", "logging_steps": 3, "save_steps": 9, "query_max_len": 32, "token": "hf_secret"}
+    assert _refusals(plan, **options, **arguments) == []
+
+
+def test_a_search_that_wrote_down_less_goes_on(tmp_path: Path) -> None:
+    plan = _plan(tmp_path)
+    known = facts(plan.config, plan.dataset)
+    before = {name: known[name] for name in ("data_hash", "search_space", "metric", "model")}
+    open_study(SearchConfig(), plan.run_dir).claim(before)
+    check_claim(facts(plan.config.replace(gpus_per_trial=2.0), plan.dataset), plan.run_dir, None, None)
+
+
+def test_a_deepspeed_file_is_known_by_its_content(tmp_path: Path) -> None:
+    plan = _plan(tmp_path)
+    for name in ("a.json", "b.json"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "c.json").write_text('{"zero_optimization": {"stage": 1}}')
+    config = plan.config.replace(arguments={**plan.config.arguments, "deepspeed": str(tmp_path / "a.json")})
+    asked = replace(plan, config=config)
+    assert _refusals(asked, deepspeed=str(tmp_path / "b.json")) == []
+    assert "deepspeed was a file of content" in _refusals(asked, deepspeed=str(tmp_path / "c.json"))[0]
+
+
+def test_wrong_names_are_told_together(tmp_path: Path) -> None:
+    config = SearchConfig(sampler="tpo", pruner="asha", search_space="m4", metric="sparse.ndcg_at_10")
+    with pytest.raises(RequestError) as caught:
+        make_plan(config, tmp_path, lambda _line: None)
+    assert len(caught.value.findings) == 5
+    named = config.replace(arguments={"train_data": [str(tmp_path / "nothing.jsonl")]})
+    with pytest.raises(RequestError) as caught:
+        make_plan(named, tmp_path, lambda _line: None)
+    assert caught.value.findings[-1] == f"{tmp_path}/nothing.jsonl: no such file or folder; check --train_data"
+
+
+def test_a_machine_without_a_gpu_says_what_it_does_instead() -> None:
+    kept, warnings = honoured({"fp16": True, "learning_rate": 1e-5}, gpu=False)
+    assert "fp16" not in kept
+    assert kept["learning_rate"] == 1e-5
+    assert warnings == ["--fp16 needs a GPU, and none is used here: training in float32 instead"]
+    assert honoured({"fp16": True}, gpu=True) == ({"fp16": True}, [])
+
+
+def test_passwords_of_storages_are_not_written() -> None:
+    assert redacted("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
+    assert redacted("postgresql://host/db?user=me&password=secret&x=1") == (
+        "postgresql://host/db?user=me&password=***&x=1"
+    )
+    assert redacted("mysql://host/db?passwd=secret") == "mysql://host/db?passwd=***"
+    assert redacted("mysql+pymysql://host/db?passwd=a&ssl_key_password=b") == (
+        "mysql+pymysql://host/db?passwd=***&ssl_key_password=***"
+    )
+    assert redacted("sqlite:///study.db") == "sqlite:///study.db"
+
+
+@pytest.mark.parametrize(
+    ("storage", "written"),
+    [
+        ("studies/s.journal", "{here}/studies/s.journal"),
+        ("sqlite:///s.db?timeout=9", "sqlite:///{here}/s.db?timeout=9"),
+        ("sqlite:////data/s.db", "sqlite:////data/s.db"),
+        ("postgresql://me:secret@host/db", "postgresql://me:***@host/db"),
+    ],
+)
+def test_a_storage_is_found_again_from_another_directory(
+    storage: str, written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = _plan(tmp_path)
+    write_config(replace(plan, config=plan.config.replace(storage=storage)), [])
+    assert yaml.safe_load((plan.run_dir / CONFIG_FILE).read_text())["storage"] == written.format(here=tmp_path)
+
+
+def test_a_configuration_that_cannot_be_written_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a full disk, when a search is resumed: the file is its only record."""
+    plan = _plan(tmp_path)
+    write_config(plan, [])
+    before = (plan.run_dir / CONFIG_FILE).read_text()
+
+    def fills_up(path: Path, text: str, encoding: str) -> None:
+        path.write_bytes(text[:10].encode(encoding))
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Path, "write_text", fills_up)
+    with pytest.raises(OSError, match="no space left"):
+        write_config(replace(plan, config=plan.config.replace(num_trials=32)), [])
+    assert (plan.run_dir / CONFIG_FILE).read_text() == before
+
+
+def _asked(plan: Plan) -> SearchConfig:
+    """What the command in config.yaml asks for."""
+    command = shlex.split(yaml.safe_load((plan.run_dir / CONFIG_FILE).read_text())["command"])
+    assert command[:3] == ["python", "-m", "tuner.search"]
+    return parse(command[3:])
+
+
+def test_a_resumed_search_keeps_the_command_that_began_it(tmp_path: Path) -> None:
+    plan = _plan(tmp_path)
+    request = ["--train_data", str(tmp_path / "rows.jsonl"), "--model_name_or_path", str(tmp_path / "model")]
+    write_config(plan, [*request, "--search_space", "m3", "--token", "hf_secret"])
+    before = (plan.run_dir / CONFIG_FILE).read_text()
+    resumed = replace(plan, config=parse(["--resume", str(plan.run_dir), "--token", "hf_secret"]))
+    write_config(resumed, ["--resume", str(plan.run_dir), "--token", "hf_secret"])
+    assert (plan.run_dir / CONFIG_FILE).read_text() == before
+    assert "command: python -m tuner.search --train_data" in before
+
+
+def test_a_search_that_was_extended_is_searched_again_as_it_was_in_the_end(tmp_path: Path) -> None:
+    plan = _plan(tmp_path)
+    write_config(plan, ["--train_data", "rows.jsonl"])
+    resumed = replace(plan, config=plan.config.replace(resume=str(plan.run_dir), num_trials=32))
+    write_config(resumed, ["--resume", "run", "--num_trials", "32"])
+    assert _asked(plan) == plan.config.replace(num_trials=32, run_dir=f"{plan.run_dir}-again")
+
+
+@pytest.mark.parametrize("run_dir", ["run", None], ids=["named", "by the time"])
+def test_a_search_from_python_can_be_searched_again(
+    run_dir: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = _plan(tmp_path, learning_rate=3e-6)
+    asked = plan.config.replace(run_dir=run_dir, storage="sqlite:///studies.db", study_name="mine", rungs=(0.5, 1.0))
+    write_config(replace(plan, config=asked), None)
+    storage = f"sqlite:///{tmp_path}/studies.db"
+    assert _asked(plan) == asked.replace(run_dir="run-again", study_name="run-again", storage=storage)
+
+
+def test_a_search_on_object_storage_is_named_by_its_url(tmp_path: Path) -> None:
+    plan = _plan(tmp_path)
+    write_config(replace(plan, config=plan.config.replace(run_dir="s3://bucket/first?region=eu")), None)
+    command = yaml.safe_load((plan.run_dir / CONFIG_FILE).read_text())["command"]
+    assert shlex.split(command)[3:] == [
+        "--config", "s3://bucket/first?region=eu/config.yaml", "--run_dir", "s3://bucket/first-again?region=eu",
+    ]  # fmt: skip
+
+
+def test_the_example_is_a_command_without_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[object] = []
+    monkeypatch.setattr("tuner.search.run.run_search", lambda _config, argv, _console: given.append(argv) or Path())
+    for config in (SearchConfig(), SearchConfig(num_trials=4), SearchConfig(arguments={"train_data": ["a.jsonl"]})):
+        tuner.run(config)
+    assert given == [[], None, None]
+
+
+def test_a_sum_needs_every_head_that_it_weighs(tmp_path: Path) -> None:
+    data = {"train_data": [str(make_rows(tmp_path / "rows.jsonl", rows=120))]}
+    config = SearchConfig(arguments=data, metric="0.5*dense.ndcg_at_10+0.5*sparse.ndcg_at_10")
+    with pytest.raises(RequestError, match="only the dense head is trained; add --unified_finetuning True"):
+        make_plan(config, tmp_path / "run", lambda _line: None)
+
+
+def test_two_objectives_are_said_to_prune_nothing(tmp_path: Path) -> None:
+    model, rows = make_model(tmp_path / "model"), make_rows(tmp_path / "rows.jsonl", rows=120)
+    arguments = {"train_data": [str(rows)], "model_name_or_path": str(model), "unified_finetuning": True}
+    config = SearchConfig(arguments=arguments, metric="dense.ndcg_at_10,sparse.ndcg_at_10")
+    assert any("no trial is pruned" in line for line in make_plan(config, tmp_path / "run", print).warnings)

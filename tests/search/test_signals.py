@@ -1,0 +1,152 @@
+"""Ctrl-C and SIGTERM before and after the running search; tests/faults has those that come while it runs."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+from tests.support.fake import fake_train
+from tests.support.m3_fixtures import make_model, make_rows
+from tuner.cluster.executor import run_in_process
+from tuner.cluster.slot import Slots
+from tuner.interrupts import Interrupted, SearchStopped, interruptible, interrupting
+from tuner.request.config import SearchConfig
+from tuner.schedule.agenda import Agenda
+from tuner.search.run import _ending_in_order, main
+
+SIGNALS = pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> list[str]:
+    """A small search in `tmp_path`/run."""
+    model, rows = make_model(tmp_path / "model"), make_rows(tmp_path / "rows.jsonl", rows=120)
+    data = ["--model_name_or_path", str(model), "--train_data", str(rows)]
+    return [*data, "--num_trials", "3", "--finalists", "0", "--run_dir", str(tmp_path / "run")]
+
+
+def _stop_planning(monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
+    def plan(*_: Any) -> None:
+        signal.raise_signal(number)
+        raise AssertionError("the signal was not heard")
+
+    monkeypatch.setattr("tuner.search.plan.make_plan", plan)
+
+
+@SIGNALS
+def test_before_there_is_a_study_a_search_just_stops(
+    number: signal.Signals,
+    exit_code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _stop_planning(monkeypatch, number)
+    before = signal.getsignal(number)
+    assert main(["--train_data", "rows.jsonl", "--run_dir", str(tmp_path / "run")]) == exit_code
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "stopped\n")
+    assert signal.getsignal(number) == before
+
+
+@SIGNALS
+def test_a_search_that_is_taken_up_again_says_how_to_go_on(
+    number: signal.Signals,
+    exit_code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _stop_planning(monkeypatch, number)
+    (tmp_path / "config.yaml").write_text(
+        yaml.safe_dump(SearchConfig(arguments={"train_data": ["rows.jsonl"]}).to_dict())
+    )
+    assert main(["--resume", str(tmp_path)]) == exit_code
+    said = capsys.readouterr()
+    assert f"Go on with: python -m tuner.search --resume {tmp_path}" in said.out
+    assert said.err == ""
+
+
+@SIGNALS
+def test_a_signal_while_ray_starts(
+    number: signal.Signals,
+    exit_code: int,
+    asked: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """There is a study by then."""
+    monkeypatch.setattr("tuner.cluster.connection.ray.init", lambda **_: signal.raise_signal(number))
+    assert main(asked) == exit_code
+    assert f"Go on with: python -m tuner.search --resume {tmp_path / 'run'}" in capsys.readouterr().out
+
+
+@SIGNALS
+def test_a_signal_while_the_result_is_written(
+    number: signal.Signals,
+    exit_code: int,
+    asked: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The search itself runs here, and leaves a handler behind as Ray does."""
+
+    def run(agenda: Agenda, *_: Any, **__: Any) -> None:
+        run_in_process(agenda, fake_train)
+
+    @contextmanager
+    def connected(_: SearchConfig) -> Iterator[None]:
+        signal.signal(number, signal.SIG_IGN)
+        yield
+
+    def conclude(*_: Any, **__: Any) -> None:
+        signal.raise_signal(number)
+        raise AssertionError("the signal was not heard")
+
+    slots = Slots(count=1, workers=1, cpus=1, gpus=0, folder=tmp_path)
+    monkeypatch.setattr("tuner.cluster.connection.connected", connected)
+    monkeypatch.setattr("tuner.cluster.connection.rays_folder", lambda *_: tmp_path)
+    monkeypatch.setattr("tuner.cluster.connection.slots_for", lambda *_: slots)
+    monkeypatch.setattr("tuner.cluster.executor.run_on_ray", run)
+    monkeypatch.setattr("tuner.search.conclusion.conclude", conclude)
+    assert main(asked) == exit_code
+    assert f"Go on with: python -m tuner.search --resume {tmp_path / 'run'}" in capsys.readouterr().out
+
+
+def test_how_to_go_on_is_said_once() -> None:
+    console = Console(record=True, width=200)
+    with pytest.raises(Interrupted), _ending_in_order("run", console), _ending_in_order("run", console):
+        raise SearchStopped("the disk is full")
+    assert console.export_text() == (
+        "stopped: the disk is full; nothing that was finished is lost. "
+        "Go on with: python -m tuner.search --resume run\n"
+    )
+
+
+def _left_by_the_first_signal() -> None:
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+
+
+def test_a_second_signal_ends_the_process() -> None:
+    with pytest.raises(Interrupted), interrupting():
+        _left_by_the_first_signal()
+
+
+def test_a_running_search_is_left_where_it_asks() -> None:
+    with interrupting():
+        with interruptible() as check:
+            signal.raise_signal(signal.SIGTERM)
+            with pytest.raises(Interrupted):
+                check()
+        with pytest.raises(Interrupted):
+            signal.raise_signal(signal.SIGTERM)

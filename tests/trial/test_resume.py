@@ -1,0 +1,232 @@
+"""A trial that is killed and taken up again ends as one that was not."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.support.m3_fixtures import make_eval, make_model, make_rows
+from trainables.config import RungReport, TrialConfig, TrialInterrupted
+from trainables.trial.states import States, config_hash, tensor_hash
+
+CHILD = """
+import json, os, signal, sys
+import trainables.trial.rungs
+from trainables.config import TrialConfig
+from trainables.trial.trial import run_trial
+trainables.trial.rungs.SAVE_SECONDS, trainables.trial.rungs.LOOK_EVERY = 0.0, 10
+stop_at = int(sys.argv[2])
+def progress(step, steps):
+    if step == stop_at + 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+run_trial(TrialConfig.from_dict(json.loads(sys.argv[1])), lambda report: True, progress=progress)
+"""
+"""Runs a trial and kills itself in the step after `stop_at`."""
+
+UNIFIED = {"unified_finetuning": True, "use_self_distill": True, "self_distill_start_step": 12}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("resume")
+    make_model(root / "model", dropout=0.1)
+    make_rows(root / "rows.jsonl", rows=52)
+    make_eval(root / "eval")
+    return root
+
+
+@pytest.fixture
+def config(folder: Path, tmp_path: Path) -> TrialConfig:
+    return TrialConfig(
+        name="0007",
+        directory=str(tmp_path / "trials" / "0007"),
+        arguments={
+            "model_name_or_path": str(folder / "model"),
+            "train_data": [str(folder / "rows.jsonl")],
+            "cache_path": str(folder / "cache"),
+            "per_device_train_batch_size": 4,
+            "train_group_size": 3,
+            "learning_rate": 1e-3,
+            "max_steps": 20,
+            "seed": 42,
+            **UNIFIED,
+        },
+        eval_data=str(folder / "eval"),
+        metric="dense.ndcg_at_10",
+        rungs=(1.0,),
+    )
+
+
+def run(config: TrialConfig, stop_at: int = 1000) -> int:
+    """Runs a trial in a process of its own; returns how it ended."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", CHILD, json.dumps(config.to_dict()), str(stop_at)]
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    print(done.stderr[-3000:])
+    return done.returncode
+
+
+def weights(config: TrialConfig) -> dict[str, torch.Tensor]:
+    checkpoint = Path(config.directory) / "checkpoint"
+    heads = torch.load(checkpoint / "colbert_linear.pt", weights_only=True)
+    return {**load_file(checkpoint / "model.safetensors"), **heads}
+
+
+def reports(config: TrialConfig) -> list[dict[str, Any]]:
+    """Returns metrics.jsonl without the seconds."""
+    lines = (Path(config.directory) / "metrics.jsonl").read_text().splitlines()
+    return [{**json.loads(line), "seconds": None} for line in lines]
+
+
+def check_killed_equals_straight(config: TrialConfig, stop_at: int) -> None:
+    straight = replace(config, directory=config.directory + "-straight")
+    assert run(straight) == 0
+    assert run(config, stop_at) == -signal.SIGKILL
+    assert (Path(config.directory) / "resume").is_dir()
+    assert run(config) == 0
+
+    assert reports(config) == reports(straight)
+    assert tensor_hash(weights(config)) == tensor_hash(weights(straight))
+
+
+def test_killed_and_resumed_equals_straight(config: TrialConfig) -> None:
+    """13 batches an epoch, so the state of step 10 is in the first epoch and the end in the second."""
+    check_killed_equals_straight(config, stop_at=10)
+
+
+def test_asked_to_stop_and_resumed_equals_straight(config: TrialConfig) -> None:
+    """As Ctrl-C asks: the state of the step at hand is saved, whatever its age."""
+    from trainables.trial.trial import run_trial
+
+    straight = replace(config, directory=config.directory + "-straight")
+    run_trial(straight, lambda _: True)
+    with pytest.raises(TrialInterrupted, match="stopped at step 7"):
+        run_trial(config, lambda _: True, progress=lambda step, _: step != 7)
+    assert [path.name for path in (Path(config.directory) / "resume").glob("0*")] == ["000000007"]
+    steps = list[int]()
+    run_trial(config, lambda _: True, progress=lambda step, _: steps.append(step))
+    assert steps[0] == 8
+    assert reports(config) == reports(straight)
+    assert tensor_hash(weights(config)) == tensor_hash(weights(straight))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"same_dataset_within_batch": True},
+        {"same_dataset_within_batch": True, "max_steps": 32},
+        {"gradient_accumulation_steps": 2},
+        {"max_steps": 32},
+        {"num_train_epochs": 2, "max_steps": -1, "per_device_train_batch_size": 5, "dataloader_drop_last": True},
+    ],
+    ids=["same dataset", "same dataset, second epoch", "accumulation", "second epoch", "end of an epoch"],
+)
+def test_killed_and_resumed_elsewhere(config: TrialConfig, changes: dict[str, Any]) -> None:
+    check_killed_equals_straight(replace(config, arguments={**config.arguments, **changes}), stop_at=10)
+
+
+DEEPSPEED = {
+    "zero_optimization": {"stage": 0},
+    "fp16": {"enabled": "auto", "loss_scale": 0, "initial_scale_power": 12, "loss_scale_window": 1000},
+    "bf16": {"enabled": "auto"},
+    "optimizer": {
+        "type": "AdamW",
+        "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"},
+    },
+    "scheduler": {
+        "type": "WarmupDecayLR",
+        "params": {
+            "warmup_min_lr": "auto",
+            "warmup_max_lr": "auto",
+            "warmup_num_steps": "auto",
+            "total_num_steps": "auto",
+        },
+    },
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+    "train_batch_size": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_and_resumed_with_deepspeed(config: TrialConfig) -> None:
+    """DeepSpeed compiles its optimizer first."""
+    arguments = {**config.arguments, "deepspeed": DEEPSPEED, "warmup_steps": 0.1}
+    check_killed_equals_straight(replace(config, arguments=arguments), stop_at=10)
+
+
+def test_newest_broken_state_falls_back_to_the_one_before(tmp_path: Path, config: TrialConfig) -> None:
+    states = States(tmp_path / "resume", config)
+    for step in (10, 20, 30):
+        states.save(step, lambda folder: (folder / "weights").write_text("some weights") and None)
+    assert sorted(path.name for path in (tmp_path / "resume").iterdir()) == ["000000020", "000000030"]
+
+    assert states.newest() == tmp_path / "resume" / "000000030"
+    (tmp_path / "resume" / "000000030" / "weights").write_text("some wei")
+    assert states.newest() == tmp_path / "resume" / "000000020"
+    (tmp_path / "resume" / "000000020" / "manifest.json").unlink()
+    assert states.newest() is None
+
+
+def test_states_of_another_configuration_are_not_used(tmp_path: Path, config: TrialConfig) -> None:
+    States(tmp_path / "resume", config).save(10, lambda _: None)
+    other = replace(config, arguments={**config.arguments, "learning_rate": 2e-3})
+    assert States(tmp_path / "resume", other).newest() is None
+
+
+def test_sub_batch_size_does_not_change_what_is_computed(config: TrialConfig) -> None:
+    halved = replace(config, arguments={**config.arguments, "sub_batch_size": 4})
+    assert config_hash(halved) == config_hash(config)
+
+
+def trained_again(config: TrialConfig) -> tuple[list[RungReport], list[int]]:
+    """Runs a trial in this process; returns its reports and the steps that it trained."""
+    from trainables.trial.trial import run_trial
+
+    found, steps = list[RungReport](), list[int]()
+    run_trial(config, lambda report: not found.append(report), progress=lambda step, _: steps.append(step))
+    return found, steps
+
+
+@pytest.mark.parametrize("saved", [False, True], ids=["too short for a state", "with a state"])
+def test_a_trained_trial_that_nobody_heard_of_only_reports_again(config: TrialConfig, saved: bool) -> None:
+    """As when a search is told to end while the last rung is scored: the worker goes on to its end, unheard."""
+    found, steps = trained_again(config)
+    assert steps[-1] == 20
+    if saved:
+        States(Path(config.directory) / "resume", config).save(20, lambda _: None)
+    before = weights(config)
+    assert trained_again(config) == (found, [])
+    assert tensor_hash(weights(config)) == tensor_hash(before)
+
+
+def test_a_trained_trial_of_another_configuration_is_trained_again(config: TrialConfig) -> None:
+    trained_again(config)
+    other = replace(config, arguments={**config.arguments, "learning_rate": 2e-3})
+    assert trained_again(other)[1][-1] == 20
+
+
+def test_a_state_of_another_number_of_workers_is_not_taken_up(
+    config: TrialConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = config_hash(config)
+    monkeypatch.setattr("trainables.trial.states.world_size", lambda: 2)
+    assert config_hash(config) != one
+
+
+def test_a_trained_trial_without_its_weights_is_trained_again(config: TrialConfig) -> None:
+    trained_again(config)
+    shutil.rmtree(Path(config.directory) / "checkpoint")
+    assert trained_again(config)[1][-1] == 20

@@ -1,0 +1,47 @@
+"""Seconds of a finished search by part, from the study and what jobs left that only scored."""
+
+import json
+from pathlib import Path
+
+from tests.support.study_fixtures import BASE, USER, make_retrains, make_study
+from tuner.verdict.time_spent import time_spent
+
+
+def _leave(trial: Path, *records: tuple[int, bool, bool, float]) -> None:
+    """Writes records: rung, whether a split was scored, whether guards were, seconds."""
+    trial.mkdir(parents=True)
+    rows = [
+        {
+            "rung": rung,
+            "scores": {"dense.ndcg_at_10": 0.5} if split else {},
+            "guards": {"news": 0.7} if guards else {},
+            "seconds": {"training": 0.0, "scoring": seconds},
+        }
+        for rung, split, guards, seconds in records
+    ]
+    (trial / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_guards_mixtures_and_the_final_test_are_counted(tmp_path: Path) -> None:
+    seconds = {"training": 10.0, "scoring": 2.0, "overhead": 1.0}
+    study = make_study(BASE | {"seconds": {"scoring": 3.0}}, USER | {"seconds": seconds})
+    trials = tmp_path / "trials"
+    _leave(trials / "0000", (0, True, False, 3.0), (0, False, True, 20.0), (0, True, False, 4.0))
+    _leave(trials / "0001", (1, True, False, 2.0), (0, False, True, 30.0), (0, True, True, 90.0), (0, True, False, 5.0))
+    _leave(trials / "0001-alpha0.50", (0, True, True, 6.0), (0, False, True, 1.0))
+    assert time_spent(tmp_path, [study, make_retrains({})], 200.0) == {
+        "total": 200.0,
+        "training": 10.0,
+        "scoring": 3.0 + 2.0,
+        "overhead": 1.0,
+        "guards": 20.0 + 30.0 + 1.0,
+        "mixtures": 90.0,
+        "test": 4.0 + 5.0 + 6.0,
+    }
+
+
+def test_a_line_that_was_cut_short_does_not_cost_the_result(tmp_path: Path) -> None:
+    _leave(tmp_path / "trials" / "0001", (0, True, False, 5.0))
+    with (tmp_path / "trials" / "0001" / "metrics.jsonl").open("a") as file:
+        file.write('{"rung": 0, "sco')
+    assert time_spent(tmp_path, [make_study(BASE, USER)], 60.0)["test"] == 5.0

@@ -1,0 +1,354 @@
+"""FlagEmbedding's M3 fine-tune, subclassed where it is slow or wrong. The only module that imports FlagEmbedding.
+
+The arguments, the data format, the losses and the checkpoint layout are upstream's, and so are the losses step by step
+for the same arguments and seed.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from FlagEmbedding.abc.finetune.embedder import (
+    AbsEmbedderDataArguments,
+    AbsEmbedderTrainDataset,
+    EmbedderTrainerCallbackForDataRefresh,
+)
+from FlagEmbedding.finetune.embedder.encoder_only.m3 import (
+    EncoderOnlyEmbedderM3Model,
+    EncoderOnlyEmbedderM3ModelArguments,
+    EncoderOnlyEmbedderM3Runner,
+    EncoderOnlyEmbedderM3Trainer,
+    EncoderOnlyEmbedderM3TrainingArguments,
+)
+from torch import Tensor
+from torch.nn.functional import normalize
+from transformers import HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.utils.import_utils import is_flash_attn_2_available
+
+from trainables.linear import fast_linear
+from trainables.m3 import rows
+from trainables.m3.base_models import BaseModels
+from trainables.m3.batching import Layout
+from trainables.m3.collator import Collator
+from trainables.m3.embedding import Vocabulary, plain_embedding
+from trainables.m3.gradcache import embedded_from, encode_groups, token_table
+from trainables.m3.heads import colbert_scores, pad_vectors, sparse_vectors
+from trainables.m3.packing import Packed, Padded, attend_text_by_text, attends_text_by_text, can_pack
+from trainables.m3.tokens import Tokeniser
+from trainables.m3.trainer import ResumableTrainer
+
+__all__ = ["Arguments", "BaseModels", "Collator", "Model", "Runner", "Trainer", "build_arguments", "load_model"]
+
+_OURS = {
+    "report_to": "none",
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "logging_nan_inf_filter": False,
+    "dataloader_pin_memory": torch.cuda.is_available(),
+    "accelerator_config": {"non_blocking": True},
+    "use_cpu": not torch.accelerator.is_available(),
+}
+"""Training arguments that differ from transformers' defaults unless given: the trial writes its own files, and workers
+on CPUs train together (unless told to use the CPU, Accelerate lets each of them train alone)."""
+
+_DROPPED = ("overwrite_output_dir", "save_safetensors", "group_by_length", "logging_dir")
+"""Arguments of older transformers that have no effect on a trial."""
+
+
+_GROUP_COST = {"cpu": 32, "cuda": 2048}
+"""Tokens that take as long as starting one more forward and backward pass."""
+
+
+_ADAM = ("adamw_torch", "adamw_torch_fused")
+"""Optimizers that leave a parameter alone which has never had a gradient, if there is no weight decay."""
+
+
+class Arguments(NamedTuple):
+    """FlagEmbedding's three dataclasses."""
+
+    model: EncoderOnlyEmbedderM3ModelArguments
+    data: AbsEmbedderDataArguments
+    training: EncoderOnlyEmbedderM3TrainingArguments
+
+
+def build_arguments(arguments: Mapping[str, Any], output_dir: str) -> Arguments:
+    """Builds FlagEmbedding's dataclasses from argument names and values.
+
+    Args:
+        arguments: as on FlagEmbedding's command line; `warmup_ratio` and `train_data` as one string are understood.
+        output_dir: nothing of a trial that succeeds is written there but what the caller writes.
+
+    Raises:
+        ValueError: a name is unknown to all three dataclasses.
+    """
+    values = {name: value for name, value in arguments.items() if name not in _DROPPED}
+    if "warmup_ratio" in values:
+        values["warmup_steps"] = values.pop("warmup_ratio")
+    if isinstance(values.get("train_data"), str):
+        values["train_data"] = [values["train_data"]]
+    parts = (EncoderOnlyEmbedderM3ModelArguments, AbsEmbedderDataArguments, EncoderOnlyEmbedderM3TrainingArguments)
+    known = {each.name for part in parts for each in fields(part)}
+    if unknown := sorted(values.keys() - known):
+        raise ValueError(f"every argument must be FlagEmbedding's or transformers', but got {', '.join(unknown)}")
+    return Arguments(*HfArgumentParser(parts).parse_dict(_OURS | values | {"output_dir": output_dir}))
+
+
+class Model(EncoderOnlyEmbedderM3Model):  # type: ignore[misc]
+    """Upstream's model and losses over batches laid out by `Layout`, and heads without large intermediate tensors."""
+
+    _keys_to_ignore_on_save = None
+
+    def forward(
+        self,
+        queries: dict[str, Any],
+        passages: dict[str, Any],
+        texts: dict[str, Any],
+        teacher_scores: list[float] | None = None,
+        no_in_batch_neg_flag: bool = False,
+    ) -> Any:
+        """Computes the loss of a batch.
+
+        Args:
+            queries: see `Layout.batch`, as `passages` and `texts`.
+            teacher_scores: of every passage, for knowledge distillation.
+            no_in_batch_neg_flag: compare each query with its own passages only.
+        """
+        dense, sparse, colbert = self._embed(texts)
+        count, length = queries["attention_mask"].shape
+        lengths = (length - 1, passages["padded_length"] - 1)
+        sides = [
+            (dense[side], sparse[side], colbert[side, :vectors])
+            if self.unified_finetuning
+            else (dense[side], None, None)
+            for side, vectors in zip((slice(None, count), slice(count, None)), lengths, strict=True)
+        ]
+        embedded = [side | {"embeddings": values} for side, values in zip((queries, passages), sides, strict=True)]
+        return super().forward(*embedded, teacher_scores, no_in_batch_neg_flag)
+
+    def encode(self, features: dict[str, Any]) -> Any:
+        """Returns the embeddings that `forward` has computed for both sides together."""
+        return features["embeddings"]
+
+    def compute_colbert_score(self, q_reps: Tensor, p_reps: Tensor, q_mask: Tensor) -> Tensor:
+        """Returns scores of shape (queries, passages)."""
+        scores: Tensor = colbert_scores(q_reps, p_reps, q_mask[:, 1:].sum(-1, keepdim=True)) / self.temperature
+        return scores
+
+    def _embed(self, texts: dict[str, Any]) -> list[Tensor]:
+        def encode(group: dict[str, Tensor], table: Tensor | None) -> tuple[Tensor, ...]:
+            return self._encode_group(group, table, texts)
+
+        table = token_table(self.model, texts["tokens"])
+        cached = bool(self.sub_batch_size and self.sub_batch_size > 0)
+        groups = encode_groups(encode, texts["groups"], table, cached)
+        joined = [torch.cat(parts) for parts in zip(*groups, strict=True)]
+        return joined if texts["order"] is None else [rows[texts["order"]] for rows in joined]
+
+    def _encode_group(
+        self, group: dict[str, Tensor], table: Tensor | None, texts: dict[str, Any]
+    ) -> tuple[Tensor, ...]:
+        rows = (Packed if texts["packed"] else Padded)(group)
+        with embedded_from(self.model, table, rows.places):
+            hidden = rows.encode(self.model)
+        dense = self._pooled(hidden, rows)
+        if not self.unified_finetuning:
+            return dense, dense.new_empty(len(dense), 0), dense.new_empty(len(dense), 0)
+        weights = rows.pad(torch.relu(self.sparse_linear(hidden)))
+        vectors = self.colbert_linear(hidden)
+        vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))  # as upstream's mask does
+        vectors = rows.pad(normalize(vectors, dim=-1) if self.normalize_embeddings else vectors)
+        sparse = sparse_vectors(weights.squeeze(-1), group["columns"], texts["width"])
+        return dense, sparse, pad_vectors(vectors[:, 1:], texts["padded_length"] - 1)
+
+    def _pooled(self, hidden: Tensor, rows: Padded | Packed) -> Tensor:
+        if self.sentence_pooling_method == "cls":
+            dense = rows.first(hidden)
+        else:
+            dense = self._dense_embedding(rows.pad(hidden), rows.mask)
+        return normalize(dense, dim=-1) if self.normalize_embeddings else dense
+
+    @property
+    def special_tokens(self) -> list[int]:
+        """Ids whose weight is always zero; a tokenizer need not have all four."""
+        ids = (getattr(self.tokenizer, f"{name}_token_id") for name in ("cls", "eos", "pad", "unk"))
+        return sorted({token for token in ids if token is not None})
+
+    def save(self, output_dir: str) -> None:
+        """Writes encoder, heads and tokenizer in FlagEmbedding's layout."""
+        super().save(output_dir)
+        self.tokenizer.save_pretrained(output_dir)
+
+
+class Trainer(ResumableTrainer, EncoderOnlyEmbedderM3Trainer):  # type: ignore[misc]
+    """Upstream's trainer, resumable; adds up its losses on the device."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        with fast_linear(self.model):
+            loss: Tensor = super().training_step(*args, **kwargs)
+        return loss
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:  # noqa: ARG002
+        self.model.save(output_dir or self.args.output_dir)
+
+
+class Runner(EncoderOnlyEmbedderM3Runner):  # type: ignore[misc]
+    """Upstream's runner over this module's classes.
+
+    Args:
+        arguments: from `build_arguments`.
+        base: where base models are kept between trials.
+        callbacks: for the trainer.
+        token_cache: folder for the token ids of training texts; None to tokenise them in every batch.
+    """
+
+    def __init__(
+        self, arguments: Arguments, base: BaseModels, callbacks: list[TrainerCallback], token_cache: Path | None = None
+    ) -> None:
+        self._base = base
+        self._callbacks = callbacks
+        self._token_cache = token_cache
+        super().__init__(*arguments)
+
+    def load_tokenizer_and_model(self) -> tuple[PreTrainedTokenizerBase, Model]:
+        return load_model(Arguments(self.model_args, self.data_args, self.training_args), self._base)
+
+    def load_train_dataset(self) -> AbsEmbedderTrainDataset:
+        with rows.sorted_folders():
+            dataset = super().load_train_dataset()
+        rows.check_rows(dataset)
+        self._check_ensemble(dataset)
+        return dataset
+
+    def _check_ensemble(self, dataset: AbsEmbedderTrainDataset) -> None:
+        """Refuses what makes upstream's ensemble loss read past its scores."""
+        alone = any(getattr(dataset, "no_in_batch_neg_flags", ()))
+        group, batch = self.data_args.train_group_size, getattr(dataset, "defaut_batch_size", 1)
+        if self.training_args.unified_finetuning and alone and batch > group:
+            raise ValueError(
+                "with unified_finetuning and no_in_batch_neg data, per_device_train_batch_size must be at most "
+                f"train_group_size, but got {batch} and {group}: FlagEmbedding's ensemble loss has no more scores"
+            )
+
+    def load_data_collator(self) -> Collator:
+        data = self.data_args
+        queries = Tokeniser(self.tokenizer, data.query_max_len)
+        passages = Tokeniser(self.tokenizer, data.passage_max_len)
+        # with shuffle_ratio the texts are new in every epoch
+        if self._token_cache is not None and data.shuffle_ratio == 0:
+            source = rows.source(data, self.training_args.seed)
+            queries = queries.cached(self._token_cache, f"queries {source}", rows.queries(self.train_dataset))
+            passages = passages.cached(self._token_cache, f"passages {source}", rows.passages(self.train_dataset))
+        return Collator(self._layout(), queries, passages)
+
+    def load_trainer(self) -> Trainer:
+        tokens = self._reachable_tokens()
+        self.vocabulary = None if tokens is None else Vocabulary(self.model.model, tokens)
+        trainer = Trainer(
+            model=self.model,
+            args=self.training_args,
+            train_dataset=self.train_dataset,
+            data_collator=self.data_collator,
+            processing_class=self.tokenizer,
+            callbacks=self._callbacks,
+        )
+        if self.data_args.same_dataset_within_batch:
+            trainer.add_callback(EmbedderTrainerCallbackForDataRefresh(self.train_dataset))
+        return trainer
+
+    @contextmanager
+    def whole_model(self) -> Iterator[Model]:
+        """Yields the model as it stands, for scoring and saving."""
+        with self.vocabulary.whole() if self.vocabulary else nullcontext():
+            yield self.model
+
+    def _reachable_tokens(self) -> Any:
+        """Returns every token that training can come across, or None where rows out of reach may change or be met."""
+        training = self.training_args
+        caches = (self.data_collator.query_tokens.cache, self.data_collator.passage_tokens.cache)
+        still = (
+            training.optim in _ADAM
+            and not training.weight_decay
+            and _is_adam(getattr(training, "hf_deepspeed_config", None))
+        )
+        known = "type" not in self.train_dataset.dataset.column_names and None not in caches
+        embedding = plain_embedding(self.model.model)
+        if not (still and known) or embedding is None or not embedding.weight.requires_grad:
+            return None
+        met = [cache.vocabulary for cache in caches]
+        return np.unique(np.concatenate([*met, [self.tokenizer.pad_token_id]])).astype(np.int64)
+
+    def _layout(self) -> Layout:
+        training = self.training_args
+        return Layout(
+            pad_token_id=self.tokenizer.pad_token_id,
+            special_tokens=tuple(self.model.special_tokens),
+            pad_to_multiple_of=self.data_args.pad_to_multiple_of,
+            padding_side=self.tokenizer.padding_side,
+            sub_batch_size=training.sub_batch_size,
+            group_cost=_GROUP_COST["cpu" if training.device.type == "cpu" else "cuda"],
+            packed=attends_text_by_text(self.model.model),
+            # padding on the left moves the positions of some encoders, so it has to stay as upstream's
+            like_upstream=training.full_determinism or self.tokenizer.padding_side == "left",
+        )
+
+
+def _is_adam(deepspeed: Any) -> bool:
+    """Returns whether DeepSpeed's optimizer, if it has one of its own, is Adam without weight decay."""
+    if deepspeed is None or deepspeed.get_value("optimizer") is None:
+        return True
+    own_default = 0.01 if deepspeed.get_value("optimizer.params.torch_adam") else 0  # of torch's AdamW
+    still = deepspeed.get_value("optimizer.params.weight_decay", own_default) in ("auto", 0)
+    return still and deepspeed.get_value("optimizer.type") in ("Adam", "AdamW")
+
+
+def load_model(arguments: Arguments, base: BaseModels) -> tuple[PreTrainedTokenizerBase, Model]:
+    """Returns tokenizer and model as the runner would train them, on the CPU."""
+    training = arguments.training
+    tokenizer = base.tokenizer(arguments.model)
+    model = Model(
+        base.model(EncoderOnlyEmbedderM3Runner.get_model, arguments.model),
+        tokenizer=tokenizer,
+        negatives_cross_device=training.negatives_cross_device,
+        temperature=training.temperature,
+        sub_batch_size=training.sub_batch_size,
+        kd_loss_type=training.kd_loss_type,
+        use_mrl=training.use_mrl,
+        mrl_dims=training.mrl_dims,
+        sentence_pooling_method=training.sentence_pooling_method,
+        normalize_embeddings=training.normalize_embeddings,
+        unified_finetuning=training.unified_finetuning,
+        use_self_distill=training.use_self_distill,
+        self_distill_start_step=training.self_distill_start_step,
+    )
+    if training.gradient_checkpointing:
+        model.enable_input_require_grads()
+    _freeze(model, training)
+    if attends_without_padding(model.model, training):
+        model.model.set_attn_implementation("flash_attention_2")
+    elif training.device.type == "cpu" and can_pack(model.model):
+        attend_text_by_text(model.model)
+    return tokenizer, model
+
+
+def attends_without_padding(encoder: PreTrainedModel, training: EncoderOnlyEmbedderM3TrainingArguments) -> bool:
+    """Returns whether flash-attn 2, which leaves padding out, can be used: it is installed, in 16 bits on a GPU.
+
+    `full_determinism` keeps PyTorch's own attention: flash-attn adds its gradients in any order.
+    """
+    reduced = (training.bf16 or training.fp16) and training.device.type == "cuda"
+    return bool(
+        reduced and not training.full_determinism and encoder._supports_flash_attn and is_flash_attn_2_available()
+    )
+
+
+def _freeze(model: Model, training: EncoderOnlyEmbedderM3TrainingArguments) -> None:
+    for name, parameter in model.named_parameters():
+        in_head = "colbert_linear" in name or "sparse_linear" in name
+        if (training.fix_position_embedding and "position_embeddings" in name) or (
+            training.fix_encoder and not in_head
+        ):
+            parameter.requires_grad = False

@@ -1,0 +1,124 @@
+"""A trainer whose state on disk is everything that its next step depends on."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PrinterCallback
+from transformers import Trainer as HuggingFaceTrainer
+
+from trainables.trial.states import tensor_hash
+
+
+class ResumableTrainer(HuggingFaceTrainer):
+    """Adds up its losses on the device, and can be stopped and taken up again exactly, with DeepSpeed too.
+
+    Transformers' own states lack what M3 needs: the weights under the names of the training model, the step that
+    self-distillation starts by, and the draws of negatives for the batch that the loader has made ahead.
+    """
+
+    model: Any
+    data_collator: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.remove_callback(PrinterCallback)
+        self.loss_sum = torch.zeros((), device=self.args.device)
+        self.loss_count = 0
+        self.batches = 0
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        result = super().compute_loss(model, inputs, *args, **kwargs)
+        self.loss_sum += (result[0] if isinstance(result, tuple) else result).detach()
+        self.loss_count += 1
+        self.batches += 1
+        return result
+
+    @property
+    def resumable(self) -> bool:
+        """Whether the position in the data is known: processes that load data ahead do not tell."""
+        return int(self.args.dataloader_num_workers) == 0
+
+    def save_state(self, folder: Path) -> None:
+        """Writes everything that the next step depends on; every worker calls it with the same folder."""
+        self._save_optimizer_and_scheduler(str(folder))
+        self._save_scaler(str(folder))
+        self._save_rng_state(str(folder))
+        torch.save(
+            {
+                "batches": self.batches,
+                "draws": self.data_collator.draws[self.batches],
+                "self_distill_step": self.model.step,
+                "loss_sum": self.loss_sum.cpu(),
+                "loss_count": self.loss_count,
+                "weights": tensor_hash(self.model.state_dict()),
+            },
+            folder / f"position-{self.args.process_index}.pt",
+        )
+        if self.is_world_process_zero():
+            self.state.save_to_json(str(folder / "trainer_state.json"))
+        if self.is_world_process_zero() and not self.is_deepspeed_enabled:
+            weights = {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}
+            save_file(weights, folder / "weights.safetensors")
+
+    def resume(self, folder: Path) -> None:
+        """Trains on from a state.
+
+        Raises:
+            RuntimeError: the weights after loading are not those that were saved.
+        """
+        position = torch.load(folder / f"position-{self.args.process_index}.pt", weights_only=True)
+        self.batches = position["batches"]
+        self.model.step = position["self_distill_step"]
+        self.loss_sum = position["loss_sum"].to(self.args.device)
+        self.loss_count = position["loss_count"]
+        self._expected_weights = position["weights"]
+        self.data_collator.start(self.batches)
+        _move_to(self.train_dataset, self.batches)
+        random.setstate(position["draws"])
+        self.train(resume_from_checkpoint=str(folder))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        (model or self.model).load_state_dict(load_file(Path(resume_from_checkpoint) / "weights.safetensors"))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        # with DeepSpeed only now the weights are in place
+        if checkpoint is not None and tensor_hash(self.model.state_dict()) != self._expected_weights:
+            raise RuntimeError(f"the weights read from {checkpoint} are not those that were saved: remove the folder")
+        if checkpoint is not None and self.is_deepspeed_enabled:
+            _repeat_bias_corrections(self.model_wrapped.basic_optimizer)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Leaves Python's generator alone: it draws the negatives, one batch ahead of the step."""
+        draws = random.getstate()
+        super()._load_rng_state(checkpoint)
+        random.setstate(draws)
+
+
+def _repeat_bias_corrections(optimizer: Any) -> None:
+    """Brings DeepSpeed's Adam for CPUs to the bias corrections that it had.
+
+    It keeps them outside of its state, as a product that grows with each step; for a step that does not follow the last
+    one it takes a power instead, which is rounded otherwise.
+    """
+    settings = (0.0, *optimizer.param_groups[0]["betas"], optimizer.param_groups[0]["eps"])
+    on_cpu = optimizer.param_groups[0]["params"][0].device.type == "cpu"
+    nothing = [torch.zeros(1) for _ in range(4)]
+    for step in range(1, 1 + max(state.get("step", 0) for state in optimizer.state.values())):
+        if hasattr(optimizer, "ds_opt_adam"):  # ZeRO's optimizer, offloaded
+            optimizer.ds_opt_adam.adam_update(optimizer.opt_id, step, *settings, 0.0, True, *nothing)
+        elif hasattr(optimizer, "multi_tensor_adam") and on_cpu:
+            mode, lists = optimizer.adam_w_mode, [[tensor] for tensor in nothing]
+            optimizer.multi_tensor_adam(1, nothing[0], lists, *settings, step, mode, 1, 0.0)
+
+
+def _move_to(dataset: Any, batches: int) -> None:
+    """Moves a dataset that keeps its own position (`same_dataset_within_batch`) to where it was after some batches."""
+    if hasattr(dataset, "batch_datas"):
+        for _ in range(batches // len(dataset.batch_datas)):
+            dataset.refresh_epoch()
+        dataset.step = batches % len(dataset.batch_datas)

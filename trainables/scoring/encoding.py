@@ -1,0 +1,253 @@
+"""Texts to token ids to the three embeddings of a BGE-M3 model, with little padding and without gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from trainables.linear import fast_linear
+from trainables.scoring.frozen import HiddenStates
+
+_Made = TypeVar("_Made")
+
+
+class EmbeddingModel(Protocol):
+    """What is scored: the attributes of FlagEmbedding's ``EncoderOnlyEmbedderM3Model`` that are used here."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The encoder; its output has ``last_hidden_state``."""
+
+    @property
+    def colbert_linear(self) -> nn.Module | None:
+        """The head of the token vectors, None for a model without."""
+
+    @property
+    def sparse_linear(self) -> nn.Module | None:
+        """The head of the token weights, None for a model without."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodingSettings:
+    """How texts become embeddings. Names, meanings and defaults are FlagEmbedding's, where it has them."""
+
+    query_max_len: int = 32
+    """Tokens of a query after truncation, special tokens included."""
+    passage_max_len: int = 128
+    """Tokens of a passage after truncation, special tokens included."""
+    query_instruction_for_retrieval: str | None = None
+    """Goes into the first place of ``query_instruction_format``; without it the query stands alone."""
+    query_instruction_format: str = "{}{}"
+    """Format of instruction and query."""
+    passage_instruction_for_retrieval: str | None = None
+    """Goes into the first place of ``passage_instruction_format``; without it the passage stands alone."""
+    passage_instruction_format: str = "{}{}"
+    """Format of instruction and passage."""
+    sentence_pooling_method: Literal["cls", "mean", "last_token"] = "cls"
+    """How a text's token vectors become its dense vector."""
+    normalize_embeddings: bool = True
+    """Give dense and token vectors the length 1."""
+    precision: Literal["float32", "float16", "bfloat16"] = "float32"
+    """The encoder's arithmetic on a GPU (autocast). Scores are always computed in float32."""
+    batch_tokens: int | None = None
+    """Tokens in one forward pass, padding included. None: as many as are fastest, 2048 on a CPU, 16384 on a GPU."""
+
+    def query_text(self, query: str) -> str:
+        """Return the query with its instruction."""
+        return _instructed(query, self.query_instruction_for_retrieval, self.query_instruction_format)
+
+    def passage_text(self, passage: str) -> str:
+        """Return the passage with its instruction."""
+        return _instructed(passage, self.passage_instruction_for_retrieval, self.passage_instruction_format)
+
+
+def _instructed(text: str, instruction: str | None, template: str) -> str:
+    return text if instruction is None else template.replace("\\n", "\n").format(instruction, text)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of many texts, end to end: 4 bytes a token, so that a million passages fit in memory."""
+
+    ids: npt.NDArray[np.int32]
+    """(tokens of all texts,)"""
+    starts: npt.NDArray[np.int64]
+    """(texts + 1,): where each text starts, and the end."""
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each text, shape (texts,)."""
+        return np.diff(self.starts)
+
+    def batches(self, batch_tokens: int) -> Iterator[npt.NDArray[np.int64]]:
+        """Yield the numbers of the texts to encode together: similar lengths, the longest first."""
+        lengths = self.lengths
+        order = np.argsort(-lengths, kind="stable")
+        start = 0
+        while start < len(order):
+            size = max(1, batch_tokens // int(lengths[order[start]]))
+            yield order[start : start + size]
+            start += size
+
+    def padded(self, texts: npt.NDArray[np.int64], pad_id: int) -> tuple[Tensor, Tensor]:
+        """Return input ids and attention mask of some texts, both int64 of shape (texts, longest of them)."""
+        lengths = self.lengths[texts]
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        ids = np.full(mask.shape, pad_id, dtype=np.int64)
+        ids[mask] = np.concatenate([self.ids[self.starts[text] : self.starts[text + 1]] for text in texts])
+        return torch.from_numpy(ids), torch.from_numpy(mask.astype(np.int64))
+
+
+def tokenise(tokenizer: Any, texts: Iterable[str], max_length: int) -> Tokens:
+    """Tokenise texts as FlagEmbedding's collator does: special tokens added, cut to ``max_length``, not padded."""
+    remaining = iter(texts)
+    parts: list[npt.NDArray[np.int32]] = []
+    lengths: list[int] = [0]
+    while batch := list(islice(remaining, 4096)):
+        rows = tokenizer(batch, truncation=True, max_length=max_length, return_attention_mask=False)["input_ids"]
+        parts.append(np.concatenate([np.asarray(row, dtype=np.int32) for row in rows]))
+        lengths.extend(len(row) for row in rows)
+    return Tokens(ids=np.concatenate(parts), starts=np.cumsum(lengths, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """The embeddings of a batch of texts, float32. What was not asked for is None."""
+
+    ids: Tensor
+    """Token ids, (texts, length)."""
+    dense: Tensor | None
+    """(texts, hidden size)"""
+    weights: Tensor | None
+    """Weight of each token for the sparse score, (texts, length); 0 for padding and special tokens."""
+    vectors: Tensor | None
+    """Token vectors for the colbert score, (texts, length - 1, size): all tokens but the first."""
+    mask: Tensor
+    """Which tokens are no padding, bool, (texts, length)."""
+
+
+class Encoder:
+    """Computes the embeddings of one model; each text goes through the encoder once for all heads.
+
+    Args:
+        model: stays on its device.
+        tokenizer: the model's.
+        settings: how texts become embeddings.
+        heads: some of dense, sparse, colbert.
+        hidden: where the hidden states of a frozen encoder are kept.
+    """
+
+    def __init__(
+        self,
+        model: EmbeddingModel,
+        tokenizer: Any,
+        settings: EncodingSettings,
+        heads: Iterable[str],
+        hidden: HiddenStates | None = None,
+    ) -> None:
+        self._model = model
+        self._hidden = hidden
+        self._settings = settings
+        self._heads = frozenset(heads)
+        self.device = next(model.model.parameters()).device
+        self.batch_tokens = settings.batch_tokens or (2048 if self.device.type == "cpu" else 16384)
+        self._fitting_tokens = math.inf
+        """Of a batch, padding included; known once a larger one has run out of memory."""
+        self._pad_id = int(tokenizer.pad_token_id)
+        special = (tokenizer.cls_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id)
+        self._unweighted = torch.tensor([token for token in special if token is not None], device=self.device)
+
+    def encoded(
+        self, tokens: Tokens, texts: npt.NDArray[np.int64], make: Callable[[Embeddings], _Made]
+    ) -> Iterator[tuple[_Made, npt.NDArray[np.int64]]]:
+        """Yield what ``make`` makes of the texts' embeddings, and of which texts.
+
+        All at once, or in parts, half as large each time that memory runs out.
+
+        Raises:
+            torch.OutOfMemoryError: a single text does not fit.
+        """
+        longest = int(tokens.lengths[texts].max())
+        while len(texts):
+            part = texts[: int(max(1, min(len(texts), self._fitting_tokens // longest)))]
+            try:
+                made = make(self.encode(tokens, part))
+            except torch.OutOfMemoryError:
+                if len(part) == 1:
+                    raise
+                self._fitting_tokens = longest * len(part) / 2
+            else:
+                yield made, part
+                texts = texts[len(part) :]
+
+    def encode(self, tokens: Tokens, texts: npt.NDArray[np.int64]) -> Embeddings:
+        """Embed the texts with these numbers."""
+        ids, mask = (part.to(self.device) for part in tokens.padded(texts, self._pad_id))
+        batch = (id(tokens), int(texts[0]), len(texts))
+        dtype = getattr(torch, self._settings.precision)
+        reduced = self.device.type == "cuda" and dtype != torch.float32
+        with torch.autocast(self.device.type, dtype=dtype if reduced else None, enabled=reduced):
+            hidden = self._last_hidden_states(batch, ids, mask)
+            weights = self._weights(hidden, ids) if "sparse" in self._heads else None
+            vectors = self._vectors(hidden) if "colbert" in self._heads else None
+        dense = self._normalised(pool(hidden.float(), mask, self._settings.sentence_pooling_method))
+        return Embeddings(ids, dense if "dense" in self._heads else None, weights, vectors, mask.bool())
+
+    def _last_hidden_states(self, batch: tuple[int, int, int], ids: Tensor, mask: Tensor) -> Tensor:
+        def encode() -> Tensor:
+            states: Tensor = self._model.model(input_ids=ids, attention_mask=mask, return_dict=True).last_hidden_state
+            return states
+
+        return encode() if self._hidden is None else self._hidden.of(batch, encode).to(self.device)
+
+    def _weights(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        assert self._model.sparse_linear is not None
+        weights = torch.relu(self._model.sparse_linear(hidden)).squeeze(-1).float()
+        return weights.masked_fill(torch.isin(ids, self._unweighted), 0.0)
+
+    def _vectors(self, hidden: Tensor) -> Tensor:
+        assert self._model.colbert_linear is not None
+        return self._normalised(self._model.colbert_linear(hidden[:, 1:]).float())
+
+    def _normalised(self, vectors: Tensor) -> Tensor:
+        return F.normalize(vectors, dim=-1) if self._settings.normalize_embeddings else vectors
+
+
+def pool(hidden: Tensor, mask: Tensor, method: str) -> Tensor:
+    """Return one vector per text from (texts, length, size) token vectors, as FlagEmbedding's M3 model does.
+
+    Raises:
+        ValueError: the method is none of cls, mean, last_token.
+    """
+    if method == "cls":
+        return hidden[:, 0]
+    if method == "mean":
+        return (hidden * mask.unsqueeze(-1)).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+    if method == "last_token":
+        return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(dim=1) - 1]
+    raise ValueError(f"sentence_pooling_method must be one of cls, mean, last_token, but got {method!r}")
+
+
+@contextmanager
+def evaluation_mode(model: EmbeddingModel) -> Iterator[None]:
+    """Switch dropout and gradients off and faster linear layers on; every module gets back the mode it was in."""
+    heads = (model.model, model.colbert_linear, model.sparse_linear)
+    training = [module for head in heads if head is not None for module in head.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        with torch.inference_mode(), fast_linear(*heads):
+            yield
+    finally:
+        for module in training:
+            module.training = True

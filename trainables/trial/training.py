@@ -1,0 +1,86 @@
+"""Trains a trial through the runner, from its start or from a state."""
+
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch.distributed as dist
+
+from trainables.config import Progress, Report, RungReport, TrialConfig
+from trainables.m3.base_models import BaseModels
+from trainables.m3.runner import Runner, build_arguments
+from trainables.process import extensions_folder, process_group, rank, remove_stale_build_locks, world_size
+from trainables.trial.records import Clock, read_records
+from trainables.trial.reporting import own_run
+from trainables.trial.rungs import Judge, Rungs, agree
+from trainables.trial.states import States
+
+
+def train(config: TrialConfig, report: Report, base: BaseModels, progress: Progress | None) -> None:
+    """Trains a trial to its last rung, or to the one where `report` stops it."""
+    clock = Clock()
+    folder = Path(config.directory)
+    states = States(folder / "resume", config)
+    state = states.newest()
+    done = _of_first_worker(_known(folder, states, state))
+    if state is None and not done:
+        _start_anew(folder, states)
+    if not _repeat(done, report, config):
+        return
+    values = {**config.arguments, "run_name": config.name}
+    if values.get("deepspeed"):
+        remove_stale_build_locks(extensions_folder())
+    alone = values.get("deepspeed") or values.get("negatives_cross_device")
+    reported = own_run(folder) if values.get("report_to") else nullcontext()
+    with process_group() if alone else nullcontext(), reported:
+        arguments = build_arguments(values, config.directory)
+        training = arguments.training
+        assert training.world_size == world_size(), "transformers must see every worker of the group"
+        # same_dataset_within_batch overwrites the argument, so the rows in a step are counted before
+        rows = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
+        rungs = Rungs(config, report, progress, clock, rows, states)
+        runner = Runner(arguments, base, [rungs], _token_cache(config))
+        rungs.runner = runner
+        rungs.judge = Judge(config, arguments, runner.tokenizer, base)
+        if state is None:
+            runner.trainer.train()
+        else:
+            clock.go_on_from(done[-1].seconds if done else {})
+            rungs.go_on_from(done)
+            runner.trainer.resume(state)
+
+
+def _known(folder: Path, states: States, state: Path | None) -> list[RungReport]:
+    """Returns what an earlier attempt has reported, where it left a state to go on from, or nothing to do."""
+    records = read_records(folder)
+    whole = bool(records) and records[-1].last and (folder / "checkpoint").is_dir()
+    return records if state or (whole and states.are_ours) else []
+
+
+def _start_anew(folder: Path, states: States) -> None:
+    """Forgets what a trial of the same name has written."""
+    agree(True)  # no worker may still have to look
+    if rank() == 0:
+        shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+        for name in ("metrics.jsonl", "dev.json"):
+            (folder / name).unlink(missing_ok=True)
+        states.begin()
+
+
+def _of_first_worker(records: list[RungReport]) -> list[RungReport]:
+    """Returns the first worker's: it wrote them, and the others may stand on other machines' disks."""
+    if world_size() == 1:
+        return records
+    box = [records]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def _repeat(done: list[RungReport], report: Report, config: TrialConfig) -> bool:
+    """Reports again what was reported before a trial was interrupted; returns whether there is anything left to do."""
+    return all(agree(report(record)) for record in done) and len(done) < len(config.rungs)
+
+
+def _token_cache(config: TrialConfig) -> Path:
+    """Returns RUN/data/tokens, for a trial's folder of RUN/trials/NAME."""
+    return Path(config.directory).parents[1] / "data" / "tokens"

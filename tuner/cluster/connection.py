@@ -1,0 +1,234 @@
+"""The Ray cluster that a search runs on: a local one, started and stopped here, or one that is there already."""
+
+import itertools
+import logging
+import math
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import ray
+from ray._private import ray_constants
+
+from tuner.cluster.autoscaling import Prospect, prospect
+from tuner.cluster.slot import Slots
+from tuner.errors import RequestError
+from tuner.request.config import SearchConfig
+
+_QUIET = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the agenda says them, and the trial's log has them
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "RAY_worker_niceness": "0",  # training is what the machine is for; Ray would give it the lowest priority
+}
+
+_DESKTOP = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Ray's switch for clusters that other machines can reach; it is off on desktops, and read on every system."""
+_ADDRESS = ray_constants.RAY_ADDRESS_ENVIRONMENT_VARIABLE
+_MOST_CPUS = 8.0  # of a worker that trains on a GPU
+_BOOT_SECONDS = 1200.0  # a new machine starts and installs in this time
+_RAYS_UNITS = 10_000
+_OTHERWISE = "change --gpus_per_trial, --workers_per_trial or --concurrent_trials"
+
+
+@contextmanager
+def connected(config: SearchConfig) -> Iterator[None]:
+    """Connects to Ray for a block: `--address`, RAY_ADDRESS, or a local cluster that ends with the block."""
+    os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
+    address = address_of(config)
+    with nullcontext() if address else _on_loopback():
+        try:
+            with nullcontext() if address else _known_to_its_processes():
+                ray.init(
+                    address=address or "local",  # without it, Ray would join a cluster that happens to run here
+                    num_cpus=None if address else cores(),
+                    include_dashboard=None if address else False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            what = f"--address {address}: Ray cannot be reached there" if address else "Ray cannot be started here"
+            raise RequestError([f"{what}: {_one_line(error)}"]) from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _known_to_its_processes() -> Iterator[None]:
+    """Gives the processes of a cluster that starts in the block its address.
+
+    Ray Train's placement group cleaner asks for an actor at no address. Beside another cluster it would ask that one,
+    not find the actor, and take the workers of a living group away.
+    """
+    port = _free_port()
+    own = {ray_constants.GCS_PORT_ENVIRONMENT_VARIABLE: str(port), _ADDRESS: f"127.0.0.1:{port}"}
+    before = {name: os.environ.get(name) for name in own}
+    os.environ.update(own)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Makes clusters that start in the block listen on this machine alone, as Ray's do on a desktop."""
+    before, constants = os.environ.get(_DESKTOP), ray_constants
+    had, constants.ENABLE_RAY_CLUSTER = constants.ENABLE_RAY_CLUSTER, False
+    os.environ[_DESKTOP] = "0"
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = had
+        os.environ.pop(_DESKTOP) if before is None else os.environ.update({_DESKTOP: before})
+
+
+def rays_folder(config: SearchConfig, run_dir: Path) -> Path:
+    """Returns where Ray keeps its own files: on a cluster where every node sees them, else with its session."""
+    if address_of(config):
+        return run_dir / ".ray"
+    return Path(ray.get_runtime_context().get_temp_dir()) / "m3-tuner"
+
+
+def address_of(config: SearchConfig) -> str | None:
+    """The running cluster that a search is for; None: one that starts and ends with it."""
+    return config.address or os.environ.get(_ADDRESS)
+
+
+def slots_for(config: SearchConfig, folder: Path) -> Slots:
+    """Returns the slots of `config` on the connected cluster, or on what its autoscaler would make of it.
+
+    Raises:
+        RequestError: The cluster has not, and will not have, what they need.
+    """
+    return fitting_slots(config, folder, prospect(is_own=not address_of(config)))
+
+
+def fitting_slots(config: SearchConfig, folder: Path, cluster: Prospect) -> Slots:
+    """Returns the slots of `config` on `cluster`; errors as `slots_for`'s."""
+    gpus = config.gpus_per_trial if config.gpus_per_trial is not None else float(cluster.most("GPU") > 0)
+    workers = config.workers
+    problems = [*_too_few_gpus(config, gpus, cluster), *_no_such_accelerator(config, gpus, cluster)]
+    if problems:
+        raise RequestError(problems)
+    each = _countable(gpus / workers)
+    cpus = _cpus_beside_a_gpu(config, each, cluster) if gpus else _share_of_cpus(config, workers, cluster)
+    waiting = {"start_seconds": _BOOT_SECONDS} if cluster.grows else {}
+    slots = Slots(
+        count=config.concurrent_trials,
+        workers=workers,
+        cpus=cpus,
+        gpus=each,
+        accelerator_type=config.accelerator_type if gpus else None,
+        folder=folder,
+        **waiting,
+    )
+    _require_places(slots, cluster)
+    return slots
+
+
+def _require_places(slots: Slots, cluster: Prospect) -> None:
+    """A worker is on one machine, and a share of a GPU on one card: sums over the cluster do not tell what fits."""
+    needed, places = slots.count * slots.workers, cluster.sum(lambda resources: _places(slots, resources))
+    if slots.gpus > 1 and slots.gpus % 1:
+        raise RequestError([f"a worker has a share of a GPU or whole ones, but would get {slots.gpus:g}; {_OTHERWISE}"])
+    if places < needed:
+        each = " and ".join(f"{amount:g} {name}" for name, amount in slots.resources.items())
+        raise RequestError(
+            [
+                f"--concurrent_trials {slots.count} x --workers_per_trial {slots.workers}: {needed} workers with "
+                f"{each} each must fit, each on one machine, and a share of a GPU on one card, but there are "
+                f"{places:g} such places; {_OTHERWISE}"
+            ]
+        )
+
+
+def _places(slots: Slots, resources: Mapping[str, float]) -> int:
+    """How many workers of `slots` a machine with `resources` has places for."""
+    if slots.accelerator_type and f"accelerator_type:{slots.accelerator_type}" not in resources:
+        return 0
+    by_cpu = _times(slots.cpus, _cpus_of(resources))
+    if not slots.gpus:
+        return by_cpu
+    cards = resources.get("GPU", 0.0)
+    return min(by_cpu, _times(slots.gpus, cards) if slots.gpus >= 1 else int(cards) * _times(slots.gpus, 1.0))
+
+
+def _cpus_of(resources: Mapping[str, float]) -> float:
+    """An autoscaler's kind of machine with GPUs need not say its CPUs."""
+    return resources.get("CPU", 1.0 if resources.get("GPU") else 0.0)
+
+
+def _times(amount: float, have: float) -> int:
+    """How often `amount` goes into `have`, as Ray counts."""
+    return round(have * _RAYS_UNITS) // max(1, round(amount * _RAYS_UNITS))
+
+
+def _countable(amount: float) -> float:
+    """The most of `amount` that Ray can count: whole, or in ten thousandths."""
+    return math.floor(round(amount * _RAYS_UNITS, 4)) / _RAYS_UNITS
+
+
+def _too_few_gpus(config: SearchConfig, gpus: float, cluster: Prospect) -> list[str]:
+    most, needed = cluster.most("GPU"), gpus * config.concurrent_trials
+    if needed <= most:
+        return []
+    has = f"the cluster has {most:g}, its autoscaler's machines counted in" if cluster.grows else f"there are {most:g}"
+    return [
+        f"--gpus_per_trial {gpus:g} x --concurrent_trials {config.concurrent_trials} needs {needed:g} GPUs, but {has}; "
+        "lower one of them (--gpus_per_trial 0 trains on the CPU)"
+    ]
+
+
+def _no_such_accelerator(config: SearchConfig, gpus: float, cluster: Prospect) -> list[str]:
+    wanted, prefix = config.accelerator_type, "accelerator_type:"
+    if wanted is None or cluster.unknown or cluster.kinds(f"{prefix}{wanted}"):
+        return [] if gpus or wanted is None else [f"--accelerator_type {wanted} needs GPUs, but --gpus_per_trial is 0"]
+    kinds = (*cluster.machines, *cluster.to_come)
+    known = sorted({name.removeprefix(prefix) for kind in kinds for name in kind.resources if name.startswith(prefix)})
+    return [f"--accelerator_type {wanted}: no machine of the cluster has one; it has {', '.join(known) or 'none'}"]
+
+
+def _share_of_cpus(config: SearchConfig, workers: int, cluster: Prospect) -> float:
+    """The most CPUs for each worker, or workers for each CPU, with which all workers fit on the machines."""
+    needed, machines = config.concurrent_trials * workers, [_cpus_of(node.resources) for node in cluster.machines]
+    shares = itertools.chain(
+        range(math.floor(sum(machines) / needed), 0, -1), (_countable(1 / many) for many in range(2, needed + 1))
+    )
+    fitting = (share for share in shares if sum(_times(share, cpus) for cpus in machines) >= needed)
+    return float(next(fitting, 1.0))
+
+
+def _cpus_beside_a_gpu(config: SearchConfig, gpus: float, cluster: Prospect) -> float:
+    """A worker's part of the CPUs of the machines that have GPUs: the least of them, so that it fits on each."""
+    resource = f"accelerator_type:{config.accelerator_type}" if config.accelerator_type else "GPU"
+    kinds = [kind.resources for kind in cluster.kinds(resource) if kind.resources.get("GPU")]
+    shares = [_cpus_of(kind) / kind["GPU"] * gpus for kind in kinds]
+    share = min([_MOST_CPUS, *shares]) if shares else 1.0
+    return float(math.floor(share)) if share >= 1 else _countable(share)
+
+
+def cores() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

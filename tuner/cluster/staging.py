@@ -1,0 +1,197 @@
+"""A job on whichever machine it comes to: with this machine's paths, its inputs brought here, its outputs kept.
+
+Where the run directory is a path that every machine sees, nothing is moved, and a machine that does not see it says so.
+"""
+
+import secrets
+import shutil
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainables.config import Progress, Report, RungReport, Train, TrialConfig
+from trainables.process import rank
+from trainables.worker.loop import StorageAway, one_line, train_trial
+from tuner.data.models import model_here
+from tuner.errors import RequestError
+from tuner.run_dir.mirror import Pusher, alone_on_this_machine
+from tuner.run_dir.store import RunStore, open_run_dir, part_of
+from tuner.search.plan import Plan
+
+MARK = ".driver"
+"""File in the driver's working directory that tells it from those of other machines."""
+DEEPSPEED = ".deepspeed.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnAnyMachine:
+    """Does jobs of a search, on every worker of a group."""
+
+    run_dir: str
+    """As the user named it."""
+    root: str
+    """The driver's working directory, which the paths of jobs lie in."""
+    mark: str
+    """What stands in the driver's `MARK`."""
+    model: str
+    """The base model as the user named it."""
+    model_path: str
+    """Where the driver found it."""
+    deepspeed: str = ""
+    """What stands in DeepSpeed's configuration file."""
+    train: Train = train_trial
+
+    def __call__(self, config: TrialConfig, report: Report, progress: Progress) -> None:
+        """Does a job.
+
+        Raises:
+            RuntimeError: This machine does not see the run directory.
+            StorageAway: Object storage, or the hub where the model is there, cannot be reached; what storage lacks of
+                the trial stays on this machine's disk.
+        """
+        with _reaching(self.run_dir):
+            store = open_run_dir(self.run_dir)
+        if not store.is_remote:
+            self._require_shared(Path(self.root))
+            self.train(self._here(config, Path(self.root)), report, progress)
+            return
+        parts = self._bring(config, store)
+        here = self._here(config, store.local)
+        stays = self._is_drivers(store)
+        try:
+            if rank() == 0:
+                self._work_and_keep(config, here, store, report, progress)
+            else:
+                self.train(here, report, progress)
+        except StorageAway:
+            stays = True
+            raise
+        finally:
+            if not stays:
+                store.forget(part for part in parts if part.startswith("trials/"))
+
+    def _require_shared(self, root: Path) -> None:
+        if not (root / MARK).exists() or (root / MARK).read_text() != self.mark:
+            raise RuntimeError(
+                f"--run_dir {self.run_dir}: must be seen by every machine of the cluster, but one does not see it; "
+                "put it on a disk that they share, or on object storage (s3://bucket/prefix)"
+            )
+
+    def _bring(self, config: TrialConfig, store: RunStore) -> list[str]:
+        mentioned = {part_of(path) for path in _inside(config.to_dict(), self.root)}
+        parts = sorted({"data", *mentioned})
+        with _reaching(self.run_dir), alone_on_this_machine(store.local, "pulling"):
+            store.pull(parts)
+        return parts
+
+    def _here(self, config: TrialConfig, local: Path) -> TrialConfig:
+        values = _moved(config.to_dict(), self.root, str(local))
+        arguments = values["arguments"]
+        if not Path(self.model_path).exists() and arguments.get("model_name_or_path") == self.model_path:
+            with _reaching(self.model):
+                arguments["model_name_or_path"] = model_here(self.model, cache_dir=arguments.get("cache_dir"))
+        settings = arguments.get("deepspeed")
+        if isinstance(settings, str) and not Path(settings).exists():
+            arguments["deepspeed"] = str(local / DEEPSPEED)
+            (local / DEEPSPEED).write_text(self.deepspeed, encoding="utf-8")
+        return TrialConfig.from_dict(values)
+
+    def _work_and_keep(
+        self, config: TrialConfig, here: TrialConfig, store: RunStore, report: Report, progress: Progress
+    ) -> None:
+        folder = Path(here.directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        pusher = Pusher(store, f"trials/{config.name}")
+        states = _States(folder / "resume")
+
+        stopped = False
+
+        def kept(rung: RungReport) -> bool:
+            nonlocal stopped
+            pusher.ask()
+            stopped = not report(rung)
+            return not stopped
+
+        def watched(step: int, steps: int) -> bool | None:
+            if states.changed():
+                pusher.ask()
+            return progress(step, steps)
+
+        try:
+            self.train(here, kept, watched)
+        except Exception as error:
+            with (folder / "log.txt").open("a", encoding="utf-8") as log:
+                log.write(f"{one_line(error)}\n{traceback.format_exc()}\n")
+            raise
+        finally:
+            if stopped:
+                for unwanted in ("checkpoint", "resume"):
+                    shutil.rmtree(folder / unwanted, ignore_errors=True)
+            with _reaching(self.run_dir):
+                pusher.close()
+
+    def _is_drivers(self, store: RunStore) -> bool:
+        mark = store.local / MARK
+        return mark.exists() and mark.read_text() == self.mark
+
+
+def on_any_machine(plan: Plan, store: RunStore, train: Train) -> OnAnyMachine:
+    """Returns what does the jobs of `plan`, by `train`; marks the driver's working directory."""
+    mark = secrets.token_hex(8)
+    (store.local / MARK).write_text(mark)
+    settings = plan.arguments.get("deepspeed")
+    return OnAnyMachine(
+        run_dir=store.url,
+        root=str(store.local),
+        mark=mark,
+        model=plan.config.model_name_or_path,
+        model_path=str(plan.arguments["model_name_or_path"]),
+        deepspeed=Path(settings).read_text("utf-8") if isinstance(settings, str) else "",
+        train=train,
+    )
+
+
+@contextmanager
+def _reaching(place: str) -> Iterator[None]:
+    """Tells a `place` that is away, for a while perhaps, from an error of the trial's own."""
+    try:
+        yield
+    except (OSError, RequestError) as error:
+        raise StorageAway(f"{place} cannot be reached: {error}") from error
+
+
+class _States:
+    """The training states of a trial, looked at from outside."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._seen = folder, self._names(folder)
+
+    def changed(self) -> bool:
+        """Whether one was saved since the last look."""
+        before, self._seen = self._seen, self._names(self._folder)
+        return bool(self._seen - before)
+
+    @staticmethod
+    def _names(folder: Path) -> set[str]:
+        return {state.name for state in folder.glob("[0-9]*")}
+
+
+def _inside(value: Any, root: str) -> Iterator[str]:
+    """Paths below `root` anywhere in `value`, relative to it."""
+    if isinstance(value, str) and value.startswith(f"{root}/"):
+        yield value.removeprefix(f"{root}/")
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _inside(item, root)
+
+
+def _moved(value: Any, root: str, here: str) -> Any:
+    """`value` with every path below `root` below `here`."""
+    if isinstance(value, str):
+        return here + value.removeprefix(root) if value == root or value.startswith(f"{root}/") else value
+    if isinstance(value, dict):
+        return {key: _moved(item, root, here) for key, item in value.items()}
+    return [_moved(item, root, here) for item in value] if isinstance(value, list | tuple) else value

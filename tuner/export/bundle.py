@@ -1,0 +1,168 @@
+"""The bundle: the winner's checkpoint, its arguments, scores and provenance in one folder that stands alone.
+
+``python -m tuner.export RUN_DIR --to DIR`` writes it from a finished run directory.
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trainables.files import new_folder
+from tuner.errors import EXIT_DONE, EXIT_REQUEST, EXIT_STOPPED, BundleRefusedError, RequestError
+from tuner.export.finished_run import FinishedRun, read_run
+from tuner.export.model_card import model_card
+from tuner.export.model_folder import lacking_tokens, write_model
+from tuner.export.negatives import Negatives
+from tuner.export.train_script import arguments_of, portable, train_script
+from tuner.request.arguments import upstream_arguments
+from tuner.run_dir.store import run_folder
+
+CHECKSUMS = "sha256sums.txt"
+SAMPLED_TEXTS = 4
+"""Held-out queries, and passages, that are embedded to compare the libraries."""
+
+
+def write_bundle(run_dir: Path, to: Path, *, gpus: int | None = None, verify: bool = True) -> Path:
+    """Writes the bundle of a finished search; it is whole, or not there.
+
+    Args:
+        run_dir: The run directory.
+        to: The bundle's folder; one that is there already is replaced.
+        gpus: Workers that train.sh is for, with the same negatives a query. None: as many as trained the winner.
+        verify: Load what was written in FlagEmbedding and in sentence-transformers and compare embeddings.
+
+    Returns:
+        `to`.
+
+    Raises:
+        RequestError: The search is not finished, or has no winner, or on `gpus` it would be another model.
+        BundleRefusedError: A library does not embed as training did.
+    """
+    run = read_run(run_dir)
+    with new_folder(to) as folder:
+        try:
+            _write(run, folder, to, gpus or run.workers)
+            if verify:
+                _verify(run, folder)
+        except BaseException:
+            shutil.rmtree(folder)
+            raise
+    return to
+
+
+def bundle_of(run_dir: Path, result: Mapping[str, Any]) -> Path | None:
+    """Returns RUN/best where it is the bundle of the winner of `result`, and not an earlier one's; None otherwise."""
+    written = run_dir / "best" / "result.json"
+    if result["best"] is None or not written.is_file():
+        return None
+    best = json.loads(written.read_text("utf-8"))["best"]
+    return written.parent if all(best[key] == result["best"][key] for key in ("trial", "folder")) else None
+
+
+def best_arguments(run_dir: Path) -> dict[str, Any]:
+    """Returns the winner's arguments by FlagEmbedding's names, ready for its dataclasses; `output_dir` is left out.
+
+    Raises:
+        RequestError: The search is not finished, or has no winner.
+    """
+    return arguments_of(read_run(run_dir))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs ``python -m tuner.export RUN_DIR --to DIR``.
+
+    Args:
+        argv: Arguments without the program's name; None takes the process's own.
+
+    Returns:
+        0; 1 when a library here does not embed as training did, or the bundle cannot be written; or 2 when there is
+        nothing to export, or no room for it.
+    """
+    parser = argparse.ArgumentParser(prog="python -m tuner.export", description="Write the best model of a search.")
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="the run directory of a finished search: a path or a URL")
+    parser.add_argument(
+        "--gpus", type=int, metavar="N", help="workers that train.sh is for (default: as many as a trial had)"
+    )
+    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write; must not hold anything")
+    arguments = parser.parse_args(argv)
+    try:
+        check_room(arguments.to)
+        print(write_bundle(run_folder(arguments.run_dir), arguments.to, gpus=arguments.gpus))
+    except RequestError as error:
+        for finding in error.findings:
+            print(f"error: {finding}", file=sys.stderr)
+        return EXIT_REQUEST
+    except (BundleRefusedError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_STOPPED
+    return EXIT_DONE
+
+
+def check_room(to: Path) -> None:
+    """Refuses a folder that holds anything, be it an earlier bundle.
+
+    Raises:
+        RequestError: Something is there, or it is the current folder.
+    """
+    if to.resolve() == Path.cwd():
+        raise RequestError([f"--to {to}: is the folder you are in; name a new one"])
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise RequestError([f"--to {to}: must be a new or empty folder, but something is there; name another"])
+
+
+def _write(run: FinishedRun, folder: Path, home: Path, workers: int) -> None:
+    trained = arguments_of(run)
+    arguments = {**trained, **Negatives.of(trained, run.workers).on(workers)}
+    step = Negatives.of(arguments, workers)
+    write_model(run, folder)
+    arguments = portable(arguments, folder, home)
+    _write_text(folder / "best_config.json", json.dumps(arguments, indent=2, ensure_ascii=False) + "\n")
+    as_yaml = yaml.safe_dump(arguments, sort_keys=False, allow_unicode=True)
+    _write_text(folder / "best_config.yaml", f"# {step.workers} worker(s), {step}\n{as_yaml}")
+    _write_text(folder / "train.sh", train_script(run, arguments, step, lacking_tokens(run, folder)))
+    (folder / "train.sh").chmod(0o755)
+    _write_text(folder / "result.json", json.dumps(run.result, indent=2, ensure_ascii=False) + "\n")
+    _write_text(folder / "README.md", model_card(run, arguments, step, folder))
+    _write_text(folder / CHECKSUMS, "".join(_checksums(folder)))
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _checksums(folder: Path) -> Iterator[str]:
+    """Yields the lines that ``sha256sum -c`` reads."""
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            yield f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.relative_to(folder).as_posix()}\n"
+
+
+def _verify(run: FinishedRun, folder: Path) -> None:
+    from trainables.scoring.encoding import EncodingSettings
+    from trainables.scoring.libraries import EmbeddingsDifferError, Sample, check_bundle
+
+    heldout = Path(run.dataset.eval_data)
+    sample = Sample(queries=_texts(heldout / "queries.jsonl"), passages=_texts(heldout / "corpus.jsonl"))
+    names = EncodingSettings.__dataclass_fields__.keys() & upstream_arguments().keys()
+    settings = EncodingSettings(**{name: run.argument(name) for name in names})
+    try:
+        check_bundle(folder, run.checkpoint, settings, sample, trust_remote_code=run.argument("trust_remote_code"))
+    except EmbeddingsDifferError as error:
+        raise BundleRefusedError(f"the bundle was refused: {error}") from error
+
+
+def _texts(path: Path) -> list[str]:
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line)["text"] for line in islice(lines, SAMPLED_TEXTS)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

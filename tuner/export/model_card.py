@@ -1,0 +1,295 @@
+"""The model card: README.md of a bundle, its header in the form that the hub and mteb read."""
+
+import json
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tuner.export.finished_run import FinishedRun
+from tuner.export.model_folder import has_heads, has_suffixes, lacking_tokens
+from tuner.export.negatives import Negatives
+from tuner.export.train_script import memory_note, tokens_note
+from tuner.request.config import HEADS, MEASURES
+from tuner.run_dir.object_storage import is_url
+from tuner.verdict.result import KEEP, metric_label, modes
+
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "FlagEmbedding",
+    "sentence-transformers",
+    "deepspeed",
+    "optuna",
+    "ray",
+    "mteb",
+)
+_MEASURE_NAMES = {
+    "ndcg_at_10": "nDCG@10",
+    "mrr_at_10": "MRR@10",
+    "recall_at_10": "Recall@10",
+    "recall_at_100": "Recall@100",
+}
+_TAGS = ["sentence-transformers", "FlagEmbedding", "feature-extraction", "sentence-similarity", "mteb"]
+
+
+def model_card(run: FinishedRun, arguments: Mapping[str, Any], step: Negatives, bundle: Path) -> str:
+    """Returns the text of README.md.
+
+    Args:
+        run: The search.
+        arguments: What best_config.json holds.
+        step: What a training step with them is.
+        bundle: The folder with the model in it.
+    """
+    header = yaml.safe_dump(_header(run), sort_keys=False, allow_unicode=True)
+    name = _name(run)
+    parts = [
+        f"# {name}\n\n{_verdict(run)}",
+        f"## Scores\n\n{_scores(run)}",
+        *([f"## Elsewhere\n\n{_guards(run)}"] if run.result["guard"] else []),
+        f"## Use\n\n{_use(run, bundle)}",
+        f"## Training\n\n{_training(run, arguments, step, bundle)}",
+        f"## Provenance\n\n{_provenance(run)}",
+    ]
+    return f"---\n{header}---\n\n" + "\n\n".join(parts) + "\n"
+
+
+def _base_name(run: FinishedRun) -> str:
+    """The base model's name on the hub, or its folder's last two names: the last is often only `model`."""
+    base = run.base_model
+    return "/".join(Path(base).parts[-2:]) if _is_local(run) else base
+
+
+def _is_local(run: FinishedRun) -> bool:
+    return is_url(run.base_model) or Path(run.base_model).is_absolute()
+
+
+def _name(run: FinishedRun) -> str:
+    return f"{_base_name(run).rpartition('/')[2]}-fine-tuned"
+
+
+def _header(run: FinishedRun) -> dict[str, Any]:
+    base = {} if _is_local(run) else {"base_model": run.base_model}
+    results = [_result(run, head) for head in HEADS if f"{head}.{MEASURES[0]}" in run.result["best"]["test_all"]]
+    return {
+        **base,
+        "library_name": "sentence-transformers",
+        "pipeline_tag": "sentence-similarity",
+        "tags": _TAGS,
+        "model-index": [{"name": _name(run), "results": results}],
+    }
+
+
+def _result(run: FinishedRun, head: str) -> dict[str, Any]:
+    """One head's scores as mteb writes them into cards: in percent."""
+    test = run.result["best"]["test_all"]
+    return {
+        "task": {"type": "Retrieval", "name": f"Retrieval, {head}"},
+        "dataset": {
+            "type": "held-out",
+            "name": _judged_on(run),
+            "config": head,
+            "split": "test",
+            "revision": run.dataset.hash,
+        },
+        "metrics": [{"type": name, "value": round(100 * test[f"{head}.{name}"], 3)} for name in MEASURES],
+    }
+
+
+def _judged_on(run: FinishedRun) -> str:
+    """The folder that --eval_data named, or the training data that the queries were held out of."""
+    manifest = run.dataset.manifest
+    return manifest["eval"].get("name") or ", ".join(source["name"] for source in manifest["sources"])
+
+
+def _verdict(run: FinishedRun) -> str:
+    verdict, reason = run.result["verdict"], run.result["reason"]
+    text = f"**Verdict: {verdict}.** {reason}"
+    if verdict == KEEP:
+        text += (
+            f"\n\nUse `{_base_name(run)}` as it is. The weights here are those of the best trial, kept for inspection."
+        )
+    return text
+
+
+def _scores(run: FinishedRun) -> str:
+    best, gains = run.result["best"], run.result["gains"]
+    queries = run.dataset.manifest["eval"]["queries"]
+    rows = [
+        "| on test | base model | own settings | best trial | gain (95% interval) |",
+        "|---|---|---|---|---|",
+        *(_score_row(run.result, metric, gains[metric]) for metric in best["test_all"] if metric in gains),
+    ]
+    about = (
+        f"{queries['test']} held-out test queries, scored once; {queries['dev']} dev queries chose among the trials. "
+        f"Objective: {metric_label(run.result['metric'])}; on dev the best trial has {best['dev']:.4f}. "
+        f"The interval is a paired bootstrap over queries, p = {best['p_value']:.4f}."
+    )
+    return "\n".join(rows) + f"\n\n{about}"
+
+
+def _score_row(result: Mapping[str, Any], metric: str, gain: Mapping[str, Any]) -> str:
+    head, _, measure = metric.partition(".")
+    name = f"objective `{metric}`" + (", the mean of both" if "," in metric else "")
+    if measure in _MEASURE_NAMES and "*" not in metric:
+        name = f"{head.replace('_tuned', ', tuned weights')} {_MEASURE_NAMES[measure]}"
+    models = (result["base"], result["user"], result["best"])
+    values = [(model or {}).get("test_all", {}).get(metric) for model in models]
+    cells = [_score(value) for value in values]
+    low, high = gain["ci95"]
+    return f"| {name} | {' | '.join(cells)} | {gain['gain']:+.4f} ({low:+.4f} to {high:+.4f}) |"
+
+
+def _guards(run: FinishedRun) -> str:
+    guard, mixtures = run.result["guard"], run.result["mixtures"]
+    cells = ((task, _score(scores["base"]), _score(scores["best"])) for task, scores in guard["tasks"].items())
+    rows = ["| guard task | base model | best trial |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in cells)]
+    about = f"Main scores of the dense head, by mteb; a loss of more than {guard['tolerance']:g} turns the verdict."
+    return "\n".join(rows) + f"\n\n{about}" + (f" {mixtures['reason']}" if mixtures else "")
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _use(run: FinishedRun, bundle: Path) -> str:
+    sentence = _SENTENCE_SNIPPET.format(trust=", trust_remote_code=True" if run.argument("trust_remote_code") else "")
+    return f"```python\n{_flag_snippet(run)}\n```\n\n```python\n{sentence}\n```\n\n{_heads_note(run, bundle)}"
+
+
+def _flag_snippet(run: FinishedRun) -> str:
+    names = [f"{kind}_instruction_{part}" for kind in ("query", "passage") for part in ("for_retrieval", "format")]
+    given = {name: run.argument(name) for name in names if run.trained.get(name) is not None}
+    options = {
+        "pooling_method": run.argument("sentence_pooling_method"),
+        "normalize_embeddings": run.argument("normalize_embeddings"),
+        "query_max_length": run.argument("query_max_len"),
+        "passage_max_length": run.argument("passage_max_len"),
+        **given,
+        **({"trust_remote_code": True} if run.argument("trust_remote_code") else {}),
+    }
+    lines = [f"    {name}={_literal(value)}," for name, value in options.items()]
+    return "\n".join(
+        [
+            "from FlagEmbedding import BGEM3FlagModel",
+            "",
+            'model = BGEM3FlagModel(\n    "path/to/this/folder",\n    use_fp16=False,',
+            *lines,
+            ")",
+            'queries = model.encode_queries(["a question"])["dense_vecs"]',
+            'passages = model.encode_corpus(["a passage"])["dense_vecs"]',
+        ]
+    )
+
+
+def _literal(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+
+
+_SENTENCE_SNIPPET = """\
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("path/to/this/folder"{trust})
+queries = model.encode_query(["a question"])
+passages = model.encode_document(["a passage"])"""
+
+
+def _heads_note(run: FinishedRun, bundle: Path) -> str:
+    notes = [f"`pooling_method` matters: this model was trained with `{run.argument('sentence_pooling_method')}`."]
+    if run.argument("unified_finetuning"):
+        notes.append("The sparse and colbert heads were trained with the encoder.")
+    elif has_heads(bundle):
+        notes.append(
+            "Only the dense vectors were trained: the sparse and colbert heads are the base model's, unchanged."
+        )
+    else:
+        notes.append(
+            "Only the dense vectors were trained, and the base model has no sparse and colbert heads: "
+            "FlagEmbedding makes random ones, so do not use them."
+        )
+    if weights := run.result["hybrid_weights"]:
+        notes.append(
+            f"The hybrid score is `colbert+sparse+dense` of `compute_score` with `{modes(weights['default'])}`; with "
+            f"tuned weights, chosen on dev, it takes `{modes(weights['best'])}`."
+        )
+    if any(run.argument(f"{kind}_instruction_for_retrieval") for kind in ("query", "passage")):
+        notes.append(
+            "`compute_score` puts no instruction before texts: format them with it yourself, as in best_config.json, "
+            "before you call it."
+        )
+    query, passage = run.argument("query_max_len"), run.argument("passage_max_len")
+    if query != passage:
+        notes.append(
+            f"Training cut queries after {query} tokens and passages after {passage}, as `encode_query` and "
+            f"`encode_document` of sentence-transformers do from version 6 on; its `encode` has one length, "
+            f"{max(query, passage)}. An earlier version opens the model when `query_length` and `document_length` are "
+            "taken out of sentence_bert_config.json."
+        )
+    if has_suffixes(run):
+        notes.append(
+            "An instruction goes on after the text, which prompts of sentence-transformers cannot say: format texts "
+            "yourself there, as in best_config.json."
+        )
+    return " ".join(notes)
+
+
+def _training(run: FinishedRun, arguments: Mapping[str, Any], step: Negatives, bundle: Path) -> str:
+    best, rung = run.result["best"], run.rung
+    notes = "".join(f" {note}" for note in (memory_note(run), tokens_note(lacking_tokens(run, bundle))) if note)
+    shown = "\n".join(f"| `{name}` | {value} |" for name, value in best["params"].items())
+    return (
+        f"Trial {run.number} of the search, {rung['step']} steps with seed {arguments['seed']}, "
+        f"{rung['examples']} rows seen ({rung['fraction']:.0%} of its training): the best of its scores on dev.\n\n"
+        f"| searched | value |\n|---|---|\n{shown}\n\n"
+        "`bash train.sh` trains it again with FlagEmbedding alone, on "
+        f"{step.workers} worker{'s' if step.workers > 1 else ''}, {step}. More or fewer workers make another model; "
+        "`python -m tuner.export --gpus N` writes the command that makes the same one, or says that there is none. "
+        f"`best_config.json` and `best_config.yaml` hold the same arguments; paths in them are relative to this folder."
+        f"{_where_saved(rung)}{notes}{_mixed(run)}"
+    )
+
+
+def _mixed(run: FinishedRun) -> str:
+    alpha = run.result["best"]["alpha"]
+    if alpha is None:
+        return ""
+    return (
+        f"\n\nThe weights in this folder are a mixture of trained and base model, {alpha:g} to {1 - alpha:g} "
+        f"(base + {alpha:g} * (trained - base)), chosen on dev and guards. `train.sh` trains the model before it was "
+        "mixed; FlagEmbedding's LM-Cocktail mixes two models by such weights."
+    )
+
+
+def _where_saved(rung: Mapping[str, Any]) -> str:
+    if rung["fraction"] == 1.0:
+        return ""
+    return (
+        f" These weights are those of its `trained/checkpoint-{rung['step']}`; it goes on to the end of the schedule."
+    )
+
+
+def _provenance(run: FinishedRun) -> str:
+    rows = [f"| base model | `{_base_name(run)}` |", *_data_rows(run), *_seed_rows(run)]
+    rows += [f"| {package} | {version(package)} |" for package in _PACKAGES]
+    notes = "Packages are those installed when this was written. `sha256sum -c sha256sums.txt` checks the files."
+    return "\n".join(["| what | which |", "|---|---|", *rows]) + f"\n\n{notes}"
+
+
+def _data_rows(run: FinishedRun) -> Iterator[str]:
+    yield f"| data, as split | sha256 `{run.dataset.hash}` |"
+    yield f"| training rows | {run.dataset.rows} |"
+    for source in run.dataset.manifest["sources"]:
+        yield f"| `{source['name']}` | sha256 `{source['sha256']}` |"
+    given = run.dataset.manifest["eval"]
+    for name, digest in given["files"].items() if "name" in given else ():
+        yield f"| `{given['name']}/{name}`, as read | sha256 `{digest}` |"
+
+
+def _seed_rows(run: FinishedRun) -> Iterator[str]:
+    yield f"| seed of split, search and training | {run.config.seed} |"
+    scores = ", ".join(f"{item['seed']}: {item['dev']:.4f}" for item in run.result["best"]["seeds"])
+    yield f"| dev score by training seed | {scores} |"

@@ -1,0 +1,213 @@
+"""The winner's arguments, and the command that trains the same model with FlagEmbedding alone.
+
+What names a place on one machine or opens a door is left out of both: it says nothing about the model.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trainables.deepspeed_config import DS_STAGE0
+from tuner.errors import RequestError
+from tuner.export.finished_run import FinishedRun
+from tuner.export.negatives import CROSS, Negatives
+from tuner.request.config import SECRETS
+from tuner.request.config_file import FOLDER
+from tuner.run_dir.object_storage import is_url
+
+MODULE = "FlagEmbedding.finetune.embedder.encoder_only.m3"
+DEEPSPEED_FILE = "deepspeed.json"
+
+_PLACES = {"output_dir", "cache_dir", "cache_path", "resume_from_checkpoint", "dataloader_pin_memory"}
+_REPORTING = {"report_to", "run_name"}
+_MEMORY = {"sub_batch_size"}
+"""Changes no gradient; and in FlagEmbedding, it saves no memory, and unified fine-tuning crashes on it."""
+_SAVING = {"save_strategy", "save_steps", "save_total_limit", "save_only_model"}
+_MODELS = ("model_name_or_path", "config_name", "tokenizer_name")
+
+
+def arguments_of(run: FinishedRun) -> dict[str, Any]:
+    """Returns the winner's arguments, ready for FlagEmbedding's dataclasses on this machine.
+
+    The base model is named as on the hub, or by its folder or URL; the training data is the run's.
+    """
+    left_out = _PLACES | _REPORTING | _MEMORY | _SAVING | {*SECRETS}
+    arguments = {name: value for name, value in run.trained.items() if name not in left_out and value is not None}
+    arguments["model_name_or_path"] = run.base_model
+    arguments["train_data"] = list(_train_data(run))
+    if run.workers == 1:
+        arguments.pop(CROSS, None)  # nobody to share with, and FlagEmbedding alone makes no process group for one
+    return arguments | _saving(run) | _kept_deepspeed(run)
+
+
+def portable(arguments: Mapping[str, Any], bundle: Path, home: Path) -> dict[str, Any]:
+    """Returns `arguments` with every path relative to the folder `home`, where `bundle` will stand.
+
+    A DeepSpeed configuration is written into the bundle. What is no path here (a model on the hub) stays as it is.
+
+    Raises:
+        RequestError: The DeepSpeed configuration is not here.
+    """
+    changed = dict(arguments)
+    changed["train_data"] = [_relative(path, home) for path in arguments["train_data"]]
+    for name in _MODELS:
+        if name in arguments and Path(arguments[name]).is_dir():
+            changed[name] = _relative(arguments[name], home)
+    if "deepspeed" in arguments:
+        changed["deepspeed"] = _write_deepspeed(arguments["deepspeed"], bundle)
+    return changed
+
+
+def memory_note(run: FinishedRun) -> str:
+    """Returns why training again needs more memory than the search did; empty where it does not."""
+    size = int(run.trained.get("sub_batch_size") or 0)
+    if size <= 0:
+        return ""
+    return (
+        f"The search trained with sub-batches of {size}, of the same gradients. FlagEmbedding's own save no memory and "
+        "are left out: it needs more memory than the search did."
+    )
+
+
+def tokens_note(lacking: Sequence[str]) -> str:
+    """Returns why FlagEmbedding cannot train the model, whose tokenizer has not the tokens `lacking`, and a remedy."""
+    if not lacking:
+        return ""
+    return (
+        f"FlagEmbedding cannot train the sparse head of a model whose tokenizer has no {', '.join(lacking)}, as the "
+        f"search did. In a copy of the base model, set {', '.join(lacking)} in tokenizer_config.json to a token that "
+        "tokenizer_config.json names as cls_token, pad_token or unk_token, and give its folder: "
+        "bash train.sh --model_name_or_path COPY makes the same model."
+    )
+
+
+def train_script(run: FinishedRun, arguments: Mapping[str, Any], step: Negatives, lacking: Sequence[str]) -> str:
+    """Returns train.sh: `arguments` as FlagEmbedding's command line, paths relative to the script.
+
+    Args:
+        run: The search.
+        arguments: From `portable`.
+        step: The workers that the negatives assume.
+        lacking: Special tokens that FlagEmbedding needs and the tokenizer does not have.
+    """
+    flags = [f"--{name} {_shell(name, value)}" for name, value in arguments.items()]
+    start = 'exec "$python" -m torch.distributed.run'
+    command = [f"{start} --standalone --nproc_per_node {step.workers}", f"-m {MODULE}", *flags]
+    return _SCRIPT.format(
+        step=step,
+        workers=step.workers,
+        needs=(_STOPPED.format(reason=shlex.quote(tokens_note(lacking))) if lacking else "")
+        + "".join(_NEEDED.format(variable=name.upper(), wish=_wish(arguments[name])) for name in _absent(arguments)),
+        command=" \\\n  ".join([*command, "--output_dir ./trained", '"$@"']),
+        notes="".join(_notes(run, arguments)),
+    )
+
+
+def _notes(run: FinishedRun, arguments: Mapping[str, Any]) -> Iterator[str]:
+    if arguments.get("use_cpu"):
+        yield _ON_CPUS
+    if note := memory_note(run):
+        yield textwrap.fill(note, 118, initial_indent="# ", subsequent_indent="# ") + "\n"
+    if (alpha := run.result["best"]["alpha"]) is not None:
+        yield _MIXTURE.format(alpha=alpha)
+
+
+def _train_data(run: FinishedRun) -> Iterator[str]:
+    """The data as it was read: a folder's files by name, unless a batch is to come from one file."""
+    for path in map(Path, run.dataset.train_data):
+        if path.is_dir() and not run.argument("same_dataset_within_batch"):
+            yield from map(str, sorted(path.iterdir()))
+        else:
+            yield str(path)
+
+
+def _saving(run: FinishedRun) -> dict[str, Any]:
+    """Saves the weights where the winner's were taken: at the end, or else at its best rung's share of the steps."""
+    share = run.rung["fraction"]
+    if share == 1.0:
+        return {"save_strategy": "no"}
+    return {"save_strategy": "steps", "save_steps": share, "save_only_model": True}
+
+
+def _kept_deepspeed(run: FinishedRun) -> dict[str, Any]:
+    """What the run directory or this package has of a DeepSpeed configuration that is not here any more."""
+    settings = run.trained.get("deepspeed")
+    if not isinstance(settings, str) or Path(settings).is_file():
+        return {}
+    named = run.config.arguments.get("deepspeed")
+    places = [run.folder / FOLDER / Path(settings).name, run.folder / str(named), run.folder / "best" / DEEPSPEED_FILE]
+    if Path(settings).name == DS_STAGE0.name:
+        places.append(DS_STAGE0)
+    found = next((place for place in places if place.is_file()), None)
+    return {} if found is None else {"deepspeed": str(found)}
+
+
+def _write_deepspeed(settings: str | Mapping[str, Any], bundle: Path) -> str:
+    if not isinstance(settings, str):
+        (bundle / DEEPSPEED_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    elif Path(settings).is_file():
+        shutil.copyfile(settings, bundle / DEEPSPEED_FILE)
+    else:
+        raise RequestError([f"--deepspeed {settings}: trials were trained with it, but it is not here; bring it back"])
+    return DEEPSPEED_FILE
+
+
+def _relative(path: str, home: Path) -> str:
+    return Path(os.path.relpath(Path(path).resolve(), home.resolve())).as_posix()
+
+
+def _absent(arguments: Mapping[str, Any]) -> list[str]:
+    """Models that FlagEmbedding cannot load by what the search knew of them: `portable` makes folders here relative."""
+    return [name for name in _MODELS if is_url(text := str(arguments.get(name, ""))) or Path(text).is_absolute()]
+
+
+def _wish(model: str) -> str:
+    return shlex.quote(f"must name a folder with a copy of {model}")
+
+
+def _shell(name: str, value: Any) -> str:
+    values: Sequence[Any] = value if isinstance(value, list | tuple) else [value]
+    return " ".join(_word(name, item) for item in values)
+
+
+def _word(name: str, value: Any) -> str:
+    text = json.dumps(value) if isinstance(value, Mapping) else str(value)
+    if _absent({name: value}):
+        return f'"${name.upper()}"'
+    here = name == "train_data" or text == DEEPSPEED_FILE or (name in _MODELS and text.startswith("."))
+    return f'"$here"/{shlex.quote(text)}' if here else shlex.quote(text)
+
+
+_SCRIPT = """\
+#!/usr/bin/env bash
+# Trains this model again with FlagEmbedding alone, into ./trained. Flags given to this script win over those below:
+#   bash train.sh --train_data other.jsonl --output_dir elsewhere
+# {workers} worker(s), {step}.
+# Another number of workers is another model: python -m tuner.export RUN_DIR --gpus N --to DIR keeps it the same.
+{notes}set -euo pipefail
+here="$(cd "$(dirname "${{BASH_SOURCE[0]}}")" && pwd)"
+python="${{PYTHON:-python3}}"
+"$python" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("FlagEmbedding") is None)' || {{
+  echo "$python does not have FlagEmbedding: activate its environment, or name its python: PYTHON=.venv/bin/python" >&2
+  exit 2
+}}
+{needs}{command}
+"""
+
+_STOPPED = """\
+case " $* " in
+  *" --model_name_or_path "* | *" --unified_finetuning "*) ;;
+  *) echo {reason} >&2; exit 2 ;;
+esac
+"""
+
+_NEEDED = "{variable}=${{{variable}:?{wish}}}\n"
+
+_ON_CPUS = "# Trained on CPUs, where workers find each other only with --use_cpu True; on GPUs give --use_cpu False.\n"
+
+_MIXTURE = "# The weights beside this script are base + {alpha:g} * (trained - base); this trains what was mixed.\n"

@@ -1,0 +1,8 @@
+"""``python -m tuner.report``."""
+
+import sys
+
+from tuner.report.page import main
+
+if __name__ == "__main__":
+    sys.exit(main())

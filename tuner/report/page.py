@@ -1,0 +1,295 @@
+"""report.html: what a search found, on one page that opens without a network."""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from markupsafe import Markup
+from optuna.trial import FrozenTrial
+from plotly.offline import get_plotlyjs
+
+from trainables.files import write_text
+from trainables.scoring.measures import objectives
+from tuner.errors import EXIT_DONE, EXIT_REQUEST, EXIT_STOPPED, RequestError
+from tuner.export.bundle import bundle_of
+from tuner.report.figures import search_pictures, seeds_picture
+from tuner.report.queries import moved_queries
+from tuner.run_dir.store import open_run_dir, run_folder
+from tuner.study.study import arguments_of, has_failed, read_studies, value_of
+from tuner.verdict.result import FINE_TUNE, metric_label, modes
+
+REPORT_FILE = "report.html"
+_TEMPLATE = "report_template.html"
+_INTERVAL_WIDTH = 150
+_PARTS = {"test": "final test"}
+
+
+def write_report(run_dir: Path, storage: str | None = None) -> Path:
+    """Writes RUN/report.html anew; before the search has ended, with what there is until then.
+
+    Args:
+        run_dir: A run directory.
+        storage: Optuna storage URL; None: the one in config.yaml, or RUN/study.db.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        RequestError: If `run_dir` is no run directory.
+    """
+    if not (run_dir / "config.yaml").exists():
+        raise RequestError(
+            [f"A run directory holds config.yaml, but {run_dir} does not; name the --run_dir of a search"]
+        )
+    page = _environment().get_template(_TEMPLATE).render(_contents(run_dir, storage))
+    write_text(run_dir / REPORT_FILE, page)
+    return run_dir / REPORT_FILE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs ``python -m tuner.report RUN_DIR``: writes the report and prints its path.
+
+    Args:
+        argv: Arguments without the program's name; None takes the process's own.
+
+    Returns:
+        0; 1 when the report cannot be written; or 2 when the directory is no run directory.
+    """
+    parser = argparse.ArgumentParser(prog="python -m tuner.report", description="(Re)write RUN_DIR/report.html.")
+    parser.add_argument("run_dir", help="directory of a search: a path or a URL")
+    parser.add_argument("--storage", help="Optuna storage URL, where the study is not in RUN_DIR/study.db")
+    arguments = parser.parse_args(argv)
+    try:
+        print(write_report(run_folder(arguments.run_dir), arguments.storage))
+        open_run_dir(arguments.run_dir).push([REPORT_FILE])
+    except RequestError as error:
+        print(error, file=sys.stderr)
+        return EXIT_REQUEST
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_STOPPED
+    return EXIT_DONE
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"score": _score, "signed": _signed, "value": _value, "duration": _duration}
+    return environment
+
+
+def _contents(run_dir: Path, storage: str | None) -> dict[str, Any]:
+    """Everything that the template shows, by name."""
+    config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    search, _ = read_studies(run_dir, storage or config["storage"], config.get("study_name"))
+    trials, result = search.get_trials(deepcopy=False), _json(run_dir / "result.json")
+    best = result["best"] if result else None
+    metric = metric_label(config["metric"])
+    return {
+        "name": run_dir.resolve().name,
+        "metric": metric,
+        "is_dense": {name.partition(".")[0] for part in objectives(config["metric"]) for name in part} == {"dense"},
+        "result": result,
+        "best": best,
+        "fine_tune": result is not None and result["verdict"] == FINE_TUNE,
+        "facts": _facts(result) if best else [],
+        "interval_width": _INTERVAL_WIDTH,
+        "heads": _heads(result) if best else [],
+        "guarded": _guarded(result) if best else None,
+        "parameters": _parameters(result) if best else [],
+        "queries": moved_queries(run_dir / "data" / "eval", result["queries"]) if best else {},
+        "seeds": seeds_picture(result["finalists"], result["base"]["dev"], metric) if best else None,
+        "pictures": search_pictures(
+            search, metric=metric, rungs=config["rungs"], winner=best["trial"] if best else None
+        ),
+        "spent": _spent(result["seconds"]) if result else [],
+        "trials": [_trial_row(trial) for trial in trials],
+        "parameter_names": list(dict.fromkeys(name for trial in trials for name in arguments_of(trial))),
+        "manifest": _json(run_dir / "data" / "manifest.json"),
+        "search_command": config["command"],
+        "train_command": _train_command(run_dir, result) if best else None,
+        "plotly": Markup(get_plotlyjs()),
+    }
+
+
+def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What there is to know beside the verdict: a word and a sentence each."""
+    best, versus, base = result["best"], result["versus_user"], result["base"]
+    count = best["win_tie_loss"]
+    facts = [("Queries", f"{count['win']} rank better, {count['tie']} the same, {count['loss']} worse.")]
+    if versus:
+        low, high = versus["ci95"]
+        interval = f"95% interval {low:+.4f} to {high:+.4f}, p = {versus['p_value']:.4f}"
+        facts.append(("Against your settings", f"{versus['gain']:+.4f} on test ({interval})."))
+    elif result["user"] and result["user"]["folder"] == best["folder"]:
+        facts.append(("Your settings", "They are the best that was found."))
+    detects = f"detect gains of about {best['detectable']:.4f} and more"
+    if count["tie"] == best["queries"]:
+        detects = "do not tell how small a gain they detect: none of them changed"
+    facts.append(("Test set", f"{best['queries']} queries {detects}."))
+    for name, gain in (result.get("objectives") or {}).items():
+        low, high = gain["ci95"]
+        interval = f"95% interval {low:+.4f} to {high:+.4f}, p = {gain['p_value']:.4f}"
+        facts.append((name, f"{gain['gain']:+.4f} on test ({interval})."))
+    drop = f"Dev minus test of the best trial is {result['optimism']:+.4f}; of the base model, which was not selected, "
+    facts.append(("Optimism", drop + f"{base['dev'] - base['test']:+.4f}."))
+    if weights := result["hybrid_weights"]:
+        facts.append(("Hybrid", f"The score of compute_score with {modes(weights['default'])}."))
+        facts.append(("Hybrid, tuned", f"{modes(weights['best'])} is best for the best trial on dev."))
+    if result["front"]:
+        on_it = ", ".join(str(row["trial"]) for row in result["front"])
+        facts.append(("Pareto front", f"No other trial is better on both objectives than trial {on_it}."))
+    if result["noise"] is not None:
+        facts.append(("Noise", f"Seeds of one configuration differ by {result['noise']:.4f} (standard deviation)."))
+    if result["ties"]:
+        tied = ", ".join(str(number) for number in result["ties"])
+        facts.append(
+            ("Tie", f"On dev, the best trial cannot be told from trial {tied}: they differ by less than the noise.")
+        )
+    return facts
+
+
+def _heads(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row a metric: scores on test, gain over the base model, and where to draw its interval."""
+    gains, user = result["gains"], result["user"]
+    ends: list[float] = [0.0, *(end for gain in gains.values() for end in gain["ci95"])]
+    left, width = min(ends), (max(ends) - min(ends)) or 1.0
+
+    def place(value: float) -> float:
+        """Pixels from the left of the drawing, 5 of them a margin."""
+        return 5 + (value - left) / width * (_INTERVAL_WIDTH - 10)
+
+    return [
+        {
+            "head": _head(metric),
+            "measure": metric.rpartition(".")[2] if "*" not in metric and "," not in metric else "",
+            "is_objective": metric == result["metric"],
+            "base": result["base"]["test_all"][metric],
+            "user": user["test_all"].get(metric) if user else None,
+            "best": result["best"]["test_all"][metric],
+            "drawn": {
+                "zero": place(0.0),
+                "low": place(gain["ci95"][0]),
+                "gain": place(gain["gain"]),
+                "high": place(gain["ci95"][1]),
+            },
+            **gain,
+        }
+        for metric, gain in gains.items()
+    ]
+
+
+def _head(metric: str) -> str:
+    """What the table calls it: the head, or for a sum or two objectives what the study maximised."""
+    if any(sign in metric for sign in "*+,"):
+        return "mean of the objectives" if "," in metric else "objective"
+    return metric.partition(".")[0].replace("_", ", ")
+
+
+def _guarded(result: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The guard table: base model, every finalist, the mixtures of the winner, and what was chosen."""
+    guard, mixtures, best = result["guard"], result["mixtures"], result["best"]
+    if guard is None:
+        return None
+    tasks, number = list(guard["tasks"]), best["trial"]
+    base = {task: scores["base"] for task, scores in guard["tasks"].items()}
+    rows = [("base model", result["base"]["dev"], base)]
+    dev = {row["trial"]: row["seeds"][0]["dev"] for row in [*result["finalists"], best]}
+    rows += [(f"trial {n}", dev.get(int(n)), scores) for n, scores in guard["finalists"].items()]
+    for row in (mixtures or {"rows": []})["rows"][1:-1]:
+        rows.append((f"trial {number}, alpha {row['alpha']:g}", row["dev"], row["guard"]))
+    chosen = f"trial {number}" + (f", alpha {best['alpha']:g}" if best["alpha"] is not None else "")
+    return {
+        "tasks": tasks,
+        "rows": [
+            {
+                "name": name,
+                "dev": dev,
+                "chosen": name == chosen,
+                "is_base": scores is base,
+                "cells": [_guard_cell(base[task], scores.get(task), guard["tolerance"]) for task in tasks],
+            }
+            for name, dev, scores in rows
+        ],
+    }
+
+
+def _guard_cell(base: float | None, score: float | None, tolerance: float) -> tuple[float | None, float | None, bool]:
+    """Score, change from the base model, and whether more is lost than may be."""
+    change = None if base is None or score is None else score - base
+    return score, change, change is None or change < -tolerance
+
+
+def _parameters(result: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Name, value in the user's settings (None where there are none), value in the best trial."""
+    yours = result["user"]["params"] if result["user"] else {}
+    return [(name, yours.get(name), value) for name, value in result["best"]["params"].items()]
+
+
+def _spent(seconds: Mapping[str, float]) -> list[tuple[str, float, float]]:
+    """Part, seconds, share of all parts in percent; the rest of the clock is a part, where jobs ran one by one."""
+    parts = {_PARTS.get(part, part): spent for part, spent in seconds.items() if part != "total" and spent > 0}
+    if (rest := seconds["total"] - sum(parts.values())) > 0:
+        parts["rest of the clock"] = rest
+    whole = sum(parts.values())
+    return [(part, spent, 100 * spent / whole) for part, spent in parts.items()]
+
+
+def _trial_row(trial: FrozenTrial) -> dict[str, Any]:
+    return {
+        "number": trial.number,
+        "role": trial.user_attrs.get("role", "sampled"),
+        "state": "fail" if has_failed(trial) else trial.state.name.lower(),
+        "params": arguments_of(trial),
+        "value": value_of(trial) if trial.values else max(trial.intermediate_values.values(), default=None),
+        "seconds": sum(trial.user_attrs.get("seconds", {}).values()),
+        "error": trial.user_attrs.get("error", ""),
+    }
+
+
+def _train_command(run_dir: Path, result: Mapping[str, Any]) -> str:
+    """The bundle's train.sh; without a bundle, the parameters as flags of FlagEmbedding's own command."""
+    bundle = bundle_of(run_dir, result)
+    if bundle is not None:
+        return (bundle / "train.sh").read_text(encoding="utf-8")
+    return " \\\n".join(f"--{name} {value}" for name, value in result["best"]["params"].items())
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _score(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4f}".replace("-", "−")
+
+
+def _value(value: Any) -> str:
+    """A parameter's value: floats to three digits."""
+    if value is None:
+        return "–"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

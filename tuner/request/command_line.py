@@ -1,0 +1,283 @@
+"""The command line: the flags of a fine-tuning command, and the search's own, into a `SearchConfig`."""
+
+import argparse
+import dataclasses
+import difflib
+import itertools
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from tuner.errors import RequestError
+from tuner.request import config_file as settings
+from tuner.request.arguments import DROPPED, RENAMED, Argument, upstream_arguments
+from tuner.request.config import EXAMPLE_DEFAULTS, SearchConfig
+from tuner.run_dir.object_storage import is_url
+
+_DESCRIPTION = (
+    "Search the hyperparameters of a BGE-M3 fine-tune. Takes every flag of "
+    "`torchrun -m FlagEmbedding.finetune.embedder.encoder_only.m3` unchanged, and the flags below; "
+    "without any flag it runs the embedded example."
+)
+_EPILOG = (
+    "Any other argument of FlagEmbedding's M3 fine-tune or of transformers' TrainingArguments is accepted by its name. "
+    "A flag without a value is True (--fp16), and --config FILE reads the same names from YAML; flags win."
+)
+_SHOWN = [
+    "model_name_or_path",
+    "train_data",
+    "output_dir",
+    "learning_rate",
+    "temperature",
+    "train_group_size",
+    "per_device_train_batch_size",
+    "num_train_epochs",
+    "query_max_len",
+    "passage_max_len",
+    "warmup_ratio",
+    "fp16",
+    "bf16",
+    "deepspeed",
+    "gradient_checkpointing",
+    "sentence_pooling_method",
+    "normalize_embeddings",
+    "unified_finetuning",
+    "use_self_distill",
+]
+_WARMUP_RATIO = Argument(
+    name="warmup_ratio",
+    group="training",
+    annotation="float",
+    default=None,
+    help="Share of the steps over which the learning rate rises.",
+    choices=(),
+    is_list=False,
+)
+_OLD_NAMES = ("group_by_length", *DROPPED, *RENAMED)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise RequestError([message])
+
+
+def accepted_arguments() -> dict[str, Argument]:
+    """Every upstream argument the command takes, those that transformers has renamed or dropped included."""
+    arguments = dict(upstream_arguments())
+    for old in _OLD_NAMES:
+        like = RENAMED.get(old, "fp16")
+        arguments.setdefault(old, dataclasses.replace(arguments[like], name=old))
+    arguments.setdefault("warmup_ratio", _WARMUP_RATIO)
+    return arguments
+
+
+def search_options() -> dict[str, dataclasses.Field[Any]]:
+    """The search's own options: the fields of `SearchConfig`."""
+    return {f.name: f for f in dataclasses.fields(SearchConfig) if f.name != "arguments"}
+
+
+def parse(argv: Sequence[str]) -> SearchConfig:
+    """Returns what the command line `argv` (without the program's name) asks for.
+
+    Raises:
+        RequestError: With every flag that nothing knows and every value that cannot be read or is out of range.
+        SystemExit: ``--help`` was given (code 0, help printed).
+    """
+    namespace, unknown = _build_parser().parse_known_args(list(argv))
+    given = {name: value for name, value in vars(namespace).items() if value is not None}
+    problems = [_unknown_flag(token) for token in _without_their_values(unknown)]
+    run_dir, file = given.get("resume"), given.pop("config", None)
+    from_files = [_read_run(run_dir, problems)] if run_dir else []
+    from_files += [_read_yaml(file, problems)] if file else []
+    values = _typed({name: value for source in [*from_files, given] for name, value in source.items()}, problems)
+    return _configuration(values, problems)
+
+
+def resumed(config: SearchConfig) -> SearchConfig:
+    """Returns what the run that `config` resumes was asked, and of `config` what is not a default.
+
+    Raises:
+        RequestError: The run has no config.yaml that can be read.
+    """
+    problems: list[str] = []
+    asked = _typed(_read_run(str(config.resume), problems), problems)
+    values = {name: getattr(config, name) for name in search_options()}
+    changed = {name: value for name, value in values.items() if value != getattr(SearchConfig, name)}
+    before = _configuration({**asked, **changed}, problems)
+    return before.replace(arguments={**before.arguments, **config.arguments})
+
+
+def _build_parser() -> _Parser:
+    parser = _Parser("python -m tuner.search", description=_DESCRIPTION, epilog=_EPILOG, allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE", help="YAML file with the same names; flags win")
+    own = parser.add_argument_group("the search")
+    for name, option in search_options().items():
+        own.add_argument(
+            *_spellings(name),
+            dest=name,
+            help=_help_of(option),
+            **_arity(_is_flag(option), option.type == tuple[str, ...]),
+        )
+    upstream = parser.add_argument_group("FlagEmbedding and transformers (the most used)")
+    for name, argument in accepted_arguments().items():
+        if name in search_options():
+            continue
+        text = argument.help.replace("%", "%%") if name in _SHOWN else argparse.SUPPRESS
+        upstream.add_argument(*_spellings(name), dest=name, help=text, **_arity(argument.is_bool, argument.is_list))
+        if argument.is_bool and argument.default is True:
+            no = _spellings(f"no_{name}")
+            upstream.add_argument(*no, dest=name, action="store_const", const="False", help=argparse.SUPPRESS)
+    return parser
+
+
+def _spellings(name: str) -> list[str]:
+    return list(dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]))
+
+
+def _arity(is_flag: bool, is_list: bool) -> dict[str, Any]:
+    if is_flag:
+        return {"nargs": "?", "const": "True", "metavar": "BOOL"}
+    return {"nargs": "+", "metavar": "PATH"} if is_list else {"metavar": "VALUE"}
+
+
+def _is_flag(option: dataclasses.Field[Any]) -> bool:
+    return option.type is bool
+
+
+def _help_of(option: dataclasses.Field[Any]) -> str:
+    default = "" if option.default in (None, False, ()) else f" (default: {_shown(option.default)})"
+    return (_FIELD_DOCS.get(option.name, "") + default).replace("%", "%%")
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _field_docs() -> dict[str, str]:
+    """The docstring under each field of `SearchConfig`, read from its source."""
+    import ast
+
+    source = Path(__file__).with_name("config.py").read_text("utf-8")
+    (body,) = (n.body for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == "SearchConfig")
+    docs: dict[str, str] = {}
+    for item, after in itertools.pairwise(body):
+        if isinstance(item, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            docs[ast.unparse(item.target)] = str(after.value.value)
+    return docs
+
+
+_FIELD_DOCS = _field_docs()
+
+
+def _without_their_values(unknown: Sequence[str]) -> list[str]:
+    """`unknown` without the value that follows a flag that is itself unknown."""
+    return [
+        t
+        for before, t in zip(["", *unknown], unknown, strict=False)
+        if t.startswith("--") or not before.startswith("--")
+    ]
+
+
+def _read_run(run_dir: str, problems: list[str]) -> dict[str, Any]:
+    """What the run was asked; a search of the embedded example has its data written there as well."""
+    path = f"{run_dir}/config.yaml"
+    if not is_url(path) and not Path(path).is_file():
+        problems.append(f"--resume {run_dir}: no search was begun there (no config.yaml); name its --run_dir")
+        return {}
+    values = _read_yaml(path, problems)
+    if not problems and not values.get("train_data") and not values.get("model_name_or_path"):
+        problems.append(
+            f"--resume {run_dir}: its config.yaml names neither data nor a model, as after a crash; put back a copy of "
+            "it, or start a new --run_dir"
+        )
+    return values
+
+
+def _local_file(path: str) -> Path:
+    """`path`, or the copy here of a file in a run directory on object storage, with the settings files beside it."""
+    if not is_url(path):
+        return Path(path)
+    from tuner.run_dir.store import open_run_dir
+
+    run_dir, _, name = path.rpartition("/")
+    store = open_run_dir(run_dir)
+    store.pull([name, settings.FOLDER])
+    return store.local / name
+
+
+def _unknown_flag(token: str) -> str:
+    if not token.startswith("--"):
+        return f"{token!r} belongs to no flag; write --name value"
+    return f"{token.split('=')[0]} is no argument of the search, FlagEmbedding or transformers{_nearest(token)}"
+
+
+def _nearest(token: str) -> str:
+    names = [*search_options(), *accepted_arguments(), "config"]
+    close = difflib.get_close_matches(token.split("=")[0].lstrip("-").replace("-", "_"), names, n=1, cutoff=0.5)
+    return f"; did you mean --{close[0]}?" if close else "; see --help"
+
+
+def _read_yaml(path: str, problems: list[str]) -> dict[str, Any]:
+    try:
+        file = _local_file(path)
+        values = yaml.safe_load(file.read_text("utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        problems.append(f"--config {path}: cannot be read as YAML: {error}")
+        return {}
+    if not isinstance(values, dict):
+        problems.append(f"--config {path}: must hold `name: value` lines, but holds a {type(values).__name__}")
+        return {}
+    arguments = values.pop("arguments", None) or {}
+    values.pop("command", None)  # config.yaml's record of the line it came from
+    values = {**arguments, **values}  # a seed among the arguments is not the search's
+    known = {**accepted_arguments(), **search_options()}
+    problems.extend(f"--config {path}: {_unknown_flag(f'--{name}')}" for name in values if name not in known)
+    return settings.found({name: value for name, value in values.items() if name in known}, file.parent)
+
+
+def _typed(values: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    typed: dict[str, Any] = {}
+    given = {name: value for name, value in values.items() if value is not None}  # `name:` alone leaves the default
+    for name, value in given.items():
+        try:
+            typed[name] = (
+                _parse_option(name, value) if name in search_options() else accepted_arguments()[name].parse(value)
+            )
+        except ValueError as error:
+            problems.append(f"--{name}: {error}")
+    return typed
+
+
+def _parse_option(name: str, value: Any) -> Any:
+    """A value of the search's own options, in the type that `SearchConfig` declares."""
+    hint = typing.get_type_hints(SearchConfig)[name]
+    if hint == tuple[float, ...]:
+        items = value if isinstance(value, list | tuple) else str(value).replace(",", " ").split()
+        return tuple(float(item) for item in items)
+    if hint == tuple[str, ...]:
+        return tuple(map(str, value if isinstance(value, list | tuple) else [value]))
+    if value is None:
+        return None
+    annotation = next(
+        kind.__name__ for kind in (bool, int, float, str) if kind is hint or kind in typing.get_args(hint)
+    )
+    default = None if type(None) in typing.get_args(hint) else ""  # `--pruner none` is a name
+    like = dataclasses.replace(_WARMUP_RATIO, name=name, annotation=annotation, default=default)
+    return like.parse(value)
+
+
+def _configuration(values: Mapping[str, Any], problems: list[str]) -> SearchConfig:
+    own = {name: value for name, value in values.items() if name in search_options()}
+    arguments = {RENAMED.get(name, name): value for name, value in values.items() if name not in search_options()}
+    try:
+        config = SearchConfig(arguments=arguments, **own)
+        if config.is_example:
+            config = SearchConfig(arguments=arguments, **{**EXAMPLE_DEFAULTS, **own})
+    except ValueError as error:
+        problems.extend(str(error).splitlines())
+    if problems:
+        raise RequestError(problems)
+    return config

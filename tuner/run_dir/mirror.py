@@ -1,0 +1,188 @@
+"""The driver's and the workers' sides of a run directory on object storage.
+
+The driver's working directory holds everything that storage holds; a worker's holds the data and its own trial. A
+trial's part of storage is written by the first worker of its group while it runs, and by the driver after that.
+"""
+
+import fcntl
+import logging
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tuner.errors import RequestError
+from tuner.interrupts import SearchStopped
+from tuner.run_dir.store import RunStore, part_of, parts_of
+
+logger = logging.getLogger(__name__)
+
+_ATTEMPTS = 3
+_PAUSE_SECONDS = 10.0
+_AWAY = (OSError, RequestError)
+"""What `RunStore` raises where storage does not answer; a search that runs has been answered before."""
+
+
+class Mirror:
+    """Keeps storage and the driver's working directory equal while a search runs, from a thread of its own.
+
+    Args:
+        store: The run directory.
+    """
+
+    def __init__(self, store: RunStore) -> None:
+        self._store = store
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mirror")
+        self._asked: list[Future[None]] = []
+        self._study_waits = False
+        self._stopped: set[str] = set()
+        self._dropped: set[str] = set()
+
+    def begin(self) -> None:
+        """Brings to storage what workers need: the data, and what was asked.
+
+        Raises:
+            SearchStopped: Storage cannot be reached.
+        """
+        self._ask(self._push_own)
+        self.settle()
+
+    def study_changed(self) -> None:
+        """Brings a consistent copy of the study to storage; while one waits to be sent, no other is needed."""
+        if not self._study_waits:
+            self._study_waits = True
+            self._ask(self._push_study)
+
+    def ended(self, trial: str, *, stopped: bool = False) -> None:
+        """Brings here what a worker has made of `trial`; later, where it was `stopped` and is only now finding out."""
+        if stopped:
+            self._stopped.add(f"trials/{trial}")
+        else:
+            self._ask(lambda: self._pull(f"trials/{trial}"))
+
+    def drop(self, folders: Sequence[str]) -> None:
+        """Removes folders of trials, here at once and in storage soon; a stopped trial's worker does that itself."""
+        for folder in folders:
+            shutil.rmtree(self._store.local / folder, ignore_errors=True)
+        kept = [folder for folder in folders if folder not in self._dropped and part_of(folder) not in self._stopped]
+        self._dropped.update(kept)
+        if kept:
+            self._ask(lambda: self._store.remove(kept))
+
+    def settle(self) -> None:
+        """Waits until everything that was asked for is done.
+
+        Raises:
+            SearchStopped: Storage cannot be reached.
+        """
+        asked, self._asked = self._asked, []
+        try:
+            for future in asked:
+                future.result()
+        except _AWAY as error:
+            raise SearchStopped(f"{self._store.url} cannot be reached: {error}") from error
+
+    def finish(self) -> None:
+        """Brings everything here that workers wrote, and to storage what the driver did; no job may be running.
+
+        Raises:
+            SearchStopped: Storage cannot be reached.
+        """
+        self._ask(lambda: self._pull(None))
+        self._ask(self._push_own)
+        self.settle()
+
+    def leave(self) -> None:
+        """Brings to storage what the driver wrote, when the search ends before its time; says so where that fails.
+
+        What else was asked for is left: a resume does it.
+        """
+        self._asked = [future for future in self._asked if not future.cancel()]
+        try:
+            self._ask(self._push_own)
+            self.settle()
+        except SearchStopped as error:
+            logger.warning("%s; storage lacks what came last", error)
+
+    def _push_own(self) -> None:
+        self._store.push(part for part in parts_of(self._store.local) if "/" not in part)
+
+    def _push_study(self) -> None:
+        self._study_waits = False
+        self._store.push(["study.db"] if (self._store.local / "study.db").exists() else [])
+
+    def _pull(self, path: str | None) -> None:
+        self._store.pull(None if path is None else [path])
+
+    def _ask(self, what: Callable[[], None]) -> None:
+        if not self._store.is_remote:
+            return
+        self._store.require_held()
+        self._asked = [future for future in self._asked if not future.done() or future.exception()]
+        self._asked.append(self._thread.submit(_patiently, what))
+
+
+class Pusher:
+    """Pushes a trial's part while it trains, from a thread of its own: training does not wait for storage.
+
+    Args:
+        store: The worker's working directory.
+        part: ``trials/NAME``.
+    """
+
+    def __init__(self, store: RunStore, part: str) -> None:
+        self._store, self._part = store, part
+        self._wanted, self._over = threading.Event(), False
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def ask(self) -> None:
+        """Pushes soon."""
+        self._wanted.set()
+
+    def close(self) -> None:
+        """Pushes what is there now, and waits for it.
+
+        Raises:
+            OSError: Storage cannot be reached.
+        """
+        self._over = True
+        self._wanted.set()
+        self._thread.join()
+        _patiently(lambda: self._store.push([self._part]))
+
+    def _work(self) -> None:
+        while self._wanted.wait() and not self._over:
+            self._wanted.clear()
+            try:
+                self._store.push([self._part])
+            except OSError as error:
+                logger.warning(
+                    "%s was not brought to %s: %s; the next time catches up", self._part, self._store.url, error
+                )
+
+
+@contextmanager
+def alone_on_this_machine(folder: Path, name: str) -> Iterator[None]:
+    """Lets one process of this machine into the block at a time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f".{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _patiently(what: Callable[[], Any]) -> None:
+    """Tries again when storage cannot be reached."""
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            what()
+        except _AWAY as error:
+            if attempt == _ATTEMPTS:
+                raise
+            logger.warning("object storage: %s; trying again in %.0f s", error, _PAUSE_SECONDS)
+            threading.Event().wait(_PAUSE_SECONDS)
+        else:
+            return

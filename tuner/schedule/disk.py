@@ -1,0 +1,192 @@
+"""What a search keeps on disk, what that takes, and what happens when there is no room for more."""
+
+import contextlib
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from trainables.config import TrialConfig
+from tuner.errors import RequestError
+from tuner.interrupts import SearchStopped
+from tuner.request.config import SECRETS, SearchConfig
+from tuner.run_dir.replaced import ASIDE
+
+_STATES = 3  # the newest two, and one that is being written
+_STATE_WEIGHTS = 3  # weights and AdamW's two moments
+_PATIENCE_SECONDS = 1800.0
+_PAUSE_SECONDS = 5.0
+
+
+def trial_bytes(weights: int) -> int:
+    """Returns the most that a running trial has on disk, from the size of the model's weights.
+
+    Its best rung's weights, and better ones being written beside them; three training states.
+    """
+    return weights * (2 + _STATES * _STATE_WEIGHTS)
+
+
+def search_bytes(config: SearchConfig, weights: int, kept: int) -> int:
+    """Returns the most that a search has on disk: `kept` trials' weights, running trials, and the bundle."""
+    return (kept + 1) * weights + config.concurrent_trials * trial_bytes(weights)
+
+
+def weights_bytes(model: Path) -> int:
+    """Returns the size of the weights in a model folder, in float32's or whatever precision they are in."""
+    files = [file for pattern in ("*.safetensors", "pytorch_model*.bin") for file in model.glob(pattern)]
+    whole = [file for file in files if file.suffix == ".safetensors"] or files
+    return sum(file.stat().st_size for file in whole)
+
+
+def fit_to_disk(config: SearchConfig, weights: int, run_dir: Path) -> tuple[SearchConfig, list[str]]:
+    """Returns `config` with as many kept checkpoints as there is room for, and what was lowered.
+
+    Args:
+        config: The search.
+        weights: Bytes of one checkpoint.
+        run_dir: Where the checkpoints will be; what a search before this one left there is counted as free.
+
+    Raises:
+        RequestError: The disk, or `--disk_budget`, is too small for the search with the fewest checkpoints.
+    """
+    room, what = _room(config, run_dir)
+    fewest = max(1, config.finalist_count) + 1  # finalists, and the user's own settings
+    wanted = max(config.keep_checkpoints, config.finalist_count, 1) + 1
+    fits = int((room - search_bytes(config, weights, 0)) // weights) if weights else wanted
+    if fits < fewest:
+        needs = search_bytes(config, weights, fewest)
+        raise RequestError(
+            [
+                f"{what} must hold {gigabytes(needs)} ({fewest} checkpoints of {gigabytes(weights)}, "
+                f"{config.concurrent_trials} running trials and the bundle), but it is {gigabytes(room)}; "
+                "free some, or lower --finalists or --concurrent_trials"
+            ]
+        )
+    if fits >= wanted:
+        return config, []
+    lowered = f"{what} is {gigabytes(room)}: {fits - 1} checkpoints are kept instead of {config.keep_checkpoints}"
+    return config.replace(keep_checkpoints=fits - 1), [lowered]
+
+
+def _room(config: SearchConfig, run_dir: Path) -> tuple[float, str]:
+    earlier = sum(used_bytes(folder / "trials") for folder in (run_dir, run_dir / ASIDE))
+    free = shutil.disk_usage(run_dir).free + earlier
+    if config.disk_budget_bytes is not None and config.disk_budget_bytes < free:
+        return config.disk_budget_bytes, f"--disk_budget {config.disk_budget}"
+    return free, f"the free space of {run_dir}"
+
+
+def used_bytes(folder: Path) -> int:
+    """Returns the bytes of all files under a folder."""
+    return sum(_sizes(folder))
+
+
+def _sizes(folder: Path) -> Iterator[int]:
+    for path in folder.rglob("*"):
+        try:
+            if path.is_file():
+                yield path.stat().st_size
+        except OSError:  # a worker has just removed it
+            continue
+
+
+def gigabytes(size: float) -> str:
+    """Returns a size as people write it: ``2.3 GB``."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+class TrialFolders:
+    """The folders of a search's trials: weights of those worth keeping, states of those alive, room for the next.
+
+    Args:
+        trials: RUN/trials.
+        trial_bytes: What a trial may write while it runs.
+        budget: Bytes for all trials; None: what the disk has.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        trials: Path,
+        *,
+        trial_bytes: int = 0,
+        budget: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._trials, self._trial_bytes, self._budget, self._clock = trials, trial_bytes, budget, clock
+        self._holding = {folder.name for folder in trials.glob("*")}
+        """Folders that may have weights or states in them."""
+        self._failed, self._since = -math.inf, math.inf
+
+    def opened(self, job: TrialConfig) -> None:
+        """A job starts; its folder says what it trains with: what the machine could honour, in the installed names.
+
+        Raises:
+            OSError: That could not be written.
+        """
+        self._holding.add(job.name)
+        if not job.rungs:
+            return
+        folder = Path(job.directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        values = job.to_dict()
+        values["arguments"] = {name: value for name, value in values["arguments"].items() if name not in SECRETS}
+        (folder / "config.json").write_text(json.dumps(values, indent=2, default=str), encoding="utf-8")
+
+    def rungs_reached(self, name: str) -> int:
+        """How many rungs trial `name` has written the scores of, whether the study was told of them or not."""
+        metrics = self._trials / name / "metrics.jsonl"
+        return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+
+    def log(self, name: str, text: str) -> None:
+        """Adds to the log of trial `name`, where the disk lets it."""
+        with contextlib.suppress(OSError):
+            (self._trials / name).mkdir(parents=True, exist_ok=True)
+            with (self._trials / name / "log.txt").open("a", encoding="utf-8") as log:
+                log.write(text)
+
+    def keep(self, weights: set[str], alive: set[str]) -> list[str]:
+        """Removes states of all but `alive`, and weights of all but those and `weights`; returns the folders."""
+        ended = self._holding - alive
+        removed = [*(f"{name}/resume" for name in ended), *(f"{name}/checkpoint" for name in ended - weights)]
+        for folder in removed:
+            shutil.rmtree(self._trials / folder, ignore_errors=True)
+        self._holding &= weights | alive
+        return removed
+
+    def refused(self) -> None:
+        """A file could not be written."""
+        self._failed = self._clock()
+        self._since = min(self._since, self._failed)
+
+    def wrote(self) -> None:
+        """A trial came to its next rung."""
+        self._failed, self._since = -math.inf, math.inf
+
+    def shortage(self, running: int) -> str | None:
+        """Says why no trial can be started beside the `running` ones; None where there is room.
+
+        Raises:
+            SearchStopped: There has been none for half an hour.
+        """
+        why = self._too_little() or (
+            "a trial could not write its files" if self._clock() - self._failed < _PAUSE_SECONDS else None
+        )
+        if why is None:
+            self._since = self._since if self._failed > -math.inf else math.inf
+            return None
+        self._since = min(self._since, self._clock())
+        if not running and self._clock() - self._since > _PATIENCE_SECONDS:
+            raise SearchStopped(f"no room on the disk: {why}")
+        return f"paused, no room on the disk: {why}; free some, and the search goes on by itself"
+
+    def _too_little(self) -> str | None:
+        free = shutil.disk_usage(self._trials if self._trials.is_dir() else self._trials.parent).free
+        if free < max(1, self._trial_bytes):
+            return f"{self._trials} has {gigabytes(free)}, and a trial writes up to {gigabytes(self._trial_bytes)}"
+        used = 0 if self._budget is None else sum(used_bytes(self._trials / name) for name in self._holding)
+        if self._budget is not None and used + self._trial_bytes > self._budget:
+            return f"--disk_budget is {gigabytes(self._budget)}, {gigabytes(used)} of it in use"
+        return None

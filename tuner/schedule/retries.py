@@ -1,0 +1,87 @@
+"""Which failures are answered with another attempt at the same job, and how often."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+
+from trainables.config import TrialConfig
+from trainables.worker.loop import FailureKind
+
+ATTEMPTS = 3
+"""How often a job is taken up again after its workers were lost, or after errors that differ."""
+
+_TRIALS = 2  # that end by the same error, before others that meet it are not tried again
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why a job did not end."""
+
+    kind: FailureKind
+    message: str
+    """The exception in one line."""
+    traceback: str = ""
+
+
+@dataclass(kw_only=True)
+class Tries:
+    """What has become of a job so far."""
+
+    causes: list[str] = field(default_factory=list)
+    """Of each attempt that is counted."""
+    rung: int = -1
+    """The last that any attempt has reported."""
+
+
+class Retries:
+    """Tells failures of the machine from those of the configuration.
+
+    Out of memory in a training is answered with half the `sub_batch_size`: the same gradients in less memory; where
+    nothing is trained, it is an error. Lost workers and errors are tried again, in a fresh process, from the trial's
+    last saved state. The same error twice is the end of a trial; where it was the end of two, it is every trial's own,
+    and not one machine's. A full disk, storage that is away, a missing place and a machine that is taken away are no
+    fault of the job.
+    """
+
+    def __init__(self) -> None:
+        self._ended: Counter[str] = Counter()
+        """Error -> trials that met it twice."""
+
+    def next_attempt(self, config: TrialConfig, tries: Tries, failure: Failure) -> TrialConfig | None:
+        """Returns what to do in the place of the failed `config`; None where nothing would help."""
+        if failure.kind == "out_of_memory" and config.rungs:
+            return _smaller_sub_batch(config)
+        if failure.kind in ("disk_full", "storage", "no_resources", "preempted"):
+            return config
+        if failure.kind == "non_finite" or self._is_deterministic(tries, failure):
+            return None
+        tries.causes.append(_signature(failure))
+        return config if len(tries.causes) <= ATTEMPTS else None
+
+    def _is_deterministic(self, tries: Tries, failure: Failure) -> bool:
+        if failure.kind not in ("error", "out_of_memory"):
+            return False
+        signature = _signature(failure)
+        again = signature in tries.causes
+        self._ended[signature] += again
+        return again or self._ended[signature] >= _TRIALS
+
+
+def _signature(failure: Failure) -> str:
+    """The message without its numbers: steps and addresses differ where the cause does not."""
+    return f"{failure.kind} {re.sub(r'0x[0-9a-f]+|[0-9]+', '#', failure.message)}"
+
+
+def _smaller_sub_batch(config: TrialConfig) -> TrialConfig | None:
+    """Returns `config` with half its `sub_batch_size`; None where it is 1 already.
+
+    The first answer to a whole batch that does not fit is half of its passages.
+    """
+    arguments = dict(config.arguments)
+    size = int(arguments.get("sub_batch_size") or 0)
+    if size <= 0:
+        size = int(arguments["per_device_train_batch_size"]) * int(arguments["train_group_size"])
+    if size <= 1:
+        return None
+    arguments["sub_batch_size"] = size // 2
+    return TrialConfig.from_dict({**config.to_dict(), "arguments": arguments})
