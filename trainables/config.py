@@ -94,9 +94,5 @@ Train = Callable[[TrialConfig, Report, Progress], None]
 """Does one job, as `trainables.trial.run_trial` does."""
 
 
-class NonFiniteScore(ArithmeticError):  # noqa: N818 - named for what happened, like StopIteration
-    """A score was NaN or infinite, as after a training that diverged."""
-
-
 class TrialInterrupted(Exception):  # noqa: N818
     """The trial was asked to stop, and its training state is on disk."""

@@ -1,10 +1,12 @@
 """Files that are whole or not there: written under another name, flushed to the disk, then renamed."""
 
+import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 
 def write_text(path: Path, text: str) -> None:
@@ -48,3 +50,10 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def whole_records(path: Path) -> Iterator[Mapping[str, Any]]:
+    """Yields what stands whole in a metrics.jsonl: a kill or a full disk may have cut a line short."""
+    for line in path.read_text("utf-8").splitlines():
+        with suppress(json.JSONDecodeError):
+            yield json.loads(line)

@@ -161,3 +161,12 @@ def _release_to_system() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def agree(answer: bool) -> bool:
+    """Returns whether every worker answered yes."""
+    if world_size() == 1:
+        return answer
+    answers: list[bool | None] = [None] * world_size()
+    dist.all_gather_object(answers, answer)
+    return all(answers)

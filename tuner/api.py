@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from tuner.export.bundle import best_arguments, bundle_of, check_room, write_bundle
+from tuner.export.bundle import best_arguments, check_room, write_bundle
 from tuner.request.config import SearchConfig
+from tuner.run_dir.names import bundle_of
 from tuner.run_dir.store import run_folder
 
 if TYPE_CHECKING:

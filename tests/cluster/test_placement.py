@@ -12,7 +12,7 @@ import tuner
 import tuner.run_dir.mirror
 from tests.support.fake import METRIC, fake_train, open_agenda
 from trainables.config import Progress, Report, RungReport, TrialConfig
-from trainables.worker.loop import StorageAway
+from trainables.failures import StorageAway
 from tuner.cluster.executor import run_in_process
 from tuner.cluster.staging import MARK, OnAnyMachine
 from tuner.errors import RequestError

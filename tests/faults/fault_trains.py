@@ -173,7 +173,7 @@ def _other_errors(config: TrialConfig, report: Report, progress: Progress) -> No
 
 
 def _nan_loss(config: TrialConfig, report: Report, progress: Progress) -> None:
-    from trainables.trial.trial import NonFiniteLoss
+    from trainables.failures import NonFiniteLoss
 
     raise NonFiniteLoss("the training loss must be finite, but it was not at or before step 3")
 

@@ -16,10 +16,11 @@ from tuner.cluster.executor import run_in_process
 from tuner.interrupts import SearchStopped
 from tuner.request.command_line import parse
 from tuner.request.config import SearchConfig
+from tuner.request.storage_url import PASSWORD_VARIABLE
 from tuner.search.plan import make_plan, write_config
 from tuner.search.run import main
 from tuner.study.patience import PatientStorage
-from tuner.study.storage import PASSWORD_VARIABLE, open_storage
+from tuner.study.storage import open_storage
 from tuner.study.study import read_studies
 
 CONFIG = SearchConfig(num_trials=6, finalists=0)

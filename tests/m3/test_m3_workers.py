@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import trainables
 from tests.support.m3_fixtures import make_eval, make_model, make_rows
 from trainables.config import TrialConfig
-from trainables.trial.states import tensor_hash
+from trainables.m3.trainer import tensor_hash
 
 STEPS = 20
 

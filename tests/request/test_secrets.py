@@ -43,7 +43,9 @@ def test_nothing_that_a_search_writes_or_sends_holds_them(secret_flags: list[str
 
     written = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
     assert {"config.yaml", "study.db", "config.json", "manifest.json"} <= {path.name for path in written}
-    sent = pickle.dumps(on_any_machine(plan, RunStore(str(run_dir), run_dir), fake_train))
+    sent = pickle.dumps(
+        on_any_machine(plan.arguments, plan.config.model_name_or_path, RunStore(str(run_dir), run_dir), fake_train)
+    )
     for secret in (TOKEN.encode(), PASSWORD.encode()):
         assert [path for path, content in written.items() if secret in content] == []
         assert secret not in sent

@@ -9,13 +9,14 @@ import pytest
 from search_spaces import Context
 from tests.support.fake import fake_rungs, fake_train, open_agenda, open_study
 from trainables.config import Progress, Report, RungReport, Train, TrialConfig
-from trainables.worker.loop import StorageAway
+from trainables.failures import StorageAway
 from tuner.cluster import executor
 from tuner.cluster.executor import run_in_process
 from tuner.cluster.slot import Slots
 from tuner.errors import AllTrialsFailedError
 from tuner.interrupts import Interrupted, SearchStopped
 from tuner.request.config import SearchConfig
+from tuner.run_dir.names import weights_of
 from tuner.schedule.agenda import Agenda
 from tuner.schedule.retries import Failure
 from tuner.search.run import _without_winner
@@ -326,7 +327,7 @@ def test_finalists_whose_weights_are_gone_are_told(tmp_path: Path) -> None:
     assert _run(config, tmp_path).passed_over == ""
     extended = _run(config.replace(finalists=3), tmp_path)
     best = selection.finalists(read_studies(tmp_path)[0], 3)
-    gone = [number for number in best if not selection.weights_of(tmp_path, number).is_dir()]
+    gone = [number for number in best if not weights_of(tmp_path, number).is_dir()]
     assert gone
     assert f"the weights of {', '.join(map(str, gone))} were not kept" in extended.passed_over
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from trainables.config import TrialConfig
-from trainables.worker.loop import SOUND, FailureKind, StorageAway, failure_kind
+from trainables.failures import SOUND, FailureKind, StorageAway, failure_kind
 from tuner.cluster.slot import Slot, Slots
 from tuner.schedule.retries import ATTEMPTS, Failure, Retries, Tries
 

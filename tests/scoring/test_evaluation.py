@@ -11,7 +11,7 @@ from torch import multiprocessing
 from transformers import AutoModel, AutoTokenizer
 
 from tests.support.m3_fixtures import make_eval, make_model
-from trainables.config import NonFiniteScore
+from trainables.failures import NonFiniteScore
 from trainables.scoring import scorer as evaluation
 from trainables.scoring.encoding import Encoder, evaluation_mode, tokenise
 from trainables.scoring.frozen import HiddenStates

@@ -11,8 +11,8 @@ from tests.support.m3_fixtures import make_model, make_rows
 from tuner.errors import RequestError
 from tuner.request.command_line import parse
 from tuner.request.config import SearchConfig
+from tuner.request.storage_url import redacted
 from tuner.search.plan import CONFIG_FILE, Plan, facts, honoured, make_plan, write_config
-from tuner.study.storage import redacted
 from tuner.study.study import check_claim
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.m3_fixtures import make_eval, make_model, make_rows
+from trainables.config import TrialConfig
 from trainables.m3.base_models import BaseModels
-from trainables.trial.trial import TrialConfig, run_trial
+from trainables.trial.trial import run_trial
 from tuner.errors import RequestError
 from tuner.request.config import SearchConfig
 from tuner.search.plan import make_plan

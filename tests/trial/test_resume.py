@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 from tests.support.m3_fixtures import make_eval, make_model, make_rows
 from trainables.config import RungReport, TrialConfig, TrialInterrupted
-from trainables.trial.states import States, config_hash, tensor_hash
+from trainables.m3.trainer import tensor_hash
+from trainables.trial.states import States, config_hash
 
 CHILD = """
 import json, os, signal, sys

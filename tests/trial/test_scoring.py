@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.m3_fixtures import make_eval, make_model, make_rows
+from trainables.config import RungReport, TrialConfig
 from trainables.m3.base_models import BaseModels
-from trainables.trial.trial import RungReport, TrialConfig, run_trial
+from trainables.trial.trial import run_trial
 
 METRIC = "0.5*dense.ndcg_at_10+0.5*sparse.ndcg_at_10"
 

@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.m3_fixtures import make_eval, make_model, make_rows
-from trainables.trial.trial import NonFiniteLoss, RungReport, TrialConfig, run_trial
+from trainables.config import RungReport, TrialConfig
+from trainables.failures import NonFiniteLoss
+from trainables.trial.trial import run_trial
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,16 @@
 """A trainer whose state on disk is everything that its next step depends on."""
 
+import hashlib
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import PrinterCallback
 from transformers import Trainer as HuggingFaceTrainer
-
-from trainables.trial.states import tensor_hash
 
 
 class ResumableTrainer(HuggingFaceTrainer):
@@ -122,3 +122,12 @@ def _move_to(dataset: Any, batches: int) -> None:
         for _ in range(batches // len(dataset.batch_datas)):
             dataset.refresh_epoch()
         dataset.step = batches % len(dataset.batch_datas)
+
+
+def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
+    """Returns a hash of names and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

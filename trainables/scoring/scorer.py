@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from trainables.config import NonFiniteScore
+from trainables.failures import NonFiniteScore
 from trainables.scoring.encoding import EmbeddingModel, Encoder, EncodingSettings, Tokens, evaluation_mode, tokenise
 from trainables.scoring.frozen import HiddenStates
 from trainables.scoring.heldout import Qrels, read_passages, read_qrels, read_queries

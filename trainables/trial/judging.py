@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ from trainables.config import Report, RungReport, TrialConfig
 from trainables.files import new_folder, write_text
 from trainables.m3.base_models import BaseModels
 from trainables.m3.runner import Arguments, Model, build_arguments, load_model
+from trainables.m3.tokens import fingerprint
 from trainables.process import rank
 from trainables.scoring.encoding import EmbeddingModel
 from trainables.scoring.libraries import Parts, load_head
+from trainables.scoring.measures import Scores
+from trainables.scoring.scorer import HEADS, HYBRID_CANDIDATES, HYBRID_WEIGHTS, MEASURES, EncodingSettings, Scorer
 from trainables.trial.records import Clock, write_record
-from trainables.trial.rungs import Judge
 
 GUARD_FILE = "guard.json"
 MIXTURES_FILE = "mixtures.json"
@@ -133,3 +136,98 @@ def _save(model: Model, checkpoint: Path) -> None:
 def _write(path: Path, text: str) -> None:
     if rank() == 0:
         write_text(path, text)
+
+
+class Judge:
+    """Scores a trial's model on its held-out split.
+
+    Args:
+        config: the trial.
+        arguments: lengths, instructions and pooling for scoring are those of training.
+        base: where tokenised held-out data is kept between trials.
+    """
+
+    def __init__(self, config: TrialConfig, arguments: Arguments, tokenizer: Any, base: BaseModels) -> None:
+        self._config = config
+        self._heads = HEADS if arguments.training.unified_finetuning else HEADS[:1]
+        self._settings = encoding_settings(arguments)
+        is_base_encoder = arguments.training.fix_encoder and config.checkpoint is None
+        self._frozen_encoder = arguments.model.model_name_or_path if is_base_encoder else None
+        self._tokenizer = tokenizer
+        self._base = base
+
+    @property
+    def _scorer(self) -> Scorer:
+        """Of the held-out set, which guards alone do not need."""
+        return _kept_scorer(self._config, self._settings, self._tokenizer, self._base)
+
+    def scores(self, model: Model) -> Scores:
+        """Returns scores of the heads that the trial trains, and of the objective."""
+        split, frozen = self._config.split, self._frozen_encoder
+        assert split is not None
+        scores = self._scorer.score(model, split, heads=self._heads, frozen_encoder=frozen)
+        return scores.with_metric(self._config.metric)
+
+    def final_scores(self, model: EmbeddingModel, folder: Path) -> Scores:
+        """Returns scores of all heads that the model has, as mteb judges them.
+
+        mteb knows one vector a text: it judges the dense head, our scorer the others. Its own result JSON is written to
+        ``mteb.json`` in `folder`, and weights of a second hybrid score, tuned on dev, to ``hybrid.json``.
+        """
+        from trainables.scoring.mteb_judge import judge  # mteb takes seconds to import, and only final scores need it
+
+        where, split = Path(self._config.eval_data), self._config.split
+        assert split is not None
+        scores = judge(model, self._tokenizer, self._settings, where, split, result=folder / "mteb.json")
+        if model.sparse_linear is not None:
+            weights = self._scorer.tune_hybrid_weights(model, "dev", MEASURES[0], HYBRID_CANDIDATES)
+            others = self._scorer.score(model, split, heads=HEADS[1:], tuned_weights=weights)
+            scores = replace(scores, per_query=scores.per_query | others.per_query)
+            if rank() == 0:
+                write_text(
+                    folder / "hybrid.json",
+                    json.dumps({"default": HYBRID_WEIGHTS._asdict(), "tuned": weights._asdict()}),
+                )
+        return scores.with_metric(self._config.metric)
+
+    def guard_scores(self, model: Model) -> dict[str, float]:
+        """Returns guard task -> main score of the dense head; mteb's results go to ``mteb-TASK.json`` in the folder.
+
+        Raises:
+            GuardUnavailable: the data of a task is neither on this machine nor to be had from the hub.
+        """
+        if not self._config.guards:
+            return {}
+        from trainables.scoring.mteb_judge import guard_score, guard_task
+
+        scores: dict[str, float] = {}
+        for guard in self._config.guards:
+            task = self._base.scorers.get(("guard", guard)) or guard_task(guard)
+            self._base.scorers["guard", guard] = task  # with its data, for the next model
+            result = Path(self._config.directory) / f"mteb-{task.metadata.name}.json"
+            scores[task.metadata.name] = guard_score(model, self._tokenizer, self._settings, task, result=result)
+        return scores
+
+
+def encoding_settings(arguments: Arguments) -> EncodingSettings:
+    """Returns how texts are encoded for scoring: as in training."""
+    data, training = arguments.data, arguments.training
+    return EncodingSettings(
+        query_max_len=data.query_max_len,
+        passage_max_len=data.passage_max_len,
+        query_instruction_for_retrieval=data.query_instruction_for_retrieval,
+        query_instruction_format=data.query_instruction_format,
+        passage_instruction_for_retrieval=data.passage_instruction_for_retrieval,
+        passage_instruction_format=data.passage_instruction_format,
+        sentence_pooling_method=training.sentence_pooling_method,
+        normalize_embeddings=training.normalize_embeddings,
+        precision="float16" if training.fp16 else "bfloat16" if training.bf16 else "float32",
+    )
+
+
+def _kept_scorer(config: TrialConfig, settings: EncodingSettings, tokenizer: Any, base: BaseModels) -> Scorer:
+    key = (config.eval_data, settings, fingerprint(tokenizer))
+    if key not in base.scorers:
+        base.scorers[key] = Scorer(Path(config.eval_data), tokenizer, settings)
+    scorer: Scorer = base.scorers[key]
+    return scorer

@@ -3,9 +3,8 @@
 import json
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from trainables.config import RungReport
 from trainables.files import append_line, write_text
@@ -53,13 +52,6 @@ def write_record(folder: Path, record: RungReport) -> RungReport:
     if rank() == 0:
         append_line(folder / _FILE, json.dumps(record.to_dict()))
     return record
-
-
-def whole_records(path: Path) -> Iterator[Mapping[str, Any]]:
-    """Yields what stands whole in a metrics.jsonl: a kill or a full disk may have cut a line short."""
-    for line in path.read_text("utf-8").splitlines():
-        with suppress(json.JSONDecodeError):
-            yield json.loads(line)
 
 
 def read_records(folder: Path) -> list[RungReport]:

@@ -7,13 +7,12 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from trainables.config import TrialConfig
 from trainables.files import flush, write_text
@@ -141,15 +140,6 @@ def _without_place(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without_place(item) for item in value]
     return Path(value).name if isinstance(value, str) and value.startswith("/") else value
-
-
-def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
-    """Returns a hash of names and values."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _hash(file: Path) -> str:

@@ -9,10 +9,11 @@ import torch.distributed as dist
 from trainables.config import Progress, Report, RungReport, TrialConfig
 from trainables.m3.base_models import BaseModels
 from trainables.m3.runner import Runner, build_arguments
-from trainables.process import extensions_folder, process_group, rank, remove_stale_build_locks, world_size
+from trainables.process import agree, extensions_folder, process_group, rank, remove_stale_build_locks, world_size
+from trainables.trial.judging import Judge
 from trainables.trial.records import Clock, read_records
 from trainables.trial.reporting import own_run
-from trainables.trial.rungs import Judge, Rungs, agree
+from trainables.trial.rungs import Rungs
 from trainables.trial.states import States
 
 

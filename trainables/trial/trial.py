@@ -3,16 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainables.config import Progress, Report, RungReport, TrialConfig
+from trainables.config import Progress, Report, TrialConfig
 
 if TYPE_CHECKING:
     from trainables.m3.base_models import BaseModels
-
-__all__ = ["NonFiniteLoss", "Report", "RungReport", "TrialConfig", "run_trial"]
-
-
-class NonFiniteLoss(ArithmeticError):  # noqa: N818
-    """A training loss was NaN or infinite: the configuration diverged."""
 
 
 def run_trial(

@@ -18,7 +18,8 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from trainables.config import RungReport, Train
-from trainables.worker.loop import ENDED, RUNG, failure_kind, one_line, train_trial
+from trainables.failures import failure_kind, one_line
+from trainables.worker.loop import ENDED, RUNG, train_trial
 from tuner.cluster.orphans import OrphanedGroups
 from tuner.cluster.slot import MAILBOX, WAITING, Slot, Slots, on_node
 from tuner.interrupts import Interrupted

@@ -17,7 +17,8 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from trainables.config import Train
-from trainables.worker.loop import FAILED, RUNG, SOUND, FailureKind, Mailbox, one_line, worker_loop
+from trainables.failures import SOUND, FailureKind, one_line
+from trainables.worker.loop import FAILED, RUNG, Mailbox, worker_loop
 
 WAITING = "waiting"
 MAILBOX = "mailbox-"

@@ -6,20 +6,20 @@ Where the run directory is a path that every machine sees, nothing is moved, and
 import secrets
 import shutil
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trainables.config import Progress, Report, RungReport, Train, TrialConfig
+from trainables.failures import StorageAway, one_line
 from trainables.process import rank
-from trainables.worker.loop import StorageAway, one_line, train_trial
+from trainables.worker.loop import train_trial
 from tuner.data.models import model_here
 from tuner.errors import RequestError
 from tuner.run_dir.mirror import Pusher, alone_on_this_machine
 from tuner.run_dir.store import RunStore, open_run_dir, part_of
-from tuner.search.plan import Plan
 
 MARK = ".driver"
 """File in the driver's working directory that tells it from those of other machines."""
@@ -138,17 +138,24 @@ class OnAnyMachine:
         return mark.exists() and mark.read_text() == self.mark
 
 
-def on_any_machine(plan: Plan, store: RunStore, train: Train) -> OnAnyMachine:
-    """Returns what does the jobs of `plan`, by `train`; marks the driver's working directory."""
+def on_any_machine(arguments: Mapping[str, Any], model: str, store: RunStore, train: Train) -> OnAnyMachine:
+    """Returns what does the jobs of a search, by `train`; marks the driver's working directory.
+
+    Args:
+        arguments: Those of every trial, with the base model's folder on the driver's machine.
+        model: The base model as the user named it.
+        store: The run directory.
+        train: Does one job.
+    """
     mark = secrets.token_hex(8)
     (store.local / MARK).write_text(mark)
-    settings = plan.arguments.get("deepspeed")
+    settings = arguments.get("deepspeed")
     return OnAnyMachine(
         run_dir=store.url,
         root=str(store.local),
         mark=mark,
-        model=plan.config.model_name_or_path,
-        model_path=str(plan.arguments["model_name_or_path"]),
+        model=model,
+        model_path=str(arguments["model_name_or_path"]),
         deepspeed=Path(settings).read_text("utf-8") if isinstance(settings, str) else "",
         train=train,
     )

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from tuner.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, RequestError
 from tuner.request.command_line import parse
 from tuner.request.config import SECRETS
+from tuner.request.storage_url import HIDDEN, PASSWORD_VARIABLE, redacted
 from tuner.run_dir.object_storage import is_url
-from tuner.study.storage import HIDDEN, PASSWORD_VARIABLE, redacted
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient

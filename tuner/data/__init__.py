@@ -1,1 +1,8 @@
-"""The room `data`."""
+"""Training data and held-out sets: read, checked, split, hashed, and written where trials read them.
+
+`rows` checks one row, `dataset` makes RUN/data, `splits` holds out dev and test, `survey` reads large files, `beir`
+writes and reads BEIR folders, `inputs` and `models` fetch what lies in buckets or on the hub, `guard_data` checks
+guards, `example` is the embedded example. ``python -m tuner.data check`` is its door.
+
+Uses: run_dir, errors. Knows nothing of Optuna, Ray or torch.
+"""

@@ -8,7 +8,7 @@ from tuner.data import beir
 from tuner.data.findings import Findings
 from tuner.data.inputs import local_copy
 from tuner.errors import RequestError
-from tuner.study.guards import task_name
+from tuner.run_dir.names import task_name
 
 SPLITS = ("test",)
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -56,15 +56,6 @@ def write_bundle(run_dir: Path, to: Path, *, gpus: int | None = None, verify: bo
             shutil.rmtree(folder)
             raise
     return to
-
-
-def bundle_of(run_dir: Path, result: Mapping[str, Any]) -> Path | None:
-    """Returns RUN/best where it is the bundle of the winner of `result`, and not an earlier one's; None otherwise."""
-    written = run_dir / "best" / "result.json"
-    if result["best"] is None or not written.is_file():
-        return None
-    best = json.loads(written.read_text("utf-8"))["best"]
-    return written.parent if all(best[key] == result["best"][key] for key in ("trial", "folder")) else None
 
 
 def best_arguments(run_dir: Path) -> dict[str, Any]:

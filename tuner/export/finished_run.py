@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from trainables.trial.records import whole_records
+from trainables.files import whole_records
 from tuner.data import dataset as data
 from tuner.errors import RequestError
 from tuner.request.arguments import translated, upstream_arguments

@@ -16,9 +16,9 @@ from plotly.offline import get_plotlyjs
 from trainables.files import write_text
 from trainables.scoring.measures import objectives
 from tuner.errors import EXIT_DONE, EXIT_REQUEST, EXIT_STOPPED, RequestError
-from tuner.export.bundle import bundle_of
 from tuner.report.figures import search_pictures, seeds_picture
 from tuner.report.queries import moved_queries
+from tuner.run_dir.names import bundle_of
 from tuner.run_dir.store import open_run_dir, run_folder
 from tuner.study.study import arguments_of, has_failed, read_studies, value_of
 from tuner.verdict.result import FINE_TUNE, metric_label, modes

@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from trainables.config import TrialConfig
-from trainables.worker.loop import FailureKind
+from trainables.failures import FailureKind
 
 ATTEMPTS = 3
 """How often a job is taken up again after its workers were lost, or after errors that differ."""

@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial
 
 from trainables.config import TrialConfig
 from tuner.request.config import SearchConfig
+from tuner.run_dir.names import mixture_name, task_name, weights_of
 from tuner.study import guards
 from tuner.study.study import SearchStudy, arguments_of
 from tuner.study.trials import USER
@@ -55,12 +56,12 @@ class Finals:
     def _knows(self, name: str, asked: Sequence[str]) -> bool:
         """Whether the model in RUN/trials/`name` was scored on the guards `asked`."""
         known = guards.read_scores(self._run_dir, name) or {}
-        return all(guards.task_name(guard) in known for guard in asked)
+        return all(task_name(guard) in known for guard in asked)
 
     def _mixture_jobs(self) -> list[TrialConfig]:
         """The winner mixed with the base model, on dev and guards."""
         number = self._winner()
-        wanted = {guards.task_name(guard) for guard in self._config.guard}
+        wanted = {task_name(guard) for guard in self._config.guard}
         known = guards.read_mixtures(self._run_dir, number, self._config.metric)
         if not self._config.guard or (known and wanted <= known[0].guard.keys()):
             return []
@@ -77,7 +78,7 @@ class Finals:
         jobs = []
         if mixed is not None:
             _, params, checkpoint = self._model(winner)
-            name = guards.mixture_name(winner, mixed.alpha)
+            name = mixture_name(winner, mixed.alpha)
             kind = {"checkpoint": checkpoint, "alpha": mixed.alpha, "guards": self._config.guard}
             job = self._job(name, params, split="test", **kind)
             jobs.append(self._guards_of(job) if self._is_tested(job) else job)
@@ -110,7 +111,7 @@ class Finals:
     def _model(self, number: int) -> tuple[str, dict[str, Any], str | None]:
         """Returns folder name, parameters and weights of a trial; None where its weights are gone."""
         name = f"{number:04d}"
-        weights = selection.weights_of(self._run_dir, number)
+        weights = weights_of(self._run_dir, number)
         return name, arguments_of(self._trials()[number]), str(weights) if weights.is_dir() else None
 
     def _trials(self) -> list[FrozenTrial]:

@@ -10,9 +10,10 @@ from rich.console import Console
 
 from trainables.files import write_text
 from tuner.errors import BundleRefusedError, RequestError
-from tuner.export.bundle import bundle_of, write_bundle
+from tuner.export.bundle import write_bundle
 from tuner.report.page import write_report
 from tuner.request.config import SearchConfig
+from tuner.run_dir.names import bundle_of
 from tuner.search.progress import shown
 from tuner.study.study import read_studies
 from tuner.verdict import result as verdict

@@ -26,11 +26,11 @@ from tuner.data.rows import NO_SUCH_DATA
 from tuner.errors import RequestError
 from tuner.request.arguments import translated, upstream_arguments
 from tuner.request.config import SECRETS, SearchConfig, new_run_dir
+from tuner.request.storage_url import HIDDEN, absolute, redacted
 from tuner.run_dir.object_storage import is_url
 from tuner.schedule.disk import fit_to_disk, weights_bytes
 from tuner.search.space import rehearse
 from tuner.study.samplers import sampler_names
-from tuner.study.storage import HIDDEN, absolute, redacted
 from tuner.study.study import check_claim, pruner_names
 
 CONFIG_FILE = "config.yaml"

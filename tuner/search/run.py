@@ -164,7 +164,8 @@ def _search(
         mirror.begin()
         check()
         with Progress(agenda, console, planned=config.num_trials, rungs=len(config.rungs)):
-            run_on_ray(agenda, slots, check, train=on_any_machine(plan, store, train or train_trial))
+            work = on_any_machine(plan.arguments, plan.config.model_name_or_path, store, train or train_trial)
+            run_on_ray(agenda, slots, check, train=work)
         check()  # a signal that came after the last turn of Tune's loop
         mirror.finish()
         check()

@@ -29,16 +29,6 @@ class Mixture:
     dev_all: Mapping[str, float]
 
 
-def task_name(guard: str) -> str:
-    """Returns what results call a guard: the folder's own name, or mteb's name of the task."""
-    return Path(guard).name
-
-
-def mixture_name(number: int, alpha: float) -> str:
-    """Returns the folder under RUN/trials of a mixture of trial `number` with the base model."""
-    return f"{number:04d}-alpha{alpha:.2f}"
-
-
 def read_scores(run_dir: Path, name: str) -> dict[str, float] | None:
     """Returns the guard scores of the model in RUN/trials/`name`; None where they were not taken."""
     path = run_dir / "trials" / name / "guard.json"

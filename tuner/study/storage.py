@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -20,11 +19,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from trainables.files import append_line
 from tuner.errors import RequestError
+from tuner.request.storage_url import PASSWORD_VARIABLE, file_of, is_journal, redacted, whole
 
-PASSWORD_VARIABLE = "TUNER_STORAGE"
-"""Environment variable with the whole storage URL, for a resumed search: its config.yaml has no password."""
-
-HIDDEN = "***"
 _DRIVERS: Mapping[str, Sequence[tuple[str, str]]] = {
     "postgresql": (("psycopg", "postgresql+psycopg"), ("psycopg2", "postgresql+psycopg2")),
     "mysql": (("MySQLdb", "mysql+mysqldb"), ("pymysql", "mysql+pymysql")),
@@ -38,9 +34,9 @@ def open_storage(url: str | None, run_dir: Path) -> BaseStorage:
     Raises:
         RequestError: It cannot be opened.
     """
-    url = _whole(url, run_dir)
+    url = whole(url, run_dir)
     with readable(url):
-        if _is_journal(url):
+        if is_journal(url):
             _cut_torn_line(Path(url))
             return optuna.storages.JournalStorage(_WholeLines(url))
         return optuna.storages.get_storage(_with_driver(url))
@@ -52,8 +48,8 @@ def require_study(url: str | None, run_dir: Path, name: str) -> None:
     Raises:
         RequestError: The storage holds no study `name`, or cannot be opened.
     """
-    url = _whole(url, run_dir)
-    file = _file(url)
+    url = whole(url, run_dir)
+    file = file_of(url)
     if file is None or Path(file.partition("?")[0]).exists():
         with readable(url):
             if name in (study.study_name for study in open_storage(url, run_dir).get_all_studies()):
@@ -65,28 +61,6 @@ def require_study(url: str | None, run_dir: Path, name: str) -> None:
             "--run_dir"
         ]
     )
-
-
-def absolute(url: str) -> str:
-    """Returns a storage URL that names the same file from any directory."""
-    file = _file(url)
-    return url if file is None else f"{url.removesuffix(file)}{Path(file).absolute()}"
-
-
-def _whole(url: str | None, run_dir: Path) -> str:
-    return f"sqlite:///{(run_dir / 'study.db').resolve()}" if url is None else _with_password(url)
-
-
-def _is_journal(url: str) -> bool:
-    return url.endswith((".journal", ".log")) and "://" not in url
-
-
-def _file(url: str) -> str | None:
-    """The file that a URL names, with the URL's options; None: a server, or memory."""
-    if _is_journal(url):
-        return url
-    scheme, _, file = url.partition(":///")
-    return file if scheme.startswith("sqlite") and file and not file.startswith((":", "file:")) else None
 
 
 @contextmanager
@@ -139,27 +113,6 @@ def _remedy(where: str) -> str:
     if "://" in where and not where.startswith("sqlite"):
         return "is the server up, and are user, password and database right?"
     return "put back a copy of the file, or start a new --run_dir: the folders in trials/ keep their scores and weights"
-
-
-def redacted(url: str) -> str:
-    """Returns a storage URL without its password."""
-    scheme, separator, rest = url.partition("://")
-    credentials, at, host = rest.rpartition("@")
-    shown = f"{scheme}{separator}{credentials.split(':')[0]}:{HIDDEN}@{host}" if at and ":" in credentials else url
-    return re.sub(r"([?&]\w*passw(?:or)?d=)[^&]*", rf"\1{HIDDEN}", shown)
-
-
-def _with_password(url: str) -> str:
-    if HIDDEN not in url:
-        return url
-    if PASSWORD_VARIABLE not in os.environ:
-        raise RequestError(
-            [
-                f"--storage {url}: the password is written nowhere; give the whole URL again with --storage, "
-                f"or in the environment variable {PASSWORD_VARIABLE}"
-            ]
-        )
-    return os.environ[PASSWORD_VARIABLE]
 
 
 def _with_driver(url: str) -> str:

@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from trainables.config import TrialConfig
 from trainables.scoring.measures import Scores
+from tuner.run_dir.names import mixture_name, task_name
 from tuner.study import guards
 from tuner.study.guards import Mixture
 from tuner.study.study import SearchStudy, arguments_of, has_failed
@@ -196,7 +197,7 @@ def _guard(
     """Guard tasks of base model and winner; None where none was asked for. What was not scored counts as lost."""
     if not asked:
         return None
-    names = [guards.task_name(guard) for guard in asked]
+    names = [task_name(guard) for guard in asked]
     base, best = (guards.read_scores(run_dir, name) or {} for name in ("0000", folder))
     tasks = {name: {"base": base.get(name), "best": best.get(name)} for name in names}
     unscored = [name for name, scores in tasks.items() if None in scores.values()]
@@ -258,7 +259,7 @@ def _counts(study: Study) -> dict[str, int]:
 
 
 def _folder(number: int, mixed: Mixture | None) -> str:
-    return f"{number:04d}" if mixed is None else guards.mixture_name(number, mixed.alpha)
+    return f"{number:04d}" if mixed is None else mixture_name(number, mixed.alpha)
 
 
 def _test_file(run_dir: Path, folder: str) -> Path:

@@ -11,6 +11,7 @@ import numpy as np
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from tuner.run_dir.names import weights_of
 from tuner.study import guards
 from tuner.study.guards import Mixture
 from tuner.study.study import value_of
@@ -47,11 +48,6 @@ def finalists(study: Study, count: int, run_dir: Path | None = None) -> list[int
     distinct = [trial for trial in trained if "duplicate_of" not in trial.user_attrs]
     numbers = [trial.number for trial in sorted(distinct, key=_rank, reverse=True)]
     return [number for number in numbers if run_dir is None or weights_of(run_dir, number).is_dir()][:count]
-
-
-def weights_of(run_dir: Path, number: int) -> Path:
-    """Returns the folder of a trial's weights; it is there while they are kept."""
-    return run_dir / "trials" / f"{number:04d}" / "checkpoint"
 
 
 def _rank(trial: FrozenTrial) -> tuple[bool, float]:

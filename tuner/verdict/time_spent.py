@@ -6,7 +6,7 @@ from typing import Any
 
 from optuna import Study
 
-from trainables.trial.records import whole_records
+from trainables.files import whole_records
 
 TRIALS = ("training", "scoring", "overhead")
 """Parts of a trial's time, and of a retraining's."""

@@ -1,0 +1,61 @@
+"""Storage URLs as users write them: their files, and their passwords, which are shown nowhere."""
+
+import os
+import re
+from pathlib import Path
+
+from tuner.errors import RequestError
+
+PASSWORD_VARIABLE = "TUNER_STORAGE"
+"""Environment variable with the whole storage URL, for a resumed search: its config.yaml has no password."""
+HIDDEN = "***"
+
+
+def absolute(url: str) -> str:
+    """Returns a storage URL that names the same file from any directory."""
+    file = file_of(url)
+    return url if file is None else f"{url.removesuffix(file)}{Path(file).absolute()}"
+
+
+def whole(url: str | None, run_dir: Path) -> str:
+    """Returns the URL with its password; None stands for RUN/study.db."""
+    return f"sqlite:///{(run_dir / 'study.db').resolve()}" if url is None else with_password(url)
+
+
+def is_journal(url: str) -> bool:
+    """Whether it is the path of a file for Optuna's JournalStorage."""
+    return url.endswith((".journal", ".log")) and "://" not in url
+
+
+def file_of(url: str) -> str | None:
+    """The file that a URL names, with the URL's options; None: a server, or memory."""
+    if is_journal(url):
+        return url
+    scheme, _, file = url.partition(":///")
+    return file if scheme.startswith("sqlite") and file and not file.startswith((":", "file:")) else None
+
+
+def redacted(url: str) -> str:
+    """Returns a storage URL without its password."""
+    scheme, separator, rest = url.partition("://")
+    credentials, at, host = rest.rpartition("@")
+    shown = f"{scheme}{separator}{credentials.split(':')[0]}:{HIDDEN}@{host}" if at and ":" in credentials else url
+    return re.sub(r"([?&]\w*passw(?:or)?d=)[^&]*", rf"\1{HIDDEN}", shown)
+
+
+def with_password(url: str) -> str:
+    """Returns a URL whose password is hidden as the environment has it, any other as it is.
+
+    Raises:
+        RequestError: The environment has none.
+    """
+    if HIDDEN not in url:
+        return url
+    if PASSWORD_VARIABLE not in os.environ:
+        raise RequestError(
+            [
+                f"--storage {url}: the password is written nowhere; give the whole URL again with --storage, "
+                f"or in the environment variable {PASSWORD_VARIABLE}"
+            ]
+        )
+    return os.environ[PASSWORD_VARIABLE]
