@@ -13,7 +13,6 @@ from tuner.verdict.statistics import (
     paired_differences,
     permutation_p_value,
     pooled_spread,
-    t_quantile,
 )
 
 
@@ -86,14 +85,6 @@ def test_detectable_difference() -> None:
     # (1.960 + 0.842) * sd / sqrt(n); sd of 50 times -1 and 50 times +1 is sqrt(100 / 99)
     differences = np.tile([-1.0, 1.0], 50)
     assert detectable_difference(differences) == pytest.approx(2.8016 * (100 / 99) ** 0.5 / 10, rel=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("probability", "degrees", "printed"),
-    [(0.95, 1, 6.3138), (0.95, 2, 2.9200), (0.975, 4, 2.7764), (0.975, 1e6, 1.96)],
-)
-def test_t_quantile_equals_the_printed_tables(probability: float, degrees: int, printed: float) -> None:
-    assert t_quantile(probability, degrees) == pytest.approx(printed, abs=1e-4)
 
 
 def test_lower_bound_over_seeds() -> None:

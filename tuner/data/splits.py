@@ -58,22 +58,17 @@ def assign(queries: Sequence[bytes], positives: Sequence[Sequence[bytes]], *, se
 
 
 def connected(queries: Sequence[bytes], positives: Sequence[Sequence[bytes]]) -> list[list[int]]:
-    """Returns the groups of rows connected by a shared query or a shared positive, by union-find."""
-    parent = list(range(len(queries)))
+    """Returns the groups of rows connected by a shared query or a shared positive."""
+    from scipy.cluster.hierarchy import DisjointSet  # a check of rows alone needs no scipy
 
-    def root(row: int) -> int:
-        while parent[row] != row:
-            parent[row] = parent[parent[row]]
-            row = parent[row]
-        return row
-
+    sets = DisjointSet(range(len(queries)))
     first: dict[tuple[bool, bytes], int] = {}
     for row, (query, passages) in enumerate(zip(queries, positives, strict=True)):
         for key in ((True, query), *((False, passage) for passage in passages)):
-            parent[root(row)] = root(first.setdefault(key, row))
+            sets.merge(row, first.setdefault(key, row))
     groups: defaultdict[int, list[int]] = defaultdict(list)
     for row in range(len(queries)):
-        groups[root(row)].append(row)
+        groups[sets[row]].append(row)
     return list(groups.values())
 
 

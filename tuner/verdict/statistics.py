@@ -7,11 +7,11 @@ what another draw of queries from the same source would give, for these two mode
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 Floats = NDArray[np.float64]
 
@@ -102,7 +102,7 @@ def bootstrap_interval(values: Floats, *, seed: int, resamples: int = RESAMPLES)
         Low and high end.
     """
     n = len(values)
-    tail = NormalDist().cdf(np.sqrt(n / (n - 1)) * -t_quantile((1 + CONFIDENCE) / 2, n - 1))
+    tail = NormalDist().cdf(np.sqrt(n / (n - 1)) * -stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))
     generator = np.random.default_rng(seed)
     means = np.concatenate([values[generator.integers(0, n, (rows, n))].mean(axis=1) for rows in _chunks(resamples, n)])
     low, high = np.quantile(means, [tail, 1 - tail])
@@ -167,19 +167,7 @@ def lower_bound(values: Sequence[float], spread: Spread) -> float:
         spread: Deviation and degrees of freedom of Student's t, pooled over all that are ranked together.
     """
     error = spread.deviation / math.sqrt(len(values))
-    return float(np.mean(values)) - t_quantile(CONFIDENCE, spread.degrees) * error
-
-
-@cache
-def t_quantile(probability: float, degrees: int) -> float:
-    """Quantile of Student's t distribution, to 5 digits for probabilities between 0.5 and 0.999.
-
-    With t = sqrt(degrees) * tan(angle) the density becomes cos(angle) ** (degrees - 1) on a finite range, where a sum
-    over a fine grid is exact enough.
-    """
-    edges = np.linspace(-np.pi / 2, np.pi / 2, 200_001)
-    mass = np.cumsum(np.cos((edges[1:] + edges[:-1]) / 2) ** (degrees - 1))
-    return float(np.sqrt(degrees) * np.tan(np.interp(probability, mass / mass[-1], edges[1:])))
+    return float(np.mean(values) - stats.t.ppf(CONFIDENCE, spread.degrees) * error)
 
 
 def _chunks(rows: int, columns: int) -> Iterator[int]:
