@@ -77,3 +77,14 @@ def test_each_fault_is_found_with_its_row(
 
 def test_all_missing_files_are_told_together(tmp_path: Path) -> None:
     assert len(rules(tmp_path)) == 4
+
+
+def test_negative_judgements_are_not_relevant(tmp_path: Path) -> None:
+    lay(tmp_path, dev=HEAD + "q1\tp1\t2\nq1\tp2\t-2\n")
+    assert rules(tmp_path) == []
+    assert read(tmp_path, Findings()).qrels["dev"] == {"q1": {"p1": 2, "p2": 0}}
+
+
+def test_half_a_surrogate_pair_is_told(tmp_path: Path) -> None:
+    lay(tmp_path, corpus=FILES["corpus.jsonl"] + '{"_id": "p3", "text": "half \\ud83d"}\n')
+    assert rules(tmp_path) == [("BEIR surrogate", 3)]

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from tuner.data.findings import Findings
-from tuner.data.rows import Fault, find_source, read_rows, row_faults
+from tuner.data.rows import Fault, row_faults
+from tuner.data.sources import find_source, read_rows
 
 SOUND = {"query": "西湖在哪里", "pos": ["西湖位于杭州"], "neg": ["太湖位于苏州", "a lake"]}
 

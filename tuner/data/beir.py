@@ -1,17 +1,22 @@
 """Held-out queries as a BEIR folder: corpus.jsonl, queries.jsonl, qrels/dev.tsv and qrels/test.tsv."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tuner.data.findings import Findings
-from tuner.data.rows import Fault, read_rows
+from tuner.data.rows import Fault, encodable
+from tuner.data.sources import read_rows
 
 SPLITS = ("dev", "test")
 HEADER = ("query-id", "corpus-id", "score")
 FILES = ("corpus.jsonl", "queries.jsonl", "qrels/dev.tsv", "qrels/test.tsv")
+
+_RELEVANCE = re.compile(r"-?\d{1,9}")
+"""TREC's judgements go below 0: spam, or another language. Not relevant, all of them."""
 
 Passage = dict[str, str]
 Qrels = Mapping[str, Mapping[str, int]]
@@ -106,6 +111,8 @@ def _text_fault(row: Any, texts: Mapping[str, str]) -> Fault | None:
         return Fault("BEIR row", 'a row must be an object with the strings "_id" and "text"')
     if not isinstance(row.get("title", ""), str | None):
         return Fault("BEIR title", '"title" must be a string')
+    if not all(encodable(row.get(name) or "") for name in ("_id", "title", "text")):
+        return Fault("BEIR surrogate", f"row {row['_id']!r} holds half of a surrogate pair, which UTF-8 cannot express")
     if row["_id"] in texts:
         return Fault("BEIR id repeated", f"the id {row['_id']!r} was used before")
     if not row["_id"].strip() or any(space in row["_id"] for space in "\t\r\n"):
@@ -126,7 +133,7 @@ def _read_qrels(path: Path, queries: Mapping[str, str], passages: set[str], find
             findings.add(str(path), number, fault)
         elif line:
             query, passage, score = line.split("\t")
-            qrels.setdefault(query, {})[passage] = int(score)
+            qrels.setdefault(query, {})[passage] = max(int(score), 0)
     _find_unjudged(path, qrels, findings)
     return qrels
 
@@ -134,8 +141,8 @@ def _read_qrels(path: Path, queries: Mapping[str, str], passages: set[str], find
 def _qrels_fault(cells: list[str], queries: Mapping[str, str], passages: set[str]) -> Fault | None:
     if cells == [""]:
         return None
-    if len(cells) != len(HEADER) or not cells[2].strip().isdecimal():
-        return Fault("qrels row", f"a row must be {' '.join(HEADER)} separated by tabs, score an integer from 0")
+    if len(cells) != len(HEADER) or not _RELEVANCE.fullmatch(cells[2].strip()):
+        return Fault("qrels row", f"a row must be {' '.join(HEADER)} separated by tabs, score an integer")
     if cells[0] not in queries:
         return Fault("qrels query", f"the query id {cells[0]!r} is not in queries.jsonl")
     if cells[1] not in passages:

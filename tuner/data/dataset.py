@@ -17,7 +17,8 @@ from typing import Any
 from trainables.files import write_text
 from tuner.data import beir
 from tuner.data.findings import Finding, Findings
-from tuner.data.rows import FIELDS, Fault, Source
+from tuner.data.rows import Fault
+from tuner.data.sources import Source, content_hash, stem_of
 from tuner.data.splits import ENOUGH_QUERIES, MIN_QUERIES, assign, fingerprint
 from tuner.data.survey import Survey, rows_of, survey
 from tuner.errors import EXIT_DONE, EXIT_REQUEST, RequestError
@@ -217,8 +218,8 @@ def _write(
     for name in _PARTS:
         shutil.rmtree(folder / name, ignore_errors=True)
     beir.write(evaluation, folder / "eval")
-    train = _write_train(surveyed.sources, iter(splits), folder)
-    files = {name: _sha256(folder / "eval" / name) for name in beir.FILES}
+    train = _write_train(surveyed, iter(splits), folder)
+    files = {name: content_hash(folder / "eval" / name) for name in beir.FILES}
     queries = {split: len(evaluation.qrels[split]) for split in beir.SPLITS}
     manifest = {
         "hash": _overall_hash(train, files),
@@ -237,50 +238,71 @@ def _describe(surveyed: Survey, splits: Sequence[str]) -> dict[str, Any]:
         "rows": negatives.total(),
         "negatives": _quantile(negatives, 0.1),
         "has_scores": surveyed.has_scores,
-        "sources": [{"name": path.name, "sha256": _sha256(path)} for path, _ in surveyed.files],
+        "sources": [{"name": path.name, "sha256": content_hash(path)} for path, _ in surveyed.files],
         "negatives_per_row": {"min": min(negatives), "median": _quantile(negatives, 0.5)},
         "characters": {name: _sizes(getattr(surveyed, f"{name}_lengths")) for name in ("query", "passage")},
         "warnings": [str(replace(finding, file=Path(finding.file).name)) for finding in surveyed.findings.all()],
     }
 
 
-def _write_train(sources: Sequence[Source], splits: Iterator[str], folder: Path) -> list[dict[str, Any]]:
+def _write_train(surveyed: Survey, splits: Iterator[str], folder: Path) -> list[dict[str, Any]]:
     """Writes each source under a numbered name; files that are left without rows are left out."""
     written = []
-    for number, source in enumerate(sources):
-        name = source.name if source.is_folder else f"{Path(source.name).stem}.jsonl"
+    for number, source in enumerate(surveyed.sources):
+        name = source.name if source.is_folder else f"{source.stem}.jsonl"
         path = folder / "train" / f"{number:03d}-{name}"
-        files = _write_source(source, splits, path)
+        files = _write_source(source, splits, path, _Schema.of(surveyed))
         if files:
             relative = path.relative_to(folder).as_posix()
             written.append({"path": relative, "no_in_batch_neg": source.no_in_batch_neg, "files": files})
     return written
 
 
-def _write_source(source: Source, splits: Iterator[str], path: Path) -> list[dict[str, Any]]:
+def _write_source(source: Source, splits: Iterator[str], path: Path, schema: "_Schema") -> list[dict[str, Any]]:
     files = []
     for number, file in enumerate(source.files):
-        target = path / f"{number:03d}-{file.stem}.jsonl" if source.is_folder else path
+        target = path / f"{number:03d}-{stem_of(file)}.jsonl" if source.is_folder else path
         target.parent.mkdir(parents=True, exist_ok=True)
         kept = (row for row, split in zip(rows_of([file]), splits, strict=False) if split == "train")
-        count = beir.write_jsonl(
-            target, ({name: row[name] for name in FIELDS if row.get(name) is not None} for row in kept)
-        )
+        kind = next((row["type"] for row in rows_of([file]) if row.get("type") is not None), "") if schema.type else ""
+        count = beir.write_jsonl(target, (schema.row(row, kind) for row in kept))
         if count:
-            files.append({"name": target.name, "rows": count, "sha256": _sha256(target)})
+            files.append({"name": target.name, "rows": count, "sha256": content_hash(target)})
         else:
             target.unlink()
     return files
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Schema:
+    """The fields of every training row that is written, the same in all of them.
+
+    `datasets` 5.2 takes a column's type from a file's first 10 MB, and fails on a field that appears, ends or turns
+    from whole numbers to fractions after them.
+    """
+
+    scores: bool
+    prompt: bool
+    type: bool
+
+    @classmethod
+    def of(cls, surveyed: Survey) -> "_Schema":
+        optional = surveyed.optional
+        return cls(scores=surveyed.has_scores, prompt=bool(optional["prompt"]), type=bool(optional["type"]))
+
+    def row(self, row: Mapping[str, Any], kind: str) -> dict[str, Any]:
+        """Returns what is written of a checked row, in a file whose rows are of type `kind`."""
+        written = {name: row[name] for name in ("query", "pos", "neg")}
+        if self.scores:
+            written |= {name: [float(score) for score in row[name]] for name in ("pos_scores", "neg_scores")}
+        if self.prompt:
+            written["prompt"] = row.get("prompt") or ""
+        return written | ({"type": kind} if self.type else {})
+
+
 def _overall_hash(train: Sequence[Mapping[str, Any]], files: Mapping[str, str]) -> str:
     contents = [[source["no_in_batch_neg"], [file["sha256"] for file in source["files"]]] for source in train]
     return hashlib.sha256(json.dumps([contents, sorted(files.items())]).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sizes(lengths: Counter[int]) -> dict[str, int]:

@@ -21,6 +21,8 @@ def find_model(name: str, *, cache_dir: str | None = None, token: str | None = N
         RequestError: It is no model folder, and the hub has none of that name or cannot be reached.
     """
     folder = Path(name)
+    if (folder / "snapshots").is_dir():
+        folder = _snapshot(folder)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise RequestError(
@@ -30,6 +32,23 @@ def find_model(name: str, *, cache_dir: str | None = None, token: str | None = N
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise RequestError([f"--model_name_or_path {name}: there is no such folder"])
     return _download(name, cache_dir or os.getenv("HF_HUB_CACHE"), token)
+
+
+def _snapshot(folder: Path) -> Path:
+    """The model in a folder of the hub's cache (``models--BAAI--bge-m3``): the one that its ref names, or the only one.
+
+    Raises:
+        RequestError: It holds several, and no ref tells which.
+    """
+    snapshots = sorted(entry for entry in (folder / "snapshots").iterdir() if entry.is_dir())
+    ref = folder / "refs" / "main"
+    named = folder / "snapshots" / ref.read_text("utf-8").strip() if ref.is_file() else None
+    if named in snapshots:
+        return Path(named)
+    if len(snapshots) == 1:
+        return snapshots[0]
+    choices = ", ".join(map(str, snapshots)) or "none"
+    raise RequestError([f"--model_name_or_path {folder}: name one of its snapshots ({choices})"])
 
 
 def model_here(name: str, *, cache_dir: str | None = None, token: str | None = None) -> str:

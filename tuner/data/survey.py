@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tuner.data.findings import Findings
-from tuner.data.rows import Fault, Source, find_source, read_rows, row_faults
+from tuner.data.rows import Fault, row_faults
+from tuner.data.sources import Source, find_source, read_rows
 from tuner.data.splits import fingerprint
 
 OPTIONAL_FIELDS = {
     "pos_scores": "--knowledge_distillation needs them in every row",
     "neg_scores": "--knowledge_distillation needs them in every row",
-    "prompt": "FlagEmbedding gives the other rows the instruction 'None'",
-    "type": "FlagEmbedding takes the first row's for its whole file",
+    "prompt": "the other rows get an empty one",
+    "type": "the other rows get the one that the rest of their file has",
 }
 """Fields that all rows should have or none, and what happens otherwise."""
 
@@ -98,10 +99,13 @@ def rows_of(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
 def _survey_file(path: Path, result: Survey, seen: dict[bytes, _Seen]) -> None:
     start = len(result.queries)
     result.files.append((path, start))
-    empty = True
+    empty, kind = True, None
     for line, row in read_rows(path):
         empty = False
         faults = list(row_faults(row))
+        if not faults and (own := row.get("type")) is not None:
+            kind = own if kind is None else kind
+            faults = [] if own == kind else [_other_type(own, kind)]
         for fault in faults:
             result.findings.add(str(path), line, fault)
         if not faults:
@@ -109,6 +113,17 @@ def _survey_file(path: Path, result: Survey, seen: dict[bytes, _Seen]) -> None:
             _find_repeated(row, result, seen)
     if empty:
         result.findings.add(str(path), None, Fault("empty file", "the file has no rows"), fatal=False)
+
+
+def _other_type(own: str, first: str) -> Fault:
+    message = (
+        f"'type' is {_quoted(own)}, but the file's first is {_quoted(first)}; FlagEmbedding trains a file as one type"
+    )
+    return Fault("other type", f"{message}, so put the rows into a file of their own")
+
+
+def _quoted(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:37]}...")
 
 
 def _add_row(row: dict[str, Any], line: int, result: Survey) -> None:

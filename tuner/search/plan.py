@@ -22,7 +22,7 @@ from tuner.data import dataset as data
 from tuner.data import guard_data
 from tuner.data.inputs import local_copy
 from tuner.data.models import model_here
-from tuner.data.rows import NO_SUCH_DATA
+from tuner.data.sources import NO_SUCH_DATA
 from tuner.errors import RequestError
 from tuner.request.arguments import translated, upstream_arguments
 from tuner.request.config import SECRETS, SearchConfig, new_run_dir
