@@ -211,8 +211,10 @@ def trained(case: Case, folder: Path, train_data: Path, side: str) -> dict[str, 
     compute_loss = runner.trainer.compute_loss
 
     def record(model: Any, inputs: dict[str, Any], **kwargs: Any) -> Any:
-        parts = inputs["texts"]["groups"] if "texts" in inputs else [inputs["queries"], inputs["passages"]]
-        tokens.append(torch.stack([part["attention_mask"].sum() for part in parts]).sum())
+        if "texts" in inputs:
+            tokens.append(torch.from_numpy(inputs["texts"]["lengths"]).sum())
+        else:
+            tokens.append(sum(inputs[part]["attention_mask"].sum() for part in ("queries", "passages")))
         loss = compute_loss(model, inputs, **kwargs)
         losses.append(loss.detach())
         return loss

@@ -17,6 +17,7 @@ LAYOUT = Layout(
     sub_batch_size=None,
     group_cost=2,
     packed=False,
+    padding_position=1,
     like_upstream=False,
 )
 
@@ -31,13 +32,27 @@ PASSAGES = [ids(10, 10, 20, 21, 22, 23), ids(12, 11), ids(30), ids(11, 12, 13, 1
 
 def texts_of(batch: dict[str, Any], name: str = "input_ids") -> list[list[int]]:
     """Returns the texts in their order, without padding."""
-    rows = [
-        row[mask.bool()].tolist()
-        for group in batch["texts"]["groups"]
-        for row, mask in zip(group[name], group["attention_mask"], strict=True)
-    ]
+    rows = [text for group in batch["texts"]["groups"] for text in rows_of(group, group[name])]
     order = batch["texts"]["order"]
     return rows if order is None else [rows[place] for place in order]
+
+
+def rows_of(group: dict[str, Any], values: torch.Tensor) -> list[list[int]]:
+    """Returns a group's values by text, without padding."""
+    values = values[group["attention_mask"].bool()] if "attention_mask" in group else values
+    return [text.tolist() for text in values.split(group["lengths"].tolist())]
+
+
+def columns_of(batch: dict[str, Any]) -> list[list[int]]:
+    """Returns the columns of each text's tokens, in the order of the groups."""
+    width, found = batch["texts"]["width"], []
+    for group in batch["texts"]["groups"]:
+        cells: list[list[int]] = [[] for _ in group["lengths"]]
+        for cell in group["cells"].tolist():
+            cells[cell // width].append(cell % width)
+        found += cells
+    order = batch["texts"]["order"]
+    return found if order is None else [found[place] for place in order]
 
 
 @pytest.mark.parametrize(
@@ -58,20 +73,31 @@ def test_every_text_is_there_once(layout: Layout) -> None:
     tokens = batch["texts"]["tokens"]
     assert [tokens[places].tolist() for places in texts_of(batch, "places")] == texts_of(batch)
     limit = layout.sub_batch_size or 6
-    assert all(len(group["input_ids"]) <= limit for group in batch["texts"]["groups"])
+    assert all(len(group["lengths"]) <= limit for group in batch["texts"]["groups"])
 
 
 def test_columns_are_the_queries_tokens_that_are_not_special() -> None:
     batch = LAYOUT.batch(QUERIES, PASSAGES)
-    assert batch["texts"]["width"] == 3  # 10, 11, 12; 3 stands for none of them
-    assert texts_of(batch, "columns")[:3] == [[3, 0, 1, 3], [3, 2, 3], [3, 0, 0, 3, 3, 3, 3, 3]]
+    assert batch["texts"]["width"] == 3  # 10, 11, 12
+    assert columns_of(batch) == [[0, 1], [2], [0, 0], [2, 1], [], [1, 2]]
 
 
 def test_padded_lengths_are_upstreams() -> None:
     batch = replace(LAYOUT, pad_to_multiple_of=5).batch(QUERIES, PASSAGES)
     assert batch["queries"]["attention_mask"].tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 0, 0]]
-    assert batch["passages"]["padded_length"] == 10
-    assert batch["texts"]["padded_length"] == 10
+    assert batch["texts"]["shapes"] == ((2, 4), (4, 9))  # without the first token
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_vectors_go_where_upstream_has_them(side: str) -> None:
+    """Texts of 4, 3; 8, 4, 3 and 7 tokens; on the left, all but the longest have a vector for their first token too."""
+    texts = replace(LAYOUT, like_upstream=True, padding_side=side).batch(QUERIES, PASSAGES)["texts"]
+    queries, passages = texts["slots"].split([len(group["inner"]) for group in texts["groups"]])
+    assert queries.tolist() == ([0, 1, 2, 3, 4] if side == "right" else [0, 1, 2, 3, 4, 5])
+    third_passage = [20, 21] if side == "right" else [24, 25, 26]  # its row begins at 6 + 2 x 7
+    assert (
+        passages.tolist()[-len(third_passage) - (6 if side == "right" else 7) :][: len(third_passage)] == third_passage
+    )
 
 
 def test_like_upstream_is_one_padded_group_a_side() -> None:
@@ -83,14 +109,15 @@ def test_like_upstream_is_one_padded_group_a_side() -> None:
 
 def test_packed_texts_stay_in_their_order_in_as_few_groups_as_can_be() -> None:
     texts = replace(LAYOUT, packed=True, sub_batch_size=4).batch(QUERIES, PASSAGES)["texts"]
-    assert [tuple(group["input_ids"].shape) for group in texts["groups"]] == [(4, 8), (2, 7)]
+    assert [group["lengths"].tolist() for group in texts["groups"]] == [[4, 3, 8, 4], [3, 7]]
+    assert [group["cu_seqlens"].tolist() for group in texts["groups"]] == [[0, 4, 7, 15, 19], [0, 3, 10]]
     assert texts["order"] is None
 
 
 def test_queries_of_special_tokens_only() -> None:
     batch = LAYOUT.batch([ids(3)], [ids(10), ids(11)])
     assert batch["texts"]["width"] == 0
-    assert torch.cat([group["columns"].flatten() for group in batch["texts"]["groups"]]).unique().tolist() == [0]
+    assert all(not len(group["scored"]) for group in batch["texts"]["groups"])
 
 
 def test_partition_is_the_cheapest() -> None:

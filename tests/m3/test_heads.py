@@ -5,20 +5,34 @@ import torch
 from torch import Tensor
 
 from trainables.m3 import heads
-from trainables.m3.heads import colbert_scores, pad_vectors, sparse_vectors
+from trainables.m3.heads import colbert_scores, sparse_vectors, token_vectors
 
 
 def test_sparse_vectors_keep_the_largest_weight_of_each_column() -> None:
-    weights = torch.tensor([[0.5, 2.0, 1.0, 3.0], [0.0, 4.0, 0.25, 0.5]])
-    columns = torch.tensor([[0, 1, 1, 2], [0, 2, 1, 0]])  # 2 is no column
-    assert sparse_vectors(weights, columns, width=2).tolist() == [[0.5, 2.0], [0.5, 0.25]]
+    weights = torch.tensor([0.5, 2.0, 1.0, 0.25, 0.5])
+    cells = torch.tensor([0, 1, 1, 3, 2])  # (texts, 2), one row after the other
+    assert sparse_vectors(weights, cells, texts=2, width=2).tolist() == [[0.5, 2.0], [0.5, 0.25]]
 
 
 def test_equal_largest_weights_share_the_gradient() -> None:
-    weights = torch.tensor([[2.0, 2.0, 1.0]], requires_grad=True)
-    sparse_vectors(weights, torch.tensor([[0, 0, 0]]), width=1).sum().backward()
+    weights = torch.tensor([2.0, 2.0, 1.0], requires_grad=True)
+    sparse_vectors(weights, torch.tensor([0, 0, 0]), texts=1, width=1).sum().backward()
     assert weights.grad is not None
-    assert weights.grad.tolist() == [[0.5, 0.5, 0.0]]
+    assert weights.grad.tolist() == [0.5, 0.5, 0.0]
+
+
+def test_equal_weights_in_16_bits_are_counted_beyond_256() -> None:
+    weights = torch.ones(1000, dtype=torch.bfloat16, requires_grad=True)
+    vectors = sparse_vectors(weights, torch.zeros(1000, dtype=torch.int64), texts=1, width=1)
+    assert vectors.dtype == torch.bfloat16
+    vectors.sum().backward()
+    assert weights.grad is not None
+    assert weights.grad.float().sum().item() == pytest.approx(1.0, rel=0.01)
+
+
+def test_without_columns_there_are_no_sparse_scores() -> None:
+    nothing = torch.empty(0)
+    assert sparse_vectors(nothing, torch.empty(0, dtype=torch.int64), texts=2, width=0).shape == (2, 0)
 
 
 def upstream_sparse(weights: Tensor, ids: Tensor, vocabulary: int, special: list[int]) -> Tensor:
@@ -27,6 +41,12 @@ def upstream_sparse(weights: Tensor, ids: Tensor, vocabulary: int, special: list
     vectors = spread.max(dim=1).values
     vectors[:, special] *= 0.0
     return vectors
+
+
+def pooled(weights: Tensor, columns: Tensor, width: int) -> Tensor:
+    """Pools padded weights; `width` is no column."""
+    cells = torch.arange(len(weights))[:, None] * width + columns
+    return sparse_vectors(weights[columns < width], cells[columns < width], len(weights), width)
 
 
 def test_sparse_scores_and_gradients_equal_upstreams() -> None:
@@ -41,7 +61,7 @@ def test_sparse_scores_and_gradients_equal_upstreams() -> None:
     vocabulary = tokens[tokens > 3]
     place = torch.full((30,), len(vocabulary))
     place[vocabulary] = torch.arange(len(vocabulary))
-    vectors = [sparse_vectors(w, place[i], len(vocabulary)) for w, i in zip(weights, ids, strict=True)]
+    vectors = [pooled(w, place[i], len(vocabulary)) for w, i in zip(weights, ids, strict=True)]
     scores = vectors[0] @ vectors[1].T
 
     torch.testing.assert_close(scores, expected)
@@ -68,5 +88,9 @@ def test_colbert_scores_in_chunks_have_the_same_gradients(monkeypatch: pytest.Mo
     torch.testing.assert_close(torch.autograd.grad(chunked.square().sum(), sides), expected)
 
 
-def test_pad_vectors() -> None:
-    assert pad_vectors(torch.ones(1, 1, 2), 2).tolist() == [[[1.0, 1.0], [0.0, 0.0]]]
+def test_token_vectors_go_to_their_places_among_queries_and_passages() -> None:
+    """One query of two places, two passages of three."""
+    vectors = torch.tensor([[1.0], [2.0], [3.0]])
+    queries, passages = token_vectors(vectors, torch.tensor([1, 2, 6]), [(1, 2), (2, 3)])
+    assert queries.tolist() == [[[0.0], [1.0]]]
+    assert passages.tolist() == [[[2.0], [0.0], [0.0]], [[0.0], [3.0], [0.0]]]

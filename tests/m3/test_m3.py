@@ -2,7 +2,6 @@
 
 import random
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,13 +9,12 @@ import torch
 from FlagEmbedding.finetune.embedder.encoder_only.m3 import EncoderOnlyEmbedderM3Model, EncoderOnlyEmbedderM3Runner
 
 from tests.support.m3_fixtures import make_model, make_rows, text
-from trainables.m3 import runner as m3
 from trainables.m3.base_models import BaseModels
 from trainables.m3.batching import Layout
-from trainables.m3.packing import attend_text_by_text
-from trainables.m3.runner import Model, Runner, attends_without_padding, build_arguments
+from trainables.m3.runner import Model, Runner, build_arguments
 from trainables.m3.tokens import Tokeniser
 from trainables.process import trial_process
+from trainables.varlen import attend_text_by_text
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +67,7 @@ def layout_of(model: Model, sub_batch_size: int | None = None, packed: bool = Fa
         sub_batch_size=sub_batch_size,
         group_cost=20,
         packed=packed,
+        padding_position=model.tokenizer.pad_token_id,
         like_upstream=False,
     )
 
@@ -128,7 +127,7 @@ def test_each_heads_scores_and_gradients_equal_upstreams(root: Path, head: str, 
     ]
     tokenise = Tokeniser(upstream.tokenizer, 64)
     batch = layout_of(ours, packed=packed).batch(*(tokenise(side) for side in sides))
-    found = [[part[:3] for part in ours._embed(batch["texts"])], [part[3:] for part in ours._embed(batch["texts"])]]
+    found = ours._embed(batch["texts"])
 
     place = ["dense", "sparse", "colbert"].index(head)
     score = {"q_mask": masks[0]} if head == "colbert" else {}
@@ -171,7 +170,7 @@ def test_representations_have_upstreams_types_in_16_bits(root: Path) -> None:
     expected = upstream.encode({name: value for name, value in padded.items() if name != "token_type_ids"})
     tokenise = Tokeniser(tokenizer, 64)
     batch = layout_of(ours).batch(tokenise(["w1 w2 w3"]), tokenise(["w4"]))
-    assert [found.dtype for found in ours._embed(batch["texts"])] == [each.dtype for each in expected]
+    assert [found.dtype for found in ours._embed(batch["texts"])[0]] == [each.dtype for each in expected]
 
 
 def test_a_tokenizer_without_end_of_sequence_trains(root: Path, tmp_path: Path) -> None:
@@ -232,25 +231,3 @@ def test_a_copied_base_model_is_the_one_that_was_read(root: Path, tmp_path: Path
     (read, read_draw), (copied, copied_draw) = found
     assert all(torch.equal(value, copied[name]) for name, value in read.items())
     assert torch.equal(read_draw, copied_draw)
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({}, True),
-        ({"bf16": False}, False),
-        ({"bf16": False, "fp16": True}, True),
-        ({"device": torch.device("cpu")}, False),
-        ({"full_determinism": True}, False),
-        ({"supported": False}, False),
-        ({"installed": False}, False),
-    ],
-)
-def test_flash_attention_is_used_where_it_can_be(
-    changes: dict[str, Any], expected: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = {"bf16": True, "fp16": False, "full_determinism": False, "device": torch.device("cuda"), **changes}
-    monkeypatch.setattr(m3, "is_flash_attn_2_available", lambda: changes.get("installed", True))
-    encoder: Any = SimpleNamespace(_supports_flash_attn=changes.get("supported", True))
-    training: Any = SimpleNamespace(**asked)
-    assert attends_without_padding(encoder, training) is expected

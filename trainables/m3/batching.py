@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from trainables.varlen import positions
+
 Ids = npt.NDArray[np.int32]
 """Token ids of one text, special tokens included, not padded."""
 
@@ -34,51 +36,68 @@ class Layout:
     """What one more group costs, in tokens that the encoder could go through instead."""
     packed: bool
     """The encoder takes a group's texts end to end (see `packing`), so that they need not be of similar length."""
+    padding_position: int | None
+    """See `varlen.padding_position`."""
     like_upstream: bool
     """One group of queries and one of passages, each in its order and padded to its longest: dropout draws the same."""
 
     def batch(self, queries: Sequence[Ids], passages: Sequence[Ids]) -> dict[str, Any]:
         """Returns what `Model.forward` takes as `queries`, `passages` and `texts`.
 
-        `texts` holds the groups, each with tensors of shape (texts, length of the group): `input_ids`,
-        `attention_mask`, `places` (index into `texts["tokens"]`, the batch's distinct tokens) and `columns` (index
-        into the batch's sparse vocabulary: the tokens of its queries that are not special; `texts["width"]` for
-        tokens that are not in it). The rows of all groups, taken in the order `texts["order"]` (None: as they are),
-        are the queries and then the passages.
+        `texts` holds, beside its `groups`:
+        `tokens`, the batch's distinct tokens; `counts` of queries and passages; `width`, the number of columns of the
+        batch's sparse vocabulary (the tokens of its queries that are not special); `order`, by which the rows of all
+        groups become the queries and then the passages (None: as they are); `shapes` of queries and passages, (texts,
+        padded length without the first token), and `slots`, where the token vectors of all groups belong in these two,
+        one after the other; and on the host, `lengths` of all texts.
+
+        A group's hidden states are taken as rows of one matrix, padded or not. It holds `input_ids`, `places` (index
+        into `tokens`), the rows of each text's `first` and `last` token, those of the tokens that have a token vector
+        (`inner`) and of those with a column (`scored`, with their `cells` of (texts, width)), and on the host `lengths`
+        and `longest`. Padded, it has an `attention_mask`; packed, `positions`, `cu_seqlens` and `grid` (the tokens'
+        cells of (texts, longest)).
         """
         texts = [*queries, *passages]
-        lengths = np.array([len(text) for text in texts])
-        flat = np.concatenate(texts).astype(np.int64)
-        tokens, places = np.unique(np.append(flat, self.pad_token_id), return_inverse=True)
+        every = _Texts.of(texts, len(queries))
+        tokens, places = np.unique(np.append(every.ids, self.pad_token_id), return_inverse=True)
         vocabulary = np.setdiff1d(np.concatenate(queries), self.special_tokens)
-        columns = _positions(vocabulary, flat)
-        sides = [self._padded_length(lengths[: len(queries)]), self._padded_length(lengths[len(queries) :])]
-        groups = self._groups(lengths, len(queries), sides)
-        starts = np.cumsum(lengths) - lengths
-        fill = {
-            "input_ids": (flat, self.pad_token_id),
-            "attention_mask": (np.ones_like(flat), 0),
-            "places": (places[:-1], int(places[-1])),
-            "columns": (columns, len(vocabulary)),
-        }
+        columns = _columns(vocabulary, every.ids)
+        sides = [self._padded_length(every.lengths[every.side(part)]) for part in (0, 1)]
+        groups = self._groups(every.lengths, len(queries), sides)
+        parts = [_Part.of(every, rows, length, self._is_left, self._end_to_end) for rows, length in groups]
+        slots = _slots(every, sides, self._is_left)
+        mask = self._mask(every.lengths[: len(queries)], sides[0])
         return {
-            "queries": {"attention_mask": torch.from_numpy(self._mask(lengths[: len(queries)], sides[0]).astype(int))},
-            "passages": {"padded_length": sides[1]},
+            "queries": {"attention_mask": torch.from_numpy(mask.astype(int))},
+            "passages": {},
             "texts": {
                 "tokens": torch.from_numpy(tokens),
+                "counts": (len(queries), len(passages)),
+                "lengths": every.lengths,
                 "width": len(vocabulary),
-                "padded_length": max(sides),
-                "packed": self.packed and not self.like_upstream,
+                "packed": self._end_to_end,
                 "order": _order(np.concatenate([rows for rows, _ in groups])),
+                "shapes": ((len(queries), sides[0] - 1), (len(passages), sides[1] - 1)),
+                "slots": _as_tensor(np.concatenate([found[found >= 0] for found in (slots[p.tokens] for p in parts)])),
                 "groups": [
-                    {
-                        name: self._padded(values, starts[rows], lengths[rows], length, empty)
-                        for name, (values, empty) in fill.items()
-                    }
-                    for rows, length in groups
+                    part.common(slots >= 0, columns, len(vocabulary))
+                    | (
+                        part.packed(every, places, self.padding_position)
+                        if self._end_to_end
+                        else part.padded(every, places, self.pad_token_id)
+                    )
+                    for part in parts
                 ],
             },
         }
+
+    @property
+    def _end_to_end(self) -> bool:
+        return self.packed and not self.like_upstream
+
+    @property
+    def _is_left(self) -> bool:
+        return self.padding_side == "left"
 
     def _padded_length(self, lengths: _Ints) -> int:
         multiple = self.pad_to_multiple_of or 1
@@ -107,13 +126,123 @@ class Layout:
 
     def _mask(self, lengths: _Ints, length: int) -> npt.NDArray[np.bool_]:
         mask: npt.NDArray[np.bool_] = np.arange(length) < lengths[:, None]
-        return mask[:, ::-1].copy() if self.padding_side == "left" else mask
+        return mask[:, ::-1].copy() if self._is_left else mask
 
-    def _padded(self, values: _Ints, starts: _Ints, lengths: _Ints, length: int, empty: int) -> torch.Tensor:
-        padded = np.full((len(lengths), length), empty, dtype=np.int64)
-        parts = [values[start : start + size] for start, size in zip(starts, lengths, strict=True)]
-        padded[self._mask(lengths, length)] = np.concatenate(parts)
-        return torch.from_numpy(padded)
+
+@dataclass(frozen=True, kw_only=True)
+class _Texts:
+    """The texts of a batch, end to end."""
+
+    ids: _Ints
+    """(tokens,)"""
+    lengths: _Ints
+    """(texts,)"""
+    starts: _Ints
+    """(texts,)"""
+    text: _Ints
+    """Number of each token's text, (tokens,)."""
+    offsets: _Ints
+    """Number of tokens before each in its own text, (tokens,)."""
+    queries: int
+    """The first texts."""
+
+    @classmethod
+    def of(cls, texts: Sequence[Ids], queries: int) -> "_Texts":
+        lengths = np.array([len(text) for text in texts])
+        starts = np.cumsum(lengths) - lengths
+        text = np.repeat(np.arange(len(texts)), lengths)
+        ids = np.concatenate(texts).astype(np.int64)
+        offsets = np.arange(len(ids)) - starts[text]
+        return cls(ids=ids, lengths=lengths, starts=starts, text=text, offsets=offsets, queries=queries)
+
+    def side(self, part: int) -> slice:
+        """Returns the queries (0) or the passages (1) among the texts."""
+        return slice(self.queries, None) if part else slice(0, self.queries)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """A group: its texts, and where their tokens are in its matrix of hidden states."""
+
+    lengths: _Ints
+    """(texts,)"""
+    length: int
+    """Of the padded texts."""
+    tokens: _Ints
+    """The group's tokens among all of the batch, (tokens,)."""
+    text: _Ints
+    """Number of each token's text in the group, (tokens,)."""
+    cells: _Ints
+    """The tokens' places in (texts, length), (tokens,)."""
+    rows: _Ints
+    """The tokens' rows in the matrix of hidden states, (tokens,)."""
+    first: _Ints
+    """Rows of the first place of each text, (texts,)."""
+
+    @classmethod
+    def of(cls, every: _Texts, texts: _Ints, length: int, left: bool, packed: bool) -> "_Part":
+        lengths = every.lengths[texts]
+        starts = np.cumsum(lengths) - lengths
+        text = np.repeat(np.arange(len(texts)), lengths)
+        tokens = np.arange(len(text)) + (every.starts[texts] - starts)[text]
+        cells = text * length + every.offsets[tokens] + (length - lengths[text] if left else 0)
+        rows, first = (np.arange(len(text)), starts) if packed else (cells, np.arange(len(texts)) * length)
+        return cls(lengths=lengths, length=length, tokens=tokens, text=text, cells=cells, rows=rows, first=first)
+
+    def common(self, inner: npt.NDArray[np.bool_], columns: _Ints, width: int) -> dict[str, Any]:
+        """Returns what the heads take."""
+        column = columns[self.tokens]
+        scored = column < width
+        return {
+            "first": _as_tensor(self.first),
+            "last": _as_tensor(self.rows[np.cumsum(self.lengths) - 1]),
+            "inner": _as_tensor(self.rows[inner[self.tokens]]),
+            "scored": _as_tensor(self.rows[scored]),
+            "cells": _as_tensor((self.text * width + column)[scored]),
+            "lengths": self.lengths,
+            "longest": self.length,
+        }
+
+    def packed(self, every: _Texts, places: _Ints, padding: int | None) -> dict[str, Any]:
+        """Returns what the encoder takes of texts end to end."""
+        starts = np.cumsum(self.lengths) - self.lengths
+        ids = every.ids[self.tokens]
+        cu_seqlens = np.append(starts, len(ids)).astype(np.int32)
+        return {
+            "input_ids": _as_tensor(ids),
+            "places": _as_tensor(places[self.tokens]),
+            "positions": _as_tensor(positions(ids, every.offsets[self.tokens], starts[self.text], padding)),
+            "cu_seqlens": torch.from_numpy(cu_seqlens),
+            "grid": _as_tensor(self.cells),
+        }
+
+    def padded(self, every: _Texts, places: _Ints, pad_token_id: int) -> dict[str, Any]:
+        """Returns what the encoder takes of padded texts, each of shape (texts, length)."""
+        return {
+            "input_ids": self._grid(every.ids[self.tokens], pad_token_id),
+            "places": self._grid(places[self.tokens], int(places[-1])),
+            "attention_mask": self._grid(np.ones_like(self.tokens), 0),
+        }
+
+    def _grid(self, values: _Ints, empty: int) -> torch.Tensor:
+        grid = np.full(len(self.lengths) * self.length, empty, dtype=np.int64)
+        grid[self.cells] = values
+        return torch.from_numpy(grid.reshape(len(self.lengths), self.length))
+
+
+def _slots(every: _Texts, sides: Sequence[int], left: bool) -> _Ints:
+    """Returns where each token's vector belongs among those of all queries and passages, -1 for a first one's."""
+    numbers = np.arange(len(every.lengths))
+    is_passage = numbers >= every.queries
+    length = np.where(is_passage, sides[1], sides[0])
+    before = np.where(is_passage, every.queries * (sides[0] - 1), 0)
+    starts = before + (numbers - every.queries * is_passage) * (length - 1)
+    column = every.offsets + (length - every.lengths if left else np.zeros_like(length))[every.text]
+    return np.where(column > 0, starts[every.text] + column - 1, -1)
+
+
+def _as_tensor(values: _Ints) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64))
 
 
 def partition(lengths: _Ints, group_cost: int, most: int) -> list[int]:
@@ -149,7 +278,7 @@ def _order(rows: _Ints) -> torch.Tensor | None:
     return None if np.array_equal(rows, np.arange(len(rows))) else torch.from_numpy(np.argsort(rows))
 
 
-def _positions(vocabulary: Ids, tokens: _Ints) -> _Ints:
+def _columns(vocabulary: Ids, tokens: _Ints) -> _Ints:
     """Returns each token's index in the sorted `vocabulary`, or `len(vocabulary)` where it is not in it."""
     if not len(vocabulary):
         return np.zeros_like(tokens)

@@ -1,137 +1,58 @@
-"""Texts end to end in one row of tokens, so that an encoder spends nothing on padding.
+"""The groups of a batch as an encoder takes them: padded, or end to end (see `trainables.varlen`)."""
 
-Only attention looks across tokens, and it is computed text by text. On a GPU that would be a kernel a text; there
-flash-attn does it in one (see `m3.attends_without_padding`).
-"""
-
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
-from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
-    BertModel,
-    PreTrainedModel,
-    RobertaModel,
-    XLMRobertaModel,
-)
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
-
-_ATTENTION = "text_by_text"
-"""Name of our attention among transformers' implementations."""
-
-_KNOWN = (BertModel, RobertaModel, XLMRobertaModel)
-"""Encoders that hand our arguments on to attention, and whose positions `_positions` knows; no classes made of them."""
-
-
-def can_pack(encoder: PreTrainedModel) -> bool:
-    """Returns whether the encoder's class is known to compute the same for `Packed` texts as for `Padded` ones."""
-    return type(encoder) in _KNOWN and encoder.config._attn_implementation == "sdpa" and not encoder.config.is_decoder
-
-
-def attend_text_by_text(encoder: PreTrainedModel) -> None:
-    """Lets the encoder take `Packed` texts as well as `Padded` ones."""
-    AttentionInterface.register(_ATTENTION, _attention)
-    AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
-    encoder.set_attn_implementation(_ATTENTION)
-
-
-def attends_text_by_text(encoder: PreTrainedModel) -> bool:
-    """Returns whether `attend_text_by_text` was called."""
-    return bool(encoder.config._attn_implementation == _ATTENTION)
+from torch import Tensor
+from transformers import PreTrainedModel
 
 
 class Padded:
-    """A group of `Layout.batch` as it is: a row for each text, padded to the longest."""
+    """A group of `Layout.batch` of a row for each text."""
 
-    def __init__(self, group: dict[str, Tensor]) -> None:
-        self.mask = group["attention_mask"]
+    def __init__(self, group: dict[str, Any]) -> None:
+        self._mask = group["attention_mask"]
         self.places = group["places"]
         self._input_ids = group["input_ids"]
 
     def encode(self, encoder: PreTrainedModel) -> Tensor:
-        """Returns hidden states, (texts, length, size)."""
-        hidden: Tensor = encoder(self._input_ids, attention_mask=self.mask, return_dict=True).last_hidden_state
-        return hidden
+        """Returns hidden states, (texts x length, size)."""
+        hidden: Tensor = encoder(self._input_ids, attention_mask=self._mask, return_dict=True).last_hidden_state
+        return hidden.flatten(0, 1)
 
-    def first(self, values: Tensor) -> Tensor:
-        """Returns what is in the first place of each text."""
-        return values[:, 0]
-
-    def pad(self, values: Tensor) -> Tensor:
-        """Returns values of tokens, zero where there is none, (texts, length, size)."""
-        return values * self.mask[..., None]
+    def mean(self, hidden: Tensor) -> Tensor:
+        """Returns the mean of each text's hidden states, (texts, size)."""
+        padded = hidden.unflatten(0, self._mask.shape) * self._mask[..., None].to(_wide(hidden))
+        return padded.sum(1) / self._mask.sum(1, keepdim=True).to(_wide(hidden))
 
 
 class Packed:
-    """The texts of a group end to end; see `can_pack` and `attend_text_by_text`."""
+    """A group of `Layout.batch` whose texts lie end to end; see `can_pack` and `attend_text_by_text`."""
 
-    def __init__(self, group: dict[str, Tensor]) -> None:
-        self.mask = group["attention_mask"]
-        self._padded_ids = group["input_ids"]
-        self._tokens = self.mask.flatten().nonzero().squeeze(1)
-        self._lengths = self.mask.sum(1)
-        self._input_ids, self.places = (group[name].take(self._tokens)[None] for name in ("input_ids", "places"))
+    def __init__(self, group: dict[str, Any]) -> None:
+        self.places = group["places"][None]
+        self._group = group
 
     def encode(self, encoder: PreTrainedModel) -> Tensor:
         """Returns hidden states, (tokens, size)."""
-        positions = _positions(encoder, self._padded_ids).take(self._tokens)
+        group = self._group
         hidden: Tensor = encoder(
-            self._input_ids, position_ids=positions[None], text_lengths=self._lengths.tolist(), return_dict=True
+            group["input_ids"][None],
+            position_ids=group["positions"][None],
+            cu_seqlens=group["cu_seqlens"],
+            longest=group["longest"],
+            text_lengths=group["lengths"],
+            return_dict=True,
         ).last_hidden_state
         return hidden[0]
 
-    def first(self, values: Tensor) -> Tensor:
-        """Returns what is in the first place of each text."""
-        return values[self._lengths.cumsum(0) - self._lengths]
-
-    def pad(self, values: Tensor) -> Tensor:
-        """Gives every text a row of its own: (tokens, size) to (texts, length, size), zero where there is no token."""
-        empty = values.new_zeros(self.mask.numel(), values.shape[1])
-        return empty.index_copy(0, self._tokens, values).view(*self.mask.shape, -1)
+    def mean(self, hidden: Tensor) -> Tensor:
+        """Returns the mean of each text's hidden states, (texts, size)."""
+        texts, longest = len(self._group["lengths"]), self._group["longest"]
+        padded = hidden.new_zeros(texts * longest, hidden.shape[1], dtype=_wide(hidden))
+        padded = padded.index_copy(0, self._group["grid"], hidden.to(_wide(hidden)))
+        return padded.unflatten(0, (texts, longest)).sum(1) / self._group["cu_seqlens"].diff()[:, None]
 
 
-def _positions(encoder: PreTrainedModel, input_ids: Tensor) -> Tensor:
-    """Returns the positions of padded texts' tokens, (texts, length).
-
-    RoBERTa's begin after the padding's id, and pass over padding, also where a text itself holds that token.
-    """
-    if isinstance(encoder, BertModel):
-        return torch.arange(input_ids.shape[1]).expand_as(input_ids)
-    padding = encoder.config.pad_token_id
-    counted = input_ids.ne(padding).long()
-    positions: Tensor = counted.cumsum(1) * counted + padding
-    return positions
-
-
-def _attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    text_lengths: Sequence[int] | None = None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, Tensor | None]:
-    """Attends within each text; query, key and value are (1, heads, tokens, size)."""
-    if text_lengths is None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
-    lengths = list(text_lengths)
-    # tokens first, so that the gradients come back in the layout of the projections
-    parts = (torch.split(part.transpose(1, 2), lengths, dim=1) for part in (query, key, value))
-    attended = [_attend(*text, dropout=dropout, scaling=scaling) for text in zip(*parts, strict=True)]
-    return torch.cat(attended, dim=1), None
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, *, dropout: float, scaling: float | None) -> Tensor:
-    query, key, value = (part.transpose(1, 2) for part in (query, key, value))
-    return scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=scaling).transpose(1, 2)
+def _wide(values: Tensor) -> torch.dtype:
+    return torch.promote_types(values.dtype, torch.float32)

@@ -26,8 +26,7 @@ from FlagEmbedding.finetune.embedder.encoder_only.m3 import (
 )
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from transformers.utils.import_utils import is_flash_attn_2_available
+from transformers import HfArgumentParser, PreTrainedTokenizerBase, TrainerCallback
 
 from trainables.linear import fast_linear
 from trainables.m3 import rows
@@ -36,10 +35,11 @@ from trainables.m3.batching import Layout
 from trainables.m3.collator import Collator
 from trainables.m3.embedding import Vocabulary, plain_embedding
 from trainables.m3.gradcache import embedded_from, encode_groups, token_table
-from trainables.m3.heads import colbert_scores, pad_vectors, sparse_vectors
-from trainables.m3.packing import Packed, Padded, attend_text_by_text, attends_text_by_text, can_pack
+from trainables.m3.heads import colbert_scores, sparse_vectors, token_vectors
+from trainables.m3.packing import Packed, Padded
 from trainables.m3.tokens import Tokeniser
 from trainables.m3.trainer import ResumableTrainer
+from trainables.varlen import attend_text_by_text, attends_text_by_text, can_pack, padding_position
 
 __all__ = ["Arguments", "BaseModels", "Collator", "Model", "Runner", "Trainer", "build_arguments", "load_model"]
 
@@ -117,16 +117,9 @@ class Model(EncoderOnlyEmbedderM3Model):  # type: ignore[misc]
             teacher_scores: of every passage, for knowledge distillation.
             no_in_batch_neg_flag: compare each query with its own passages only.
         """
-        dense, sparse, colbert = self._embed(texts)
-        count, length = queries["attention_mask"].shape
-        lengths = (length - 1, passages["padded_length"] - 1)
-        sides = [
-            (dense[side], sparse[side], colbert[side, :vectors])
-            if self.unified_finetuning
-            else (dense[side], None, None)
-            for side, vectors in zip((slice(None, count), slice(count, None)), lengths, strict=True)
+        embedded = [
+            side | {"embeddings": values} for side, values in zip((queries, passages), self._embed(texts), strict=True)
         ]
-        embedded = [side | {"embeddings": values} for side, values in zip((queries, passages), sides, strict=True)]
         return super().forward(*embedded, teacher_scores, no_in_batch_neg_flag)
 
     def encode(self, features: dict[str, Any]) -> Any:
@@ -138,37 +131,52 @@ class Model(EncoderOnlyEmbedderM3Model):  # type: ignore[misc]
         scores: Tensor = colbert_scores(q_reps, p_reps, q_mask[:, 1:].sum(-1, keepdim=True)) / self.temperature
         return scores
 
-    def _embed(self, texts: dict[str, Any]) -> list[Tensor]:
-        def encode(group: dict[str, Tensor], table: Tensor | None) -> tuple[Tensor, ...]:
+    def _embed(self, texts: dict[str, Any]) -> list[tuple[Tensor | None, ...]]:
+        """Returns dense, sparse and token vectors of the queries and of the passages."""
+
+        def encode(group: dict[str, Any], table: Tensor | None) -> tuple[Tensor, ...]:
             return self._encode_group(group, table, texts)
 
         table = token_table(self.model, texts["tokens"])
         cached = bool(self.sub_batch_size and self.sub_batch_size > 0)
         groups = encode_groups(encode, texts["groups"], table, cached)
-        joined = [torch.cat(parts) for parts in zip(*groups, strict=True)]
-        return joined if texts["order"] is None else [rows[texts["order"]] for rows in joined]
+        dense, sparse, vectors = (
+            parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*groups, strict=True)
+        )
+        del groups
+        if texts["order"] is not None:
+            dense, sparse = dense[texts["order"]], sparse[texts["order"]]
+        counts = list(texts["counts"])
+        if not self.unified_finetuning:
+            return [(side, None, None) for side in dense.split(counts)]
+        colbert = token_vectors(vectors, texts["slots"], texts["shapes"])
+        return list(zip(dense.split(counts), sparse.split(counts), colbert, strict=True))
 
-    def _encode_group(
-        self, group: dict[str, Tensor], table: Tensor | None, texts: dict[str, Any]
-    ) -> tuple[Tensor, ...]:
+    def _encode_group(self, group: dict[str, Any], table: Tensor | None, texts: dict[str, Any]) -> tuple[Tensor, ...]:
+        """Returns dense and sparse vectors of each text, and vectors of their tokens but the first."""
         rows = (Packed if texts["packed"] else Padded)(group)
         with embedded_from(self.model, table, rows.places):
             hidden = rows.encode(self.model)
-        dense = self._pooled(hidden, rows)
+        dense = self._pooled(hidden, rows, group)
         if not self.unified_finetuning:
             return dense, dense.new_empty(len(dense), 0), dense.new_empty(len(dense), 0)
-        weights = rows.pad(torch.relu(self.sparse_linear(hidden)))
-        vectors = self.colbert_linear(hidden)
-        vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))  # as upstream's mask does
-        vectors = rows.pad(normalize(vectors, dim=-1) if self.normalize_embeddings else vectors)
-        sparse = sparse_vectors(weights.squeeze(-1), group["columns"], texts["width"])
-        return dense, sparse, pad_vectors(vectors[:, 1:], texts["padded_length"] - 1)
+        weights = torch.relu(self.sparse_linear(hidden.index_select(0, group["scored"]))).squeeze(-1)
+        sparse = sparse_vectors(weights, group["cells"], len(dense), texts["width"])
+        return dense, sparse, self._token_vectors(hidden, group["inner"])
 
-    def _pooled(self, hidden: Tensor, rows: Padded | Packed) -> Tensor:
-        if self.sentence_pooling_method == "cls":
-            dense = rows.first(hidden)
+    def _token_vectors(self, hidden: Tensor, inner: Tensor) -> Tensor:
+        vectors = self.colbert_linear(hidden).index_select(0, inner)
+        vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))  # as upstream's mask does
+        vectors = normalize(vectors, dim=-1) if self.normalize_embeddings else vectors
+        device = vectors.device.type
+        # autocast compares them in 16 bits anyway
+        return vectors.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else vectors
+
+    def _pooled(self, hidden: Tensor, rows: Padded | Packed, group: dict[str, Any]) -> Tensor:
+        if self.sentence_pooling_method == "mean":
+            dense = rows.mean(hidden)
         else:
-            dense = self._dense_embedding(rows.pad(hidden), rows.mask)
+            dense = hidden.index_select(0, group["last" if self.sentence_pooling_method == "last_token" else "first"])
         return normalize(dense, dim=-1) if self.normalize_embeddings else dense
 
     @property
@@ -291,6 +299,7 @@ class Runner(EncoderOnlyEmbedderM3Runner):  # type: ignore[misc]
             sub_batch_size=training.sub_batch_size,
             group_cost=_GROUP_COST["cpu" if training.device.type == "cpu" else "cuda"],
             packed=attends_text_by_text(self.model.model),
+            padding_position=padding_position(self.model.model),
             # padding on the left moves the positions of some encoders, so it has to stay as upstream's
             like_upstream=training.full_determinism or self.tokenizer.padding_side == "left",
         )
@@ -327,22 +336,9 @@ def load_model(arguments: Arguments, base: BaseModels) -> tuple[PreTrainedTokeni
     if training.gradient_checkpointing:
         model.enable_input_require_grads()
     _freeze(model, training)
-    if attends_without_padding(model.model, training):
-        model.model.set_attn_implementation("flash_attention_2")
-    elif training.device.type == "cpu" and can_pack(model.model):
+    if can_pack(model.model):
         attend_text_by_text(model.model)
     return tokenizer, model
-
-
-def attends_without_padding(encoder: PreTrainedModel, training: EncoderOnlyEmbedderM3TrainingArguments) -> bool:
-    """Returns whether flash-attn 2, which leaves padding out, can be used: it is installed, in 16 bits on a GPU.
-
-    `full_determinism` keeps PyTorch's own attention: flash-attn adds its gradients in any order.
-    """
-    reduced = (training.bf16 or training.fp16) and training.device.type == "cuda"
-    return bool(
-        reduced and not training.full_determinism and encoder._supports_flash_attn and is_flash_attn_2_available()
-    )
 
 
 def _freeze(model: Model, training: EncoderOnlyEmbedderM3TrainingArguments) -> None:
