@@ -6,7 +6,23 @@ from pathlib import Path
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hides GPUs, so that every machine runs the same; ``-m gpu`` shows them."""
+    if "gpu" not in config.option.markexpr:
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips what needs a GPU where there is none."""
+    needing = [item for item in items if item.get_closest_marker("gpu")]
+    if needing:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in needing:
+                item.add_marker(pytest.mark.skip(reason="no CUDA device is visible: run on a GPU machine with -m gpu"))
 
 
 @pytest.fixture(scope="session")

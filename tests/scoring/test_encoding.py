@@ -1,3 +1,4 @@
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -5,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModel, AutoTokenizer
 
-from tests.support.m3_fixtures import make_bert_tokenizer, make_tokenizer
+from tests.support.m3_fixtures import make_bert_tokenizer, make_model, make_tokenizer
+from tests.support.varlen_kernels import kernels_on_cpu
 from trainables.scoring.encoding import Encoder, EncodingSettings, Tokens, evaluation_mode, pool, tokenise
+from trainables.varlen import attend_text_by_text
 
 TOKENS = Tokens(ids=np.array([7, 8, 7, 5, 6, 9], dtype=np.int32), starts=np.array([0, 2, 3, 6]))
 
@@ -27,6 +31,41 @@ def test_a_batch_is_padded_to_its_longest_text() -> None:
     ids, mask = TOKENS.padded(np.array([0, 1]), pad_id=1)
     assert ids.tolist() == [[7, 8], [7, 1]]
     assert mask.tolist() == [[1, 1], [1, 0]]
+
+
+def test_texts_lie_end_to_end_with_their_places_among_padded_ones() -> None:
+    """Token 5 is the padding's."""
+    given, cells = TOKENS.end_to_end(np.array([2, 0]), padding=5)
+    assert given["input_ids"].tolist() == [[5, 6, 9, 7, 8]]
+    assert given["position_ids"].tolist() == [[5, 6, 7, 6, 7]]
+    assert given["cu_seqlens"].tolist() == [0, 3, 5]
+    assert given["cu_seqlens"].dtype == torch.int32
+    assert cells.tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "last_token"])
+@pytest.mark.parametrize("bert", [True, False], ids=["bert", "xlm-roberta"])
+def test_texts_end_to_end_have_the_embeddings_of_padded_ones(bert: bool, pooling: str, tmp_path: Path) -> None:
+    make_model(tmp_path, bert=bert)
+    encoder, tokenizer = AutoModel.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    model = SimpleNamespace(model=encoder, colbert_linear=nn.Linear(16, 16), sparse_linear=nn.Linear(16, 1))
+    attend_text_by_text(encoder)
+    tokens = tokenise(tokenizer, ["w1", "w1 w2 w3 w4", "w9 w8"], 8)
+    settings = EncodingSettings(sentence_pooling_method=pooling)
+    heads = ["dense", "sparse", "colbert"]
+    with evaluation_mode(model), kernels_on_cpu("efficient") as called:
+        padded, packed = (
+            Encoder(model, tokenizer, settings, heads, packed=packed).encode(tokens, np.array([1, 2, 0]))
+            for packed in (False, True)
+        )
+    assert called == ["efficient"] * encoder.config.num_hidden_layers
+    within = padded.mask[:, 1:, None]
+    for name, (ours, theirs) in {
+        "dense": (packed.dense, padded.dense),
+        "sparse": (packed.weights, padded.weights),
+        "colbert": (packed.vectors * within, padded.vectors * within),
+    }.items():
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6, msg=name)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from trainables.linear import fast_linear
 from trainables.scoring.frozen import HiddenStates
+from trainables.varlen import attends_text_by_text, padding_position, positions
 
 _Made = TypeVar("_Made")
 
@@ -107,6 +109,25 @@ class Tokens:
         ids[mask] = np.concatenate([self.ids[self.starts[text] : self.starts[text + 1]] for text in texts])
         return torch.from_numpy(ids), torch.from_numpy(mask.astype(np.int64))
 
+    def end_to_end(self, texts: npt.NDArray[np.int64], padding: int | None) -> tuple[dict[str, Tensor], Tensor]:
+        """Return what an encoder takes of some texts end to end, and their tokens' places in (texts, longest).
+
+        Args:
+            texts: their numbers.
+            padding: see `padding_position`.
+        """
+        lengths = self.lengths[texts]
+        ends = np.cumsum(lengths)
+        text = np.repeat(np.arange(len(texts)), lengths)
+        offsets = np.arange(ends[-1]) - (ends - lengths)[text]
+        ids = self.ids[self.starts[texts][text] + offsets].astype(np.int64)
+        given = {
+            "input_ids": torch.from_numpy(ids)[None],
+            "position_ids": torch.from_numpy(positions(ids, offsets, (ends - lengths)[text], padding))[None],
+            "cu_seqlens": torch.from_numpy(np.append(0, ends).astype(np.int32)),
+        }
+        return given, torch.from_numpy(text * lengths.max() + offsets)
+
 
 def tokenise(tokenizer: Any, texts: Iterable[str], max_length: int) -> Tokens:
     """Tokenise texts as FlagEmbedding's collator does: special tokens added, cut to ``max_length``, not padded."""
@@ -145,6 +166,8 @@ class Encoder:
         settings: how texts become embeddings.
         heads: some of dense, sparse, colbert.
         hidden: where the hidden states of a frozen encoder are kept.
+        packed: let the encoder take texts end to end. None: on a GPU, if it can; on a CPU the little padding that
+            batches of similar lengths have costs less than attention text by text.
     """
 
     def __init__(
@@ -154,6 +177,7 @@ class Encoder:
         settings: EncodingSettings,
         heads: Iterable[str],
         hidden: HiddenStates | None = None,
+        packed: bool | None = None,
     ) -> None:
         self._model = model
         self._hidden = hidden
@@ -161,6 +185,8 @@ class Encoder:
         self._heads = frozenset(heads)
         self.device = next(model.model.parameters()).device
         self.batch_tokens = settings.batch_tokens or (2048 if self.device.type == "cpu" else 16384)
+        self._packed = self.device.type == "cuda" if packed is None else packed
+        self._packed &= attends_text_by_text(model.model)
         self._fitting_tokens = math.inf
         """Of a batch, padding included; known once a larger one has run out of memory."""
         self._pad_id = int(tokenizer.pad_token_id)
@@ -192,23 +218,35 @@ class Encoder:
 
     def encode(self, tokens: Tokens, texts: npt.NDArray[np.int64]) -> Embeddings:
         """Embed the texts with these numbers."""
-        ids, mask = (part.to(self.device) for part in tokens.padded(texts, self._pad_id))
+        ids, mask = (to_device(part, self.device) for part in tokens.padded(texts, self._pad_id))
         batch = (id(tokens), int(texts[0]), len(texts))
         dtype = getattr(torch, self._settings.precision)
         reduced = self.device.type == "cuda" and dtype != torch.float32
         with torch.autocast(self.device.type, dtype=dtype if reduced else None, enabled=reduced):
-            hidden = self._last_hidden_states(batch, ids, mask)
+            hidden = self._last_hidden_states(batch, partial(self._encode, tokens, texts, ids, mask))
             weights = self._weights(hidden, ids) if "sparse" in self._heads else None
             vectors = self._vectors(hidden) if "colbert" in self._heads else None
         dense = self._normalised(pool(hidden.float(), mask, self._settings.sentence_pooling_method))
         return Embeddings(ids, dense if "dense" in self._heads else None, weights, vectors, mask.bool())
 
-    def _last_hidden_states(self, batch: tuple[int, int, int], ids: Tensor, mask: Tensor) -> Tensor:
-        def encode() -> Tensor:
+    def _last_hidden_states(self, batch: tuple[int, int, int], encode: Callable[[], Tensor]) -> Tensor:
+        return encode() if self._hidden is None else to_device(self._hidden.of(batch, encode), self.device)
+
+    def _encode(self, tokens: Tokens, texts: npt.NDArray[np.int64], ids: Tensor, mask: Tensor) -> Tensor:
+        """Return last hidden states, (texts, length, size)."""
+        if not self._packed:
             states: Tensor = self._model.model(input_ids=ids, attention_mask=mask, return_dict=True).last_hidden_state
             return states
-
-        return encode() if self._hidden is None else self._hidden.of(batch, encode).to(self.device)
+        lengths = tokens.lengths[texts]
+        given, cells = tokens.end_to_end(texts, padding_position(self._model.model))
+        flat: Tensor = self._model.model(
+            **{name: to_device(value, self.device) for name, value in given.items()},
+            longest=ids.shape[1],
+            text_lengths=lengths,
+            return_dict=True,
+        ).last_hidden_state[0]
+        empty = flat.new_zeros(ids.numel(), flat.shape[1])
+        return empty.index_copy_(0, to_device(cells, self.device), flat).view(*ids.shape, -1)
 
     def _weights(self, hidden: Tensor, ids: Tensor) -> Tensor:
         assert self._model.sparse_linear is not None
@@ -221,6 +259,13 @@ class Encoder:
 
     def _normalised(self, vectors: Tensor) -> Tensor:
         return F.normalize(vectors, dim=-1) if self._settings.normalize_embeddings else vectors
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Return values on a device; the host does not wait for a GPU to have them."""
+    if device.type != "cuda" or values.device.type == "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
 
 
 def pool(hidden: Tensor, mask: Tensor, method: str) -> Tensor:

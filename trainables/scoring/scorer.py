@@ -19,7 +19,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from trainables.failures import NonFiniteScore
-from trainables.scoring.encoding import EmbeddingModel, Encoder, EncodingSettings, Tokens, evaluation_mode, tokenise
+from trainables.scoring.encoding import (
+    EmbeddingModel,
+    Encoder,
+    EncodingSettings,
+    Tokens,
+    evaluation_mode,
+    to_device,
+    tokenise,
+)
 from trainables.scoring.frozen import HiddenStates
 from trainables.scoring.heldout import Qrels, read_passages, read_qrels, read_queries
 from trainables.scoring.measures import DEPTH, HEADS, MEASURES, Scores
@@ -214,7 +222,7 @@ class Scorer:
         self, parts: list[dict[str, Tensor]], passages: list[npt.NDArray[np.int64]], device: torch.device
     ) -> tuple[dict[str, Tensor], Tensor]:
         scores = {head: torch.cat([part[head] for part in parts], dim=1) for head in parts[0]}
-        return scores, self._positions[torch.from_numpy(np.concatenate(passages))].to(device)
+        return scores, to_device(self._positions[torch.from_numpy(np.concatenate(passages))], device)
 
 
 def _checked_heads(model: EmbeddingModel, heads: Sequence[str] | None) -> Sequence[str]:
