@@ -231,3 +231,38 @@ def test_a_copied_base_model_is_the_one_that_was_read(root: Path, tmp_path: Path
     (read, read_draw), (copied, copied_draw) = found
     assert all(torch.equal(value, copied[name]) for name, value in read.items())
     assert torch.equal(read_draw, copied_draw)
+
+
+@pytest.mark.parametrize(
+    ("changes", "checkpointed"),
+    [
+        ({}, False),
+        ({"gradient_checkpointing": True}, True),
+        ({"gradient_checkpointing": True, "sub_batch_size": 2}, False),
+    ],
+    ids=["not asked for", "asked for", "sub-batches are checkpointed whole"],
+)
+@pytest.mark.parametrize("wanting", [True, False], ids=["memory is wanting", "memory is there"])
+def test_layers_are_checkpointed_where_they_may_and_have_to(
+    changes: dict[str, Any], checkpointed: bool, wanting: bool, root: Path, tmp_path: Path
+) -> None:
+    with trial_process(tmp_path / "log.txt"):
+        built = build_arguments(arguments(root, max_steps=1, **changes), str(tmp_path / "out"))
+        runner = Runner(built, BaseModels(), [])
+        runner.model.checkpoint_layers = wanting
+        runner.trainer.train()
+    layers = runner.model.model.encoder.layer
+    assert [layer.gradient_checkpointing for layer in layers] == [checkpointed and wanting] * len(layers)
+
+
+def test_every_parameter_that_trains_has_a_gradient(root: Path, tmp_path: Path) -> None:
+    """So that DistributedDataParallel need not look for those without."""
+    with trial_process(tmp_path / "log.txt"):
+        values = arguments(root, unified_finetuning=True, max_steps=1)
+        runner = Runner(build_arguments(values, str(tmp_path / "out")), BaseModels(), [])
+        assert runner.training_args.ddp_find_unused_parameters is False
+        batch = next(iter(runner.trainer.get_train_dataloader()))
+        runner.model.train()(**batch).loss.backward()
+    without = [name for name, value in runner.model.named_parameters() if value.requires_grad and value.grad is None]
+    assert without == []
+    assert not runner.model.model.pooler.dense.weight.requires_grad

@@ -7,6 +7,7 @@ import pytest
 from FlagEmbedding.finetune.embedder.encoder_only.m3 import EncoderOnlyEmbedderM3Runner
 
 from tests.support.m3_fixtures import make_model, make_rows
+from tests.support.varlen_kernels import kernels_on_cpu
 from trainables.m3.base_models import BaseModels
 from trainables.m3.rows import sorted_folders
 from trainables.m3.runner import Runner, build_arguments
@@ -100,17 +101,15 @@ def losses(runner: EncoderOnlyEmbedderM3Runner) -> list[float]:
     return recorded
 
 
-def both(values: dict[str, Any], folder: Path, base: BaseModels) -> tuple[list[float], list[float]]:
-    """Returns upstream's losses and ours, in float64: Adam makes steps of what rounding leaves of a 0."""
-    found = []
-    for name in ("upstream", "ours"):
-        with trial_process(folder / f"{name}.txt"), process_group(), sorted_folders():
-            built = build_arguments(values, str(folder / name))
-            cache = folder / "tokens"
-            runner = EncoderOnlyEmbedderM3Runner(*built) if name == "upstream" else Runner(built, base, [], cache)
+def trained(name: str, values: dict[str, Any], folder: Path, base: BaseModels, *, double: bool = True) -> list[float]:
+    """Returns the losses of upstream or of ours, in float64: Adam makes steps of what rounding leaves of a 0."""
+    with trial_process(folder / f"{name}.txt"), process_group(), sorted_folders():
+        built = build_arguments(values, str(folder / name))
+        cache = folder / "tokens"
+        runner = EncoderOnlyEmbedderM3Runner(*built) if name == "upstream" else Runner(built, base, [], cache)
+        if double:
             runner.model.double()
-            found.append(losses(runner))
-    return found[0], found[1]
+        return losses(runner)
 
 
 @pytest.fixture(scope="module")
@@ -134,17 +133,26 @@ def base() -> BaseModels:
 
 @pytest.mark.parametrize("case", CASES)
 def test_losses_equal_upstreams(case: str, root: Path, tmp_path: Path, base: BaseModels) -> None:
-    """A folder's files in the order of their names on both sides: upstream takes the file system's."""
-    upstream, ours = both(arguments(root, **CASES[case]), tmp_path, base)
+    """A folder's files in the order of their names on both sides: upstream takes the file system's.
+
+    Once as on a CPU, and once through the operator of a GPU's kernel.
+    """
+    values = arguments(root, **CASES[case])
+    upstream, ours = (trained(name, values, tmp_path, base) for name in ("upstream", "ours"))
     assert len(ours) >= STEPS
     assert ours == pytest.approx(upstream, rel=1e-9)
     assert upstream[-1] != upstream[0]
+    with kernels_on_cpu("efficient") as called:
+        assert trained("kernel", values, tmp_path, base) == pytest.approx(ours, rel=1e-9)
+    assert called
 
 
 @pytest.mark.parametrize("changes", [{}, {"gradient_checkpointing": True}], ids=["plain", "gradient checkpointing"])
 def test_full_determinism_draws_upstreams_dropout(changes: dict[str, Any], root: Path, tmp_path: Path) -> None:
     changes |= {**UNIFIED, "model_name_or_path": str(root / "dropout"), "full_determinism": True}
-    upstream, ours = both(arguments(root, **changes), tmp_path, BaseModels())
+    upstream, ours = (
+        trained(name, arguments(root, **changes), tmp_path, BaseModels()) for name in ("upstream", "ours")
+    )
     assert ours == pytest.approx(upstream, rel=1e-9)
 
 

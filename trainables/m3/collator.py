@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from trainables.m3.batching import Layout
 from trainables.m3.tokens import Tokeniser
 
@@ -36,7 +38,9 @@ class Collator:
         queries, passages, teacher_scores = (_flat(feature[place] for feature in features) for place in range(3))
         batch = self.layout.batch(self.query_tokens(queries), self.passage_tokens(passages))
         alone = len(features[0]) > 3 and features[0][3]
-        return batch | {"teacher_scores": teacher_scores or None, "no_in_batch_neg_flag": alone}
+        # as bits, for the trainer makes 16 bits of every other float where DeepSpeed trains in them
+        scores = torch.tensor(teacher_scores, dtype=torch.float32).view(torch.int32) if teacher_scores else None
+        return batch | {"teacher_scores": scores, "no_in_batch_neg_flag": alone}
 
 
 def _flat(values: Iterable[Any]) -> list[Any]:

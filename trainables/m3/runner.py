@@ -4,6 +4,7 @@ The arguments, the data format, the losses and the checkpoint layout are upstrea
 for the same arguments and seed.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
@@ -24,7 +25,7 @@ from FlagEmbedding.finetune.embedder.encoder_only.m3 import (
     EncoderOnlyEmbedderM3Trainer,
     EncoderOnlyEmbedderM3TrainingArguments,
 )
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import HfArgumentParser, PreTrainedTokenizerBase, TrainerCallback
 
@@ -102,25 +103,47 @@ class Model(EncoderOnlyEmbedderM3Model):  # type: ignore[misc]
 
     _keys_to_ignore_on_save = None
 
+    checkpoint_layers = True
+    """Whether layers are checkpointed where `gradient_checkpointing` allows it: only for want of memory, at the price
+    of a second forward pass. Sub-batches are checkpointed whole instead, whatever this says. No loss depends on it."""
+
+    def activation_checkpointing_enable(self, **kwargs: Any) -> None:
+        """Lets each layer's activations be computed again in the backward pass, where that is asked for."""
+        if self.checkpoint_layers and not self._is_cached:
+            newer = hasattr(self.model, "activation_checkpointing_enable")
+            enable = "activation_checkpointing_enable" if newer else "gradient_checkpointing_enable"
+            getattr(self.model, enable)(**kwargs)
+
+    gradient_checkpointing_enable = activation_checkpointing_enable
+    """The same in transformers before 5.20."""
+
+    @property
+    def _is_cached(self) -> bool:
+        return bool(self.sub_batch_size and self.sub_batch_size > 0)
+
     def forward(
         self,
         queries: dict[str, Any],
         passages: dict[str, Any],
         texts: dict[str, Any],
-        teacher_scores: list[float] | None = None,
+        teacher_scores: Tensor | None = None,
         no_in_batch_neg_flag: bool = False,
     ) -> Any:
         """Computes the loss of a batch.
 
         Args:
             queries: see `Layout.batch`, as `passages` and `texts`.
-            teacher_scores: of every passage, for knowledge distillation.
+            teacher_scores: of every passage, for knowledge distillation: the bits of float32 as int32.
             no_in_batch_neg_flag: compare each query with its own passages only.
         """
         embedded = [
             side | {"embeddings": values} for side, values in zip((queries, passages), self._embed(texts), strict=True)
         ]
-        return super().forward(*embedded, teacher_scores, no_in_batch_neg_flag)
+        with warnings.catch_warnings():
+            # upstream makes a tensor of a list here, for which the host would wait
+            warnings.filterwarnings("ignore", message="To copy construct from a tensor")
+            scores = None if teacher_scores is None else teacher_scores.view(torch.float32)
+            return super().forward(*embedded, scores, no_in_batch_neg_flag)
 
     def encode(self, features: dict[str, Any]) -> Any:
         """Returns the embeddings that `forward` has computed for both sides together."""
@@ -138,8 +161,7 @@ class Model(EncoderOnlyEmbedderM3Model):  # type: ignore[misc]
             return self._encode_group(group, table, texts)
 
         table = token_table(self.model, texts["tokens"])
-        cached = bool(self.sub_batch_size and self.sub_batch_size > 0)
-        groups = encode_groups(encode, texts["groups"], table, cached)
+        groups = encode_groups(encode, texts["groups"], table, self._is_cached)
         dense, sparse, vectors = (
             parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*groups, strict=True)
         )
@@ -253,6 +275,7 @@ class Runner(EncoderOnlyEmbedderM3Runner):  # type: ignore[misc]
         return Collator(self._layout(), queries, passages)
 
     def load_trainer(self) -> Trainer:
+        self._set_parallel()
         tokens = self._reachable_tokens()
         self.vocabulary = None if tokens is None else Vocabulary(self.model.model, tokens)
         trainer = Trainer(
@@ -266,6 +289,14 @@ class Runner(EncoderOnlyEmbedderM3Runner):  # type: ignore[misc]
         if self.data_args.same_dataset_within_batch:
             trainer.add_callback(EmbedderTrainerCallbackForDataRefresh(self.train_dataset))
         return trainer
+
+    def _set_parallel(self) -> None:
+        """Spares DistributedDataParallel a walk and a broadcast a step where all parameters are known to have gradients."""
+        training = self.training_args
+        if attends_text_by_text(self.model.model):
+            for name in ("ddp_find_unused_parameters", "ddp_broadcast_buffers"):
+                if getattr(training, name) is None:
+                    setattr(training, name, False)
 
     @contextmanager
     def whole_model(self) -> Iterator[Model]:
@@ -342,6 +373,9 @@ def load_model(arguments: Arguments, base: BaseModels) -> tuple[PreTrainedTokeni
 
 
 def _freeze(model: Model, training: EncoderOnlyEmbedderM3TrainingArguments) -> None:
+    pooler = getattr(model.model, "pooler", None)
+    if isinstance(pooler, nn.Module):
+        pooler.requires_grad_(False)  # nothing takes its output
     for name, parameter in model.named_parameters():
         in_head = "colbert_linear" in name or "sparse_linear" in name
         if (training.fix_position_embedding and "position_embeddings" in name) or (
