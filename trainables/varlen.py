@@ -40,7 +40,8 @@ returns what it attended to in query's shape."""
 
 def can_pack(encoder: nn.Module) -> bool:
     """Returns whether the encoder's class is known to compute the same for texts end to end as for padded ones."""
-    return type(encoder) in _KNOWN and encoder.config._attn_implementation == "sdpa" and not encoder.config.is_decoder
+    config: Any = encoder.config
+    return type(encoder) in _KNOWN and config._attn_implementation == "sdpa" and not config.is_decoder
 
 
 def attend_text_by_text(encoder: PreTrainedModel) -> None:

@@ -43,7 +43,7 @@ def token_vectors(vectors: Tensor, slots: Tensor, shapes: Sequence[tuple[int, in
         (texts, length, size) of queries and passages, zero where there is no token.
     """
     places = [texts * length for texts, length in shapes]
-    sides = vectors.new_zeros(sum(places), vectors.shape[1]).index_copy(0, slots, vectors).split(places)
+    sides = torch.split(vectors.new_zeros(sum(places), vectors.shape[1]).index_copy(0, slots, vectors), places)
     return [side.view(*shape, -1) for side, shape in zip(sides, shapes, strict=True)]
 
 

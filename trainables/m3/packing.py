@@ -22,8 +22,8 @@ class Padded:
 
     def mean(self, hidden: Tensor) -> Tensor:
         """Returns the mean of each text's hidden states, (texts, size)."""
-        padded = hidden.unflatten(0, self._mask.shape) * self._mask[..., None].to(_wide(hidden))
-        return padded.sum(1) / self._mask.sum(1, keepdim=True).to(_wide(hidden))
+        mask: Tensor = self._mask.to(_wide(hidden))
+        return (hidden.view(*mask.shape, -1) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
 
 class Packed:
@@ -51,7 +51,8 @@ class Packed:
         texts, longest = len(self._group["lengths"]), self._group["longest"]
         padded = hidden.new_zeros(texts * longest, hidden.shape[1], dtype=_wide(hidden))
         padded = padded.index_copy(0, self._group["grid"], hidden.to(_wide(hidden)))
-        return padded.unflatten(0, (texts, longest)).sum(1) / self._group["cu_seqlens"].diff()[:, None]
+        lengths: Tensor = self._group["cu_seqlens"].diff()
+        return padded.view(texts, longest, -1).sum(1) / lengths[:, None]
 
 
 def _wide(values: Tensor) -> torch.dtype:

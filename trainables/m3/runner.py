@@ -291,7 +291,7 @@ class Runner(EncoderOnlyEmbedderM3Runner):  # type: ignore[misc]
         return trainer
 
     def _set_parallel(self) -> None:
-        """Spares DistributedDataParallel a walk and a broadcast a step where all parameters are known to have gradients."""
+        """Spares DistributedDataParallel a walk and a broadcast a step where it is known to need neither."""
         training = self.training_args
         if attends_text_by_text(self.model.model):
             for name in ("ddp_find_unused_parameters", "ddp_broadcast_buffers"):
