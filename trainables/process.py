@@ -3,7 +3,6 @@
 import gc
 import logging
 import os
-import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,8 @@ import torch.distributed as dist
 import transformers
 from accelerate.state import AcceleratorState, GradientState
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from trainables.loopback import join_on_this_machine
 
 _BUILD_SECONDS = 900.0
 """A build that takes longer was killed."""
@@ -53,9 +54,9 @@ def process_group() -> Iterator[None]:
         yield
         return
     environment = dict(os.environ)
-    os.environ.update(_single_worker())
+    os.environ.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"})
     try:
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        join_on_this_machine("nccl" if torch.cuda.is_available() else "gloo")
         yield
     finally:
         if dist.is_initialized():
@@ -92,14 +93,6 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def _single_worker() -> Mapping[str, str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    single = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-    return single | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-
-
 @contextmanager
 def _logging_to(log: Path) -> Iterator[None]:
     root = logging.getLogger()
@@ -127,8 +120,10 @@ def _reset_accelerate() -> None:
 
 
 def _restore_environment(before: Mapping[str, str]) -> None:
-    os.environ.clear()
-    os.environ.update(before)
+    """Changes what differs and nothing else: other threads read the environment meanwhile, as AWS's SDK does."""
+    for name in [name for name in os.environ if name not in before]:
+        del os.environ[name]
+    os.environ.update({name: value for name, value in before.items() if os.environ.get(name) != value})
 
 
 def _restore_determinism(deterministic: bool) -> None:

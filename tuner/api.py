@@ -38,7 +38,7 @@ class Result:
 
     @property
     def best_config(self) -> dict[str, Any]:
-        """The winner's arguments, under FlagEmbedding's names."""
+        """The winner's arguments, under FlagEmbedding's names; `trust_remote_code` is yours to add."""
         return best_arguments(self.run_dir)
 
     @property
@@ -118,24 +118,28 @@ def best_config(run_dir: str | Path) -> dict[str, Any]:
     return load(run_dir).best_config
 
 
-def export_best(run_dir: str | Path, to: str | Path, *, gpus: int | None = None) -> Path:
+def export_best(
+    run_dir: str | Path, to: str | Path, *, gpus: int | None = None, trust_remote_code: bool = False
+) -> Path:
     """Writes the bundle of a finished search, as ``python -m tuner.export`` does.
 
     Args:
         run_dir: The run directory, a path or a URL.
         to: Folder to write, new or empty: nothing that is there is replaced, be it an earlier bundle.
         gpus: Workers that train.sh is for, with the same negatives a query. None: as many as a trial had.
+        trust_remote_code: Code that lies beside the weights may run here, as it did in training.
 
     Returns:
         `to`.
 
     Raises:
-        RequestError: `to` holds something, the search has no winner, or on `gpus` it would be another model.
+        RequestError: `to` holds something, the search has no winner, on `gpus` it would be another model, or it needs
+            `trust_remote_code`.
         ValueError: The search is not finished.
         BundleRefusedError: A library does not embed with the bundle as training did.
     """
     check_room(Path(to))
-    return write_bundle(load(run_dir).run_dir, Path(to), gpus=gpus)
+    return write_bundle(load(run_dir).run_dir, Path(to), gpus=gpus, trust_remote_code=trust_remote_code)
 
 
 def _config(run_dir: Path) -> SearchConfig:

@@ -2,9 +2,11 @@
 
 import hashlib
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -79,7 +81,8 @@ class ResumableTrainer(HuggingFaceTrainer):
         self.data_collator.start(self.batches)
         _move_to(self.train_dataset, self.batches)
         random.setstate(position["draws"])
-        self.train(resume_from_checkpoint=str(folder))
+        with plain_states() if self.is_deepspeed_enabled else nullcontext():
+            self.train(resume_from_checkpoint=str(folder))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         (model or self.model).load_state_dict(load_file(Path(resume_from_checkpoint) / "weights.safetensors"))
@@ -97,6 +100,27 @@ class ResumableTrainer(HuggingFaceTrainer):
         draws = random.getstate()
         super()._load_rng_state(checkpoint)
         random.setstate(draws)
+
+
+@contextmanager
+def plain_states() -> Iterator[None]:
+    """Lets `torch.load` make nothing in the block but tensors, plain values and the four classes of DeepSpeed's states.
+
+    DeepSpeed's loaders would unpickle whatever they are given: who can write a run directory would run code where it is
+    resumed.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    load = torch.load
+
+    def plainly(*arguments: Any, **options: Any) -> Any:
+        with torch.serialization.safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]):
+            return load(*arguments, **{**options, "weights_only": True})
+
+    with mock.patch.object(torch, "load", plainly):
+        yield
 
 
 def _repeat_bias_corrections(optimizer: Any) -> None:

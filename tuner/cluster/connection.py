@@ -4,15 +4,19 @@ import itertools
 import logging
 import math
 import os
+import secrets
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray._private import ray_constants
+from ray._raylet import AuthenticationTokenLoader, Config
 
 from tuner.cluster.autoscaling import Prospect, prospect
+from tuner.cluster.private_folder import private_folder
 from tuner.cluster.slot import Slots
 from tuner.errors import RequestError
 from tuner.request.config import SearchConfig
@@ -33,6 +37,7 @@ _QUIET = {
 _DESKTOP = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Ray's switch for clusters that other machines can reach; it is off on desktops, and read on every system."""
 _ADDRESS = ray_constants.RAY_ADDRESS_ENVIRONMENT_VARIABLE
+_LOGGING: Any = {"log_to_driver": False, "logging_level": logging.ERROR}
 _MOST_CPUS = 8.0  # of a worker that trains on a GPU
 _BOOT_SECONDS = 1200.0  # a new machine starts and installs in this time
 _RAYS_UNITS = 10_000
@@ -44,23 +49,65 @@ def connected(config: SearchConfig) -> Iterator[None]:
     """Connects to Ray for a block: `--address`, RAY_ADDRESS, or a local cluster that ends with the block."""
     os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
     address = address_of(config)
-    with nullcontext() if address else _on_loopback():
-        try:
-            with nullcontext() if address else _known_to_its_processes():
-                ray.init(
-                    address=address or "local",  # without it, Ray would join a cluster that happens to run here
-                    num_cpus=None if address else cores(),
-                    include_dashboard=None if address else False,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                )
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            what = f"--address {address}: Ray cannot be reached there" if address else "Ray cannot be started here"
-            raise RequestError([f"{what}: {_one_line(error)}"]) from error
+    with _on_this_machine() if address is None else _on_cluster(address):
         try:
             yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _on_cluster(address: str) -> Iterator[None]:
+    with _told(f"--address {address}: Ray cannot be reached there"):
+        ray.init(address=address, **_LOGGING)
+    yield
+
+
+@contextmanager
+def _on_this_machine() -> Iterator[None]:
+    with private_folder() as folder, _on_loopback(), _with_a_token_of_its_own(folder):
+        with _told("Ray cannot be started here"), _known_to_its_processes():
+            ray.init(
+                address="local",  # without it, Ray would join a cluster that happens to run here
+                num_cpus=cores(),
+                include_dashboard=False,
+                _temp_dir=str(folder),
+                **_LOGGING,
+            )
+        yield
+
+
+@contextmanager
+def _told(problem: str) -> Iterator[None]:
+    """Tells what keeps Ray from starting as a `RequestError`."""
+    try:
+        yield
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise RequestError([f"{problem}: {_one_line(error)}"]) from error
+
+
+@contextmanager
+def _with_a_token_of_its_own(folder: Path) -> Iterator[None]:
+    """Makes clusters that start in the block answer to a new token only, whatever is set or lies about for others.
+
+    Ray's own goes into ~/.ray, where everybody may read it, and lives on.
+    """
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_AUTH_TOKEN": None}
+    try:
+        with _environment(own):
+            _read_token_again()
+            yield
+    finally:
+        _read_token_again()
+
+
+def _read_token_again() -> None:
+    """Ray keeps mode and token from its first look at them."""
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextmanager
@@ -71,14 +118,27 @@ def _known_to_its_processes() -> Iterator[None]:
     not find the actor, and take the workers of a living group away.
     """
     port = _free_port()
-    own = {ray_constants.GCS_PORT_ENVIRONMENT_VARIABLE: str(port), _ADDRESS: f"127.0.0.1:{port}"}
-    before = {name: os.environ.get(name) for name in own}
-    os.environ.update(own)
+    with _environment({ray_constants.GCS_PORT_ENVIRONMENT_VARIABLE: str(port), _ADDRESS: f"127.0.0.1:{port}"}):
+        yield
+
+
+@contextmanager
+def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
+    """Sets variables for a block, or unsets them where the value is None."""
+    before = {name: os.environ.get(name) for name in values}
+    _set(values)
     try:
         yield
     finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        _set(before)
+
+
+def _set(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def _free_port() -> int:
@@ -90,26 +150,25 @@ def _free_port() -> int:
 @contextmanager
 def _on_loopback() -> Iterator[None]:
     """Makes clusters that start in the block listen on this machine alone, as Ray's do on a desktop."""
-    before, constants = os.environ.get(_DESKTOP), ray_constants
-    had, constants.ENABLE_RAY_CLUSTER = constants.ENABLE_RAY_CLUSTER, False
-    os.environ[_DESKTOP] = "0"
+    had, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
     try:
-        yield
+        with _environment({_DESKTOP: "0"}):
+            yield
     finally:
-        constants.ENABLE_RAY_CLUSTER = had
-        os.environ.pop(_DESKTOP) if before is None else os.environ.update({_DESKTOP: before})
+        ray_constants.ENABLE_RAY_CLUSTER = had
 
 
 def rays_folder(config: SearchConfig, run_dir: Path) -> Path:
-    """Returns where Ray keeps its own files: on a cluster where every node sees them, else with its session."""
+    """Returns where Train and Tune keep their files: where every node of a cluster sees them, else with Ray's own."""
     if address_of(config):
         return run_dir / ".ray"
     return Path(ray.get_runtime_context().get_temp_dir()) / "m3-tuner"
 
 
 def address_of(config: SearchConfig) -> str | None:
-    """The running cluster that a search is for; None: one that starts and ends with it."""
-    return config.address or os.environ.get(_ADDRESS)
+    """The running cluster that a search is for; None: one that starts and ends with it, as Ray's ``local`` says too."""
+    address = config.address or os.environ.get(_ADDRESS)
+    return None if address == "local" else address
 
 
 def slots_for(config: SearchConfig, folder: Path) -> Slots:
@@ -138,6 +197,7 @@ def fitting_slots(config: SearchConfig, folder: Path, cluster: Prospect) -> Slot
         gpus=each,
         accelerator_type=config.accelerator_type if gpus else None,
         folder=folder,
+        one_machine=address_of(config) is None,
         **waiting,
     )
     _require_places(slots, cluster)

@@ -14,11 +14,12 @@ from typing import Any
 import ray
 from ray import tune
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from trainables.config import Train
 from trainables.failures import SOUND, FailureKind, one_line
 from trainables.worker.loop import FAILED, RUNG, Mailbox, worker_loop
+from tuner.cluster.process_group import OneMachine
 
 WAITING = "waiting"
 MAILBOX = "mailbox-"
@@ -50,6 +51,8 @@ class Slots:
     """The kind of GPU, in Ray's names (A10G); None: any."""
     folder: Path
     """Ray's own files."""
+    one_machine: bool = False
+    """Whether all workers are on this machine, with `folder` on a disk of its own, which only this user may enter."""
     start_seconds: float = 45.0
     """How long a group waits for the resources it needs; an autoscaler takes minutes to bring them."""
     silence_seconds: float = 45.0
@@ -109,7 +112,7 @@ class Slot(tune.Trainable):
 
     def _trainer(self) -> TorchTrainer:
         """A group that fails ends: starting the next one is the slot's part."""
-        slots = self._slots
+        slots, name = self._slots, f"group-{self.trial_id}-{self._groups}"
         return TorchTrainer(
             worker_loop,
             train_loop_config={
@@ -118,6 +121,7 @@ class Slot(tune.Trainable):
                 "threads": max(1, round(slots.cpus)),
                 "train": self._train,
             },
+            torch_config=self._torch_config(name),
             scaling_config=ScalingConfig(
                 num_workers=slots.workers,
                 use_gpu=slots.gpus > 0,
@@ -125,13 +129,19 @@ class Slot(tune.Trainable):
                 accelerator_type=slots.accelerator_type,
             ),
             run_config=RunConfig(
-                name=f"group-{self.trial_id}-{self._groups}",
+                name=name,
                 storage_path=str(slots.folder.resolve()),
                 failure_config=FailureConfig(  # type: ignore[call-arg]
                     max_failures=0, controller_failure_limit=0, max_preemption_failures=0
                 ),
             ),
         )
+
+    def _torch_config(self, name: str) -> TorchConfig:
+        """On a cluster, workers find each other through a port of the first one's machine."""
+        if self._slots.workers > 1 and not self._slots.one_machine:
+            return TorchConfig()
+        return OneMachine(meeting=self._slots.folder.resolve() / f"{name}.meeting")
 
     def _fit(self, trainer: TorchTrainer) -> None:
         try:

@@ -13,13 +13,13 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuner.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, RequestError
 from tuner.request.command_line import parse
-from tuner.request.config import SECRETS
+from tuner.request.config import SECRETS, SearchConfig
 from tuner.request.storage_url import HIDDEN, PASSWORD_VARIABLE, redacted
 from tuner.run_dir.object_storage import is_url
 
@@ -125,19 +125,43 @@ def _check(arguments: Sequence[str]) -> None:
             "--submit needs a --run_dir (or --resume) that outlives the job: s3://bucket/prefix, or the absolute path "
             f"of a disk that the cluster's machines share, but got {run_dir or 'none'}"
         )
-    problems += [
-        f"--{name} would be shown by the cluster's dashboard; set HF_TOKEN where Ray is started instead"
-        for name in SECRETS
-        if config.arguments.get(name)
-    ]
-    storage = config.storage or ""
-    if redacted(storage) != storage:
-        problems.append(
-            f"--storage {redacted(storage)} has a password, which the cluster's dashboard would show; "
-            f"write {HIDDEN} in its place, and set {PASSWORD_VARIABLE} to the whole URL where Ray is started"
-        )
+    problems += [problem for _, problem in _secrets(config)]
     if problems:
         raise RequestError(problems)
+
+
+def refuse_shown_secrets(config: SearchConfig, argv: Sequence[str]) -> None:
+    """Refuses a command line with a secret in it where a Ray cluster is used: Ray shows whole command lines.
+
+    Args:
+        config: What `argv` asks for.
+        argv: The command line of this process; what a file named there holds is not shown.
+
+    Raises:
+        RequestError: A token or a password is in it.
+    """
+    shown = [problem for secret, problem in _secrets(config) if any(secret in argument for argument in argv)]
+    if not shown:
+        return
+    from tuner.cluster.connection import address_of
+
+    if address_of(config):
+        raise RequestError(shown)
+
+
+def _secrets(config: SearchConfig) -> Iterator[tuple[str, str]]:
+    """Yields each secret of `config`, and why it cannot stand in a command line that a dashboard shows."""
+    for name in SECRETS:
+        if value := config.arguments.get(name):
+            remedy = "set HF_TOKEN where Ray is started instead"
+            yield str(value), f"--{name} would be shown by the cluster's dashboard; {remedy}"
+    storage = config.storage or ""
+    if redacted(storage) != storage:
+        yield (
+            storage,
+            f"--storage {redacted(storage)} has a password, which the cluster's dashboard would show; "
+            f"write {HIDDEN} in its place, and set {PASSWORD_VARIABLE} to the whole URL where Ray is started",
+        )
 
 
 def _connect(address: str) -> "JobSubmissionClient":

@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from tuner.errors import printable
+
 MAX_FATAL_LISTED = 50
 MAX_WARNINGS_LISTED = 10
 
@@ -29,7 +31,7 @@ class Finding:
 
     def __str__(self) -> str:
         place = self.file if self.row is None else f"{self.file}:{self.row}"
-        return f"{place}: {'' if self.fatal else 'warning: '}{self.message}"
+        return printable(f"{place}: {'' if self.fatal else 'warning: '}{self.message}")
 
 
 class Findings:

@@ -71,7 +71,7 @@ def _overlap_faults(row: dict[str, Any]) -> Iterator[Fault]:
     positives, negatives = ({_stripped(text) for text in _as_list(row.get(field))} for field in ("pos", "neg"))
     shared = (positives & negatives) - {""}
     if shared:
-        message = f"'{_shorten(min(shared))}' is in 'pos' and in 'neg'; remove it from one"
+        message = f"{_shorten(min(shared))!r} is in 'pos' and in 'neg'; remove it from one"
         yield Fault("positive among negatives", message)
 
 
@@ -91,7 +91,12 @@ def _score_faults(row: dict[str, Any], field: str, passages: str) -> Iterator[Fa
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond every float
+        return False
 
 
 def encodable(text: str) -> bool:
@@ -117,4 +122,4 @@ def _shorten(text: str) -> str:
 
 def _kind(value: Any) -> str:
     names = {"NoneType": "null", "str": "a string", "dict": "an object", "list": "a list", "bool": "a boolean"}
-    return names.get(type(value).__name__, f"the number {value}")
+    return names.get(type(value).__name__, f"the number {_shorten(repr(value))}")

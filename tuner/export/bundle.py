@@ -30,7 +30,9 @@ SAMPLED_TEXTS = 4
 """Held-out queries, and passages, that are embedded to compare the libraries."""
 
 
-def write_bundle(run_dir: Path, to: Path, *, gpus: int | None = None, verify: bool = True) -> Path:
+def write_bundle(
+    run_dir: Path, to: Path, *, gpus: int | None = None, verify: bool = True, trust_remote_code: bool = False
+) -> Path:
     """Writes the bundle of a finished search; it is whole, or not there.
 
     Args:
@@ -38,15 +40,25 @@ def write_bundle(run_dir: Path, to: Path, *, gpus: int | None = None, verify: bo
         to: The bundle's folder; one that is there already is replaced.
         gpus: Workers that train.sh is for, with the same negatives a query. None: as many as trained the winner.
         verify: Load what was written in FlagEmbedding and in sentence-transformers and compare embeddings.
+        trust_remote_code: Code that lies beside the winner's weights may run here, as it did in training. Never taken
+            from the run directory.
 
     Returns:
         `to`.
 
     Raises:
-        RequestError: The search is not finished, or has no winner, or on `gpus` it would be another model.
+        RequestError: The search is not finished, or has no winner, or on `gpus` it would be another model, or it needs
+            `trust_remote_code`.
         BundleRefusedError: A library does not embed as training did.
     """
-    run = read_run(run_dir)
+    run = read_run(run_dir, trust_remote_code=trust_remote_code)
+    if run.needs_trust:
+        raise RequestError(
+            [
+                f"{run_dir}: the winner was trained with --trust_remote_code, and code beside its weights would run "
+                "here; give --trust_remote_code again if you trust whoever can write there"
+            ]
+        )
     with new_folder(to) as folder:
         try:
             _write(run, folder, to, gpus or run.workers)
@@ -59,7 +71,9 @@ def write_bundle(run_dir: Path, to: Path, *, gpus: int | None = None, verify: bo
 
 
 def best_arguments(run_dir: Path) -> dict[str, Any]:
-    """Returns the winner's arguments by FlagEmbedding's names, ready for its dataclasses; `output_dir` is left out.
+    """Returns the winner's arguments by FlagEmbedding's names, ready for its dataclasses.
+
+    `output_dir` is left out, and so is `trust_remote_code`: whoever uses them gives it again, or not.
 
     Raises:
         RequestError: The search is not finished, or has no winner.
@@ -82,11 +96,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--gpus", type=int, metavar="N", help="workers that train.sh is for (default: as many as a trial had)"
     )
+    parser.add_argument(
+        "--trust_remote_code", action="store_true", help="run code that lies beside the weights, as in training"
+    )
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write; must not hold anything")
     arguments = parser.parse_args(argv)
     try:
         check_room(arguments.to)
-        print(write_bundle(run_folder(arguments.run_dir), arguments.to, gpus=arguments.gpus))
+        run_dir, trusted = run_folder(arguments.run_dir), arguments.trust_remote_code
+        print(write_bundle(run_dir, arguments.to, gpus=arguments.gpus, trust_remote_code=trusted))
     except RequestError as error:
         for finding in error.findings:
             print(f"error: {finding}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """A finished run directory, as those read it who come after the search."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from tuner.request.config import SearchConfig
 from tuner.run_dir.object_storage import is_url
 
 TRIAL_FILE = "config.json"
+_TRIAL_FOLDER = r"\d{4,}(-[a-z]+[0-9.]*[0-9])?"
+"""A trial's, a retraining's with another seed, or a mixture's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,8 @@ class FinishedRun:
     rung: Mapping[str, Any]
     """The winner's best rung, whose weights `checkpoint` holds: a `RungReport`."""
     checkpoint: Path
+    needs_trust: bool = False
+    """Whether the winner was trained with code of its model's own, and nobody has said here that it may run."""
     recorded_workers: int | None = None
     """Workers that the winner's own record names; None in runs that did not write them down."""
 
@@ -60,13 +65,18 @@ class FinishedRun:
         return value.replace("\\n", "\n") if name.endswith("_format") and value else value
 
 
-def read_run(folder: Path) -> FinishedRun:
+def read_run(folder: Path, *, trust_remote_code: bool = False) -> FinishedRun:
     """Reads the run directory `folder`.
 
+    Args:
+        folder: Anyone may have written it: what it says of code is not taken from it.
+        trust_remote_code: The caller's own word that the model's code may run; without it, `trained` does not have it.
+
     Raises:
-        RequestError: It is none, or its search has not come to a winner.
+        RequestError: It is none, or its search has not come to a winner, or what it names is not inside of it.
     """
     result = _read_result(folder)
+    _check_names(folder, result["best"])
     config = SearchConfig.from_dict(yaml.safe_load((folder / "config.yaml").read_text("utf-8")))
     trial = folder / "trials" / f"{result['best']['trial']:04d}"
     checkpoint = folder / "trials" / result["best"]["folder"] / "checkpoint"
@@ -74,16 +84,37 @@ def read_run(folder: Path) -> FinishedRun:
         raise RequestError(
             [f"{folder}: the winner's weights are to be in {checkpoint}, but they are not; search again"]
         )
+    trained = _trained(trial, config, result["best"]["params"])
+    trusted = {"trust_remote_code": True} if trust_remote_code and trained.get("trust_remote_code") else {}
     return FinishedRun(
         folder=folder,
         config=config,
         result=result,
         dataset=data.load(folder / "data"),
-        trained=_trained(trial, config, result["best"]["params"]),
-        recorded_workers=_record(trial).get("workers"),
+        trained={name: value for name, value in trained.items() if name != "trust_remote_code"} | trusted,
+        needs_trust=bool(trained.get("trust_remote_code")) and not trust_remote_code,
+        recorded_workers=_workers(trial),
         rung=_best_rung(trial),
         checkpoint=checkpoint,
     )
+
+
+def _check_names(folder: Path, best: Mapping[str, Any]) -> None:
+    """The names in result.json become paths and words of a script: they are those that a search gives."""
+    if not (isinstance(best["trial"], int) and re.fullmatch(_TRIAL_FOLDER, str(best["folder"]))):
+        raise RequestError(
+            [
+                f"{folder / 'result.json'}: best.trial must be a number and best.folder a trial's, as 0007 or "
+                f"0007-alpha0.50, but got {best['trial']!r} and {best['folder']!r}; no search wrote this"
+            ]
+        )
+
+
+def _workers(trial: Path) -> int | None:
+    workers = _record(trial).get("workers")
+    if workers is None or (isinstance(workers, int) and workers > 0):
+        return workers
+    raise RequestError([f"{trial / TRIAL_FILE}: workers must be a number from 1, but got {workers!r}"])
 
 
 def _read_result(folder: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -14,8 +14,10 @@ from tuner.export.finished_run import FinishedRun
 from tuner.request.config import MEASURES
 
 HEADS = ("colbert_linear.pt", "sparse_linear.pt")
-_KEPT = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py", *HEADS)
+_KEPT = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", *HEADS)
 """Weights and tokenizer. The two heads are the only pickles."""
+_CODE = "*.py"
+"""The model's own, which goes along where it was trusted."""
 
 _PLACES = ("_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file", "cache_dir")
 """What configurations of older transformers say of the machine they were written on."""
@@ -29,7 +31,7 @@ _POOLING = {"cls": "cls_token", "mean": "mean_tokens", "last_token": "lasttoken"
 
 def write_model(run: FinishedRun, folder: Path) -> None:
     """Writes the winner's checkpoint into `folder`, with the files that make it a sentence-transformers model."""
-    _copy_checkpoint(run.checkpoint, folder)
+    _copy_checkpoint(run.checkpoint, folder, (*_KEPT, _CODE) if run.argument("trust_remote_code") else _KEPT)
     _add_heads_of_base(run, folder)
     _write_modules(run, folder)
 
@@ -59,8 +61,8 @@ def has_suffixes(run: FinishedRun) -> bool:
     return any(_prefix(run, kind) is None for kind in ("query", "passage"))
 
 
-def _copy_checkpoint(checkpoint: Path, folder: Path) -> None:
-    for pattern in _KEPT:
+def _copy_checkpoint(checkpoint: Path, folder: Path, kept: Sequence[str]) -> None:
+    for pattern in kept:
         for file in checkpoint.glob(pattern):
             shutil.copyfile(file, folder / file.name)
     for name in ("config.json", "tokenizer_config.json"):

@@ -16,6 +16,7 @@ from trainables.deepspeed_config import DS_STAGE0
 from tuner.errors import RequestError
 from tuner.export.finished_run import FinishedRun
 from tuner.export.negatives import CROSS, Negatives
+from tuner.request.arguments import upstream_arguments
 from tuner.request.config import SECRETS
 from tuner.request.config_file import FOLDER
 from tuner.run_dir.object_storage import is_url
@@ -35,7 +36,17 @@ def arguments_of(run: FinishedRun) -> dict[str, Any]:
     """Returns the winner's arguments, ready for FlagEmbedding's dataclasses on this machine.
 
     The base model is named as on the hub, or by its folder or URL; the training data is the run's.
+
+    Raises:
+        RequestError: The trial's record names an argument that is none: names become words of a script.
     """
+    if unknown := sorted(run.trained.keys() - upstream_arguments().keys()):
+        raise RequestError(
+            [
+                f"{run.folder}: every argument of the winner must be FlagEmbedding's or transformers', but its record "
+                f"has {', '.join(map(repr, unknown))}; no search wrote this, or one with other versions of them"
+            ]
+        )
     left_out = _PLACES | _REPORTING | _MEMORY | _SAVING | {*SECRETS}
     arguments = {name: value for name, value in run.trained.items() if name not in left_out and value is not None}
     arguments["model_name_or_path"] = run.base_model

@@ -5,7 +5,7 @@ import dataclasses
 import difflib
 import itertools
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -90,9 +90,10 @@ def parse(argv: Sequence[str]) -> SearchConfig:
     given = {name: value for name, value in vars(namespace).items() if value is not None}
     problems = [_unknown_flag(token) for token in _without_their_values(unknown)]
     run_dir, file = given.get("resume"), given.pop("config", None)
-    from_files = [_read_run(run_dir, problems)] if run_dir else []
-    from_files += [_read_yaml(file, problems)] if file else []
-    values = _typed({name: value for source in [*from_files, given] for name, value in source.items()}, problems)
+    from_run = _read_run(run_dir, problems) if run_dir else {}
+    from_file = _read_yaml(file, problems) if file else {}
+    problems += _code_of_a_run(f"--resume {run_dir}", from_run, asked={*from_file, *given})
+    values = _typed({**from_run, **from_file, **given}, problems)
     return _configuration(values, problems)
 
 
@@ -103,11 +104,42 @@ def resumed(config: SearchConfig) -> SearchConfig:
         RequestError: The run has no config.yaml that can be read.
     """
     problems: list[str] = []
-    asked = _typed(_read_run(str(config.resume), problems), problems)
     values = {name: getattr(config, name) for name in search_options()}
     changed = {name: value for name, value in values.items() if value != getattr(SearchConfig, name)}
+    run = _read_run(str(config.resume), problems)
+    problems += _code_of_a_run(f"--resume {config.resume}", run, asked={*config.arguments, *changed})
+    asked = _typed(run, problems)
     before = _configuration({**asked, **changed}, problems)
     return before.replace(arguments={**before.arguments, **config.arguments})
+
+
+def code_flags(config: SearchConfig) -> list[str]:
+    """Returns the flags by which `config` asks for code to run; a run directory alone does not bring them back."""
+    trusted = ["--trust_remote_code"] if config.arguments.get("trust_remote_code") else []
+    space = ["--search_space", str(config.search_space)] if _is_function(config.search_space) else []
+    return [*trusted, *space]
+
+
+def _is_function(search_space: Any) -> bool:
+    return isinstance(search_space, str) and ":" in search_space and not search_space.endswith((".yaml", ".yml"))
+
+
+def _code_of_a_run(source: str, values: Mapping[str, Any], *, asked: Collection[str]) -> list[str]:
+    """Refuses code that only a run directory asks for: who may write there would run it as whoever resumes."""
+    trusted, space = values.get("trust_remote_code"), values.get("search_space")
+    problems = []
+    if "trust_remote_code" not in asked and str(trusted).lower() not in ("none", "false", "no", "0", "off"):
+        problems.append(
+            f"{source}: its config.yaml has trust_remote_code, so code of the model {values.get('model_name_or_path')} "
+            "would run here; give --trust_remote_code again if you trust whoever can write there, or "
+            "--trust_remote_code False"
+        )
+    if "search_space" not in asked and _is_function(space):
+        problems.append(
+            f"{source}: its config.yaml has the search space {space}, a function of a module that would be imported "
+            f"here; give --search_space {space} again if that is yours"
+        )
+    return problems
 
 
 def _build_parser() -> _Parser:

@@ -47,17 +47,17 @@ def conclude(config: SearchConfig, run_dir: Path, console: Console, *, seconds: 
         tolerance=config.guard_tolerance,
     )
     write_text(run_dir / RESULT_FILE, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    refusal = _refusal(run_dir, result)
+    refusal = _refusal(run_dir, result, trusted=bool(config.arguments.get("trust_remote_code")))
     _say(result, run_dir, console, refused=refusal is not None)
     _report(config, run_dir, console)
     if refusal:
         raise refusal
 
 
-def _refusal(run_dir: Path, result: Mapping[str, Any]) -> BundleRefusedError | RequestError | None:
+def _refusal(run_dir: Path, result: Mapping[str, Any], *, trusted: bool) -> BundleRefusedError | RequestError | None:
     """Writes the bundle, or returns why there is none: the verdict is to be said first. An earlier winner's goes."""
     try:
-        write_bundle(run_dir, run_dir / "best")
+        write_bundle(run_dir, run_dir / "best", trust_remote_code=trusted)
     except (BundleRefusedError, RequestError) as error:
         refusal: BundleRefusedError | RequestError = error
     except OSError as error:

@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from tuner.errors import printable
 from tuner.schedule.agenda import Agenda
 from tuner.schedule.jobs import Row
 
@@ -87,7 +88,7 @@ class Progress:
     def _say(self, line: str) -> None:
         self._spoke = time.monotonic()
         self._console.print(
-            f"{_clock(self._spoke - self._started)}  {line}", highlight=False, soft_wrap=True, markup=False
+            f"{_clock(self._spoke - self._started)}  {printable(line)}", highlight=False, soft_wrap=True, markup=False
         )
 
     # Live table
@@ -104,7 +105,9 @@ class Progress:
                 _title(row), row.state, self._position(row), *values, _number(row.value), _clock(_age(row)),
                 style=_STYLES.get(row.state, "default"),
             )  # fmt: skip
-        notes = [Text(f"{_title(row)}  {row.note}", style="yellow") for row in rows[-_TABLE_ROWS:] if row.note]
+        notes = [
+            Text(f"{_title(row)}  {printable(row.note)}", style="yellow") for row in rows[-_TABLE_ROWS:] if row.note
+        ]
         return Group(table, *notes, Text(self._caption(rows), style="bold"))
 
     def _caption(self, rows: list[Row]) -> str:

@@ -2,6 +2,7 @@
 
 import fcntl
 import secrets
+import shlex
 import sys
 import time
 from collections import Counter
@@ -13,6 +14,7 @@ from typing import IO, TYPE_CHECKING
 
 from rich.console import Console
 
+from tuner.cluster.submit import refuse_shown_secrets
 from tuner.errors import (
     EXIT_ALL_FAILED,
     EXIT_DONE,
@@ -21,9 +23,10 @@ from tuner.errors import (
     AllTrialsFailedError,
     BundleRefusedError,
     RequestError,
+    printable,
 )
 from tuner.interrupts import Interrupted, SearchStopped, interruptible, interrupting
-from tuner.request.command_line import parse
+from tuner.request.command_line import code_flags, parse
 from tuner.request.config import SearchConfig, new_run_dir
 from tuner.run_dir.object_storage import is_url
 from tuner.run_dir.replaced import forget_replaced, holds_search, holds_trials, set_aside
@@ -91,10 +94,11 @@ def run_search(
         BundleRefusedError: A library does not embed with the best model as training did; the search is finished.
     """
     started = time.monotonic()
+    refuse_shown_secrets(config, argv or ())
     named = config.resume or new_run_dir(config, time.strftime("%Y%m%d-%H%M%S"))
     store = open_run_dir(named if is_url(named) else str(Path(named).resolve()))  # workers stand in another directory
     run_dir = store.local
-    resumable = _ending_in_order(store.url, console) if config.resume else nullcontext()
+    resumable = _ending_in_order(_again(store, config), console) if config.resume else nullcontext()
     with _held(run_dir), store.held(), resumable:
         if config.resume:
             store.pull()
@@ -140,11 +144,11 @@ def _search(
 
     storage = _open_storage(config, run_dir, console)
     study = _open_study(plan, storage)
-    mirror = Mirror(store)
+    mirror, again = Mirror(store), _again(store, config)
     with (
-        _ending_in_order(store.url, console),
+        _ending_in_order(again, console),
         connected(config),
-        _ending_in_order(store.url, console, mirror),  # before Ray is shut down: `ray job stop` waits for 3 s
+        _ending_in_order(again, console, mirror),  # before Ray is shut down: `ray job stop` waits for 3 s
         interruptible() as check,
     ):
         storage.check = check
@@ -173,7 +177,7 @@ def _search(
             raise _without_winner(agenda)
     _warn([note for note in (agenda.left_out, agenda.passed_over) if note], console)
     try:
-        with _ending_in_order(store.url, console), interrupting():  # again: Ray has put handlers of its own in place
+        with _ending_in_order(again, console), interrupting():  # again: Ray has put handlers of its own in place
             from tuner.search.conclusion import conclude
 
             conclude(config, run_dir, console, seconds=max(study.spent, time.monotonic() - started))
@@ -222,14 +226,19 @@ def _open_study(plan: "Plan", storage: "PatientStorage") -> "SearchStudy":
     return study
 
 
+def _again(store: RunStore, config: SearchConfig) -> str:
+    """What follows ``--resume``."""
+    return " ".join([store.url, *map(shlex.quote, code_flags(config))])
+
+
 @contextmanager
-def _ending_in_order(run_dir: str, console: Console, mirror: "Mirror | None" = None) -> Iterator[None]:
+def _ending_in_order(again: str, console: Console, mirror: "Mirror | None" = None) -> Iterator[None]:
     """Keeps what there is, and says once how to go on, when the block is interrupted."""
     try:
         yield
     except Interrupted as interrupted:
         if not interrupted.told:
-            how = f"nothing that was finished is lost. Go on with: python -m tuner.search --resume {run_dir}"
+            how = f"nothing that was finished is lost. Go on with: python -m tuner.search --resume {again}"
             console.print(f"{interrupted.farewell}; {how}", style="bold", markup=False, soft_wrap=True)
         interrupted.told = True
         if mirror is not None:
@@ -336,7 +345,7 @@ def _say_estimate(plan: "Plan", console: Console) -> None:
 
 def _warn(lines: Sequence[str], console: Console) -> None:
     for line in lines:
-        console.print(f"warning: {line}", style="yellow", markup=False, soft_wrap=True)
+        console.print(f"warning: {printable(line)}", style="yellow", markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":
