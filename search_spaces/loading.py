@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import importlib.util
 import math
+import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def _from_yaml(path: Path) -> SearchSpace:
         raise ValueError(f"search_space {path} cannot be read: {error}") from error
     if not isinstance(entries, dict) or not entries:
         raise ValueError(
-            f"search_space {path} must hold `argument: {{low: ..., high: ...}}` lines, but holds {entries!r}"
+            f"search_space {path} must hold `argument: {{low: ..., high: ...}}` lines, but holds {_repr(entries)}"
         )
     problems = [f"{path}: {problem}" for name, entry in entries.items() for problem in _entry_problems(name, entry)]
     if problems:
@@ -81,7 +82,7 @@ def _from_yaml(path: Path) -> SearchSpace:
 
 def _entry_problems(name: str, entry: Any) -> list[str]:
     if not isinstance(entry, dict):
-        return [f"{name} must be {{low, high}} or {{choices}}, but is {entry!r}"]
+        return [f"{name} must be {{low, high}} or {{choices}}, but is {_repr(entry)}"]
     if "choices" in entry:
         return (
             []
@@ -92,10 +93,17 @@ def _entry_problems(name: str, entry: Any) -> list[str]:
         low, high, step = float(entry["low"]), float(entry["high"]), float(entry.get("step", 1))
     except (KeyError, TypeError, ValueError):
         return [
-            f"{name}: low, high and step must be numbers, but got low={entry.get('low')!r}, "
-            f"high={entry.get('high')!r}, step={entry.get('step')!r}"
+            f"{name}: low, high and step must be numbers, but got low={_repr(entry.get('low'))}, "
+            f"high={_repr(entry.get('high'))}, step={_repr(entry.get('step'))}"
         ]
     return [f"{name}: {problem}" for problem in _range_problems(entry, low, high, step)]
+
+
+def _repr(value: Any) -> str:
+    """A short form: YAML's aliases make values of gigabytes from a few lines."""
+    shortened = reprlib.Repr()
+    shortened.maxlevel, shortened.maxother = 3, 60
+    return shortened.repr(value)
 
 
 def _range_problems(entry: Mapping[str, Any], low: float, high: float, step: float) -> Iterator[str]:

@@ -206,6 +206,36 @@ def test_ssh_from_one_address_is_the_only_way_in(account: dict[str, Any]) -> Non
 
 
 @pytest.mark.usefixtures("account")
+def test_the_head_starts_tags_and_ends_instances_of_its_own_cluster_only() -> None:
+    import boto3
+
+    iam = boto3.client("iam", region_name=REGION)
+    policy = iam.get_role_policy(RoleName="m3-tuner-head", PolicyName="autoscaler")["PolicyDocument"]
+    named, config = cluster()["cluster_name"], cluster()
+    policy = yaml.safe_load(policy) if isinstance(policy, str) else policy  # moto keeps Python's own form
+    for statement in policy["Statement"]:
+        actions = statement["Action"] if isinstance(statement["Action"], list) else [statement["Action"]]
+        assert statement["Resource"] != "*" or actions == ["ec2:Describe*"]
+        conditions = statement.get("Condition", {}).get("StringEquals", {})
+        if "ec2:TerminateInstances" in actions:
+            assert conditions == {"ec2:ResourceTag/ray-cluster-name": named}
+        if actions == ["ec2:CreateTags"]:
+            assert conditions == {"ec2:CreateAction": "RunInstances"}
+        if actions == ["ec2:RunInstances"] and "instance/*" in str(statement["Resource"]):
+            assert conditions == {"aws:RequestTag/ray-cluster-name": named}
+            types = statement["Condition"]["StringLike"]["ec2:InstanceType"]
+            assert config["available_node_types"]["gpu_spot"]["node_config"]["InstanceType"] in types
+        if actions == ["iam:PassRole"]:
+            assert conditions == {"iam:PassedToService": "ec2.amazonaws.com"}
+
+
+@pytest.mark.usefixtures("bootstrapped")
+def test_ray_tags_what_it_starts_with_the_name_that_the_policy_asks_for(bootstrapped: dict[str, Any]) -> None:
+    tags = {tag["Key"]: tag["Value"] for tag in launch(bootstrapped, "gpu_spot")["Tags"]}
+    assert tags["ray-cluster-name"] == cluster()["cluster_name"]
+
+
+@pytest.mark.usefixtures("account")
 def test_without_a_security_group_filled_in_nothing_is_launched(capsys: pytest.CaptureFixture[str]) -> None:
     from ray.autoscaler._private.aws.config import bootstrap_aws
 

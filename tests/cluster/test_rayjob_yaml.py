@@ -47,8 +47,12 @@ CONTAINER = record(
 )
 POD_TEMPLATE = record(
     ["spec"],
+    metadata=record([], labels=STRINGS),
     spec=record(
         ["containers"],
+        securityContext=record(
+            [], runAsNonRoot=BOOLEAN, runAsUser=INTEGER, seccompProfile=record(["type"], type=STRING)
+        ),
         serviceAccountName=STRING,
         automountServiceAccountToken=BOOLEAN,
         terminationGracePeriodSeconds=INTEGER,
@@ -107,10 +111,13 @@ RAY_JOB = record(
 )
 
 
+def manifests() -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((ROOT / "docs/rayjob.yaml").read_text()))
+
+
 @pytest.fixture
 def job() -> dict[str, Any]:
-    manifest: dict[str, Any] = yaml.safe_load((ROOT / "docs/rayjob.yaml").read_text())
-    return manifest
+    return manifests()[0]
 
 
 def test_it_follows_the_schema(job: dict[str, Any]) -> None:
@@ -125,6 +132,27 @@ def test_the_schema_refuses_a_field_that_kuberay_does_not_have(job: dict[str, An
 
 def test_every_ray_process_asks_for_the_token(job: dict[str, Any]) -> None:
     assert job["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+
+
+def test_pods_run_as_nobody_special(job: dict[str, Any]) -> None:
+    cluster = job["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert pod["securityContext"]["runAsUser"] > 0
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert all(not each["securityContext"]["allowPrivilegeEscalation"] for each in pod["containers"])
+
+
+def test_only_pods_of_the_cluster_reach_ports_that_ask_for_no_token(job: dict[str, Any]) -> None:
+    cluster, policy = job["spec"]["rayClusterSpec"], manifests()[1]
+    assert (policy["kind"], policy["spec"]["policyTypes"]) == ("NetworkPolicy", ["Ingress"])
+    chosen = policy["spec"]["podSelector"]["matchLabels"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        assert chosen.items() <= group["template"]["metadata"]["labels"].items()
+    among, dashboard = policy["spec"]["ingress"]
+    assert among == {"from": [{"podSelector": {"matchLabels": chosen}}]}
+    assert dashboard == {"ports": [{"protocol": "TCP", "port": 8265}]}
 
 
 def test_the_driver_stays_on_the_head(job: dict[str, Any]) -> None:

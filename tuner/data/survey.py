@@ -1,5 +1,6 @@
 """One pass over the training data that checks every row and keeps only fingerprints and counts of it."""
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -63,7 +64,7 @@ class Survey:
 
     def place(self, row: int) -> tuple[str, int]:
         """Returns the file, as it was given, and the line of a row."""
-        path = next(path for path, start in reversed(self.files) if start <= row)
+        path, _ = self.files[bisect_right(self.files, row, key=lambda file: file[1]) - 1]
         return str(path), self.lines[row]
 
 

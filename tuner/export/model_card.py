@@ -1,5 +1,6 @@
 """The model card: README.md of a bundle, its header in the form that the hub and mteb read."""
 
+import html
 import json
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
@@ -8,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from tuner.errors import printable
 from tuner.export.finished_run import FinishedRun
 from tuner.export.model_folder import has_heads, has_suffixes, lacking_tokens
 from tuner.export.negatives import Negatives
@@ -146,7 +148,7 @@ def _score_row(result: Mapping[str, Any], metric: str, gain: Mapping[str, Any]) 
 
 def _guards(run: FinishedRun) -> str:
     guard, mixtures = run.result["guard"], run.result["mixtures"]
-    cells = ((task, _score(scores["base"]), _score(scores["best"])) for task, scores in guard["tasks"].items())
+    cells = ((_cell(task), _score(scores["base"]), _score(scores["best"])) for task, scores in guard["tasks"].items())
     rows = ["| guard task | base model | best trial |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in cells)]
     about = f"Main scores of the dense head, by mteb; a loss of more than {guard['tolerance']:g} turns the verdict."
     return "\n".join(rows) + f"\n\n{about}" + (f" {mixtures['reason']}" if mixtures else "")
@@ -240,7 +242,7 @@ def _heads_note(run: FinishedRun, bundle: Path) -> str:
 def _training(run: FinishedRun, arguments: Mapping[str, Any], step: Negatives, bundle: Path) -> str:
     best, rung = run.result["best"], run.rung
     notes = "".join(f" {note}" for note in (memory_note(run), tokens_note(lacking_tokens(run, bundle))) if note)
-    shown = "\n".join(f"| `{name}` | {value} |" for name, value in best["params"].items())
+    shown = "\n".join(f"| {_code(name)} | {_cell(value)} |" for name, value in best["params"].items())
     return (
         f"Trial {run.number} of the search, {rung['step']} steps with seed {arguments['seed']}, "
         f"{rung['examples']} rows seen ({rung['fraction']:.0%} of its training): the best of its scores on dev.\n\n"
@@ -251,6 +253,20 @@ def _training(run: FinishedRun, arguments: Mapping[str, Any], step: Negatives, b
         f"`best_config.json` and `best_config.yaml` hold the same arguments; paths in them are relative to this folder."
         f"{_where_saved(rung)}{notes}{_mixed(run)}"
     )
+
+
+def _cell(value: Any) -> str:
+    """A value in a table: names of files and of tasks come from whoever made them."""
+    return html.escape(_one_line(value), quote=False).replace("|", "\\|").replace("`", "&#96;")
+
+
+def _code(value: Any) -> str:
+    """A name in a table, as code; nothing in it ends the code or the row."""
+    return f"`{_one_line(value).replace('`', chr(39)).replace('|', chr(92) + '|')}`"
+
+
+def _one_line(value: Any) -> str:
+    return printable(" ".join(str(value).split()))
 
 
 def _mixed(run: FinishedRun) -> str:
@@ -273,7 +289,7 @@ def _where_saved(rung: Mapping[str, Any]) -> str:
 
 
 def _provenance(run: FinishedRun) -> str:
-    rows = [f"| base model | `{_base_name(run)}` |", *_data_rows(run), *_seed_rows(run)]
+    rows = [f"| base model | {_code(_base_name(run))} |", *_data_rows(run), *_seed_rows(run)]
     rows += [f"| {package} | {version(package)} |" for package in _PACKAGES]
     notes = "Packages are those installed when this was written. `sha256sum -c sha256sums.txt` checks the files."
     return "\n".join(["| what | which |", "|---|---|", *rows]) + f"\n\n{notes}"
@@ -283,10 +299,10 @@ def _data_rows(run: FinishedRun) -> Iterator[str]:
     yield f"| data, as split | sha256 `{run.dataset.hash}` |"
     yield f"| training rows | {run.dataset.rows} |"
     for source in run.dataset.manifest["sources"]:
-        yield f"| `{source['name']}` | sha256 `{source['sha256']}` |"
+        yield f"| {_code(source['name'])} | sha256 {_code(source['sha256'])} |"
     given = run.dataset.manifest["eval"]
     for name, digest in given["files"].items() if "name" in given else ():
-        yield f"| `{given['name']}/{name}`, as read | sha256 `{digest}` |"
+        yield f"| {_code(given['name'] + '/' + name)}, as read | sha256 {_code(digest)} |"
 
 
 def _seed_rows(run: FinishedRun) -> Iterator[str]:
