@@ -1,13 +1,16 @@
 """Where trials are placed: on what a cluster has, and on what its autoscaler would bring."""
 
 import os
+import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
 import pytest
 
 from tuner.cluster.autoscaling import NodeType, Prospect, launched
-from tuner.cluster.connection import connected, fitting_slots
+from tuner.cluster.connection import connected, fitting_slots, rays_folder
 from tuner.cluster.slot import Slots
 from tuner.errors import RequestError
 from tuner.request.config import SearchConfig
@@ -160,3 +163,41 @@ def test_processes_of_a_cluster_of_the_searchs_own_know_which_it_is() -> None:
         known = ray.get(ray.remote(lambda: os.environ.get("RAY_ADDRESS")).remote())
         assert known == ray.get_runtime_context().gcs_address
         assert os.environ.get("RAY_ADDRESS") == before
+
+
+@pytest.mark.ray
+def test_a_cluster_of_the_searchs_own_has_a_token_and_a_folder_that_nobody_else_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the shell says of Ray's token, and whatever lies in ~/.ray."""
+    import ray
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "of-another-cluster")
+    with connected(SearchConfig()):
+        folder = Path(ray.get_runtime_context().get_temp_dir())
+        seen = ray.get(ray.remote(lambda: {k: v for k, v in os.environ.items() if k.startswith("RAY_AUTH")}).remote())
+        token = Path(seen["RAY_AUTH_TOKEN_PATH"])
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert (stat.S_IMODE(token.stat().st_mode), token.parent) == (0o600, folder)
+        assert (seen["RAY_AUTH_MODE"], "RAY_AUTH_TOKEN" in seen) == ("token", False)
+        assert rays_folder(SearchConfig(), tmp_path).parent == folder
+        address, secret = ray.get_runtime_context().gcs_address, token.read_text()
+        assert _answers(address, secret)
+        assert not _answers(address, None)
+        assert not _answers(address, "0" * 64)
+    assert not folder.exists()
+    assert not (tmp_path / ".ray").exists()
+    assert (os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"]) == ("disabled", "of-another-cluster")
+
+
+def _answers(address: str, token: str | None) -> bool:
+    """Whether a cluster's control service answers to a process that has `token`."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= (
+        {"RAY_AUTH_MODE": "disabled"} if token is None else {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    )
+    code = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1]).get_all_node_info(timeout=10)"
+    asked = [sys.executable, "-c", code, address]
+    return subprocess.run(asked, env=environment | has, capture_output=True, timeout=60, check=False).returncode == 0

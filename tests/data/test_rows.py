@@ -7,6 +7,7 @@ import pytest
 from tuner.data.findings import Findings
 from tuner.data.rows import Fault, row_faults
 from tuner.data.sources import find_source, read_rows
+from tuner.errors import RequestError
 
 SOUND = {"query": "西湖在哪里", "pos": ["西湖位于杭州"], "neg": ["太湖位于苏州", "a lake"]}
 
@@ -43,6 +44,8 @@ def test_sound_rows_have_no_faults() -> None:
         ({"neg_scores": [0.5, "high"]}, "neg_scores item type"),
         ({"neg_scores": [0.5, float("nan")]}, "neg_scores item type"),
         ({"neg_scores": [0.5, True]}, "neg_scores item type"),
+        ({"pos_scores": [10**400]}, "pos_scores item type"),
+        ({"pos_scores": 10**400}, "pos_scores type"),
         ({"prompt": 3}, "prompt type"),
         ({"type": ["normal"]}, "type type"),
     ],
@@ -134,3 +137,29 @@ def test_a_source_without_data_is_fatal(tmp_path: Path, name: str, rule: str) ->
     findings = Findings()
     assert find_source(tmp_path / name, findings) is None
     assert [(finding.rule, finding.fatal) for finding in findings.all()] == [(rule, True)]
+
+
+def test_a_number_beyond_every_float_is_told_with_its_row_and_not_in_full(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({**SOUND, "pos_scores": [10**400], "neg_scores": [1, 10**400]}))
+    ((number, row),) = read_rows(tmp_path / "rows.jsonl")
+    assert number == 1
+    assert [len(fault.message) < 120 for fault in row_faults(row)] == [True, True]
+    assert len(next(row_faults(10**400)).message) < 160
+
+
+@pytest.mark.parametrize("text", ["\x1b]0;title\x07 ", "\x1b[2J", "\x9b2J", "\u202egnp.exe", "\x1b]52;c;cHduZWQ=\x07"])
+def test_no_text_of_a_row_and_no_name_of_a_file_steers_a_terminal(text: str) -> None:
+    findings = Findings()
+    for fault in row_faults({**SOUND, "pos": [text], "neg": [text]}):
+        findings.add(f"{text}.jsonl", 1, fault)
+    (line,) = map(str, findings.all())
+    assert "is in 'pos' and in 'neg'" in line
+    assert line.isprintable()
+    (told,) = RequestError([f"{text}: no such file"]).findings
+    assert told.isprintable()
+
+
+def test_texts_of_every_script_are_shown_as_they_are() -> None:
+    findings = Findings()
+    findings.add("数据 ریال.jsonl", 1, Fault("x", "'西湖\u3000位于杭州 👩\u200d💻'\tis odd"))
+    assert str(findings.all()[0]) == "数据 ریال.jsonl:1: '西湖\u3000位于杭州 👩\u200d💻'\tis odd"

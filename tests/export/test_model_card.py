@@ -39,7 +39,7 @@ def test_scores_on_given_queries_are_not_said_of_the_training_data(bundle: Path)
 def test_snippets_trust_code_of_the_model_where_the_run_did(bundle: Path, tmp_path: Path) -> None:
     assert "trust_remote_code" not in (bundle / "README.md").read_text().split("## Training")[0]
     run = make_run(tmp_path, arguments={"trust_remote_code": True})
-    text = (write_bundle(run, tmp_path / "bundle", verify=False) / "README.md").read_text()
+    text = (write_bundle(run, tmp_path / "bundle", verify=False, trust_remote_code=True) / "README.md").read_text()
     assert "    trust_remote_code=True,\n" in text
     assert 'SentenceTransformer("path/to/this/folder", trust_remote_code=True)' in text
 

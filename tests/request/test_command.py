@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tuner.errors import RequestError
-from tuner.request.command_line import parse, resumed
+from tuner.request.command_line import code_flags, parse, resumed
 from tuner.request.config import SearchConfig
 from tuner.run_dir.store import open_run_dir
 
@@ -142,3 +142,57 @@ def test_help_and_refusals_load_nothing_heavy(argv: list[str], limit: float) -> 
     done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=False)
     assert done.returncode == (0 if argv == ["--help"] else 2), done.stderr
     assert time.process_time() - started < limit
+
+
+@pytest.fixture
+def run_with_code(tmp_path: Path) -> Path:
+    """A run whose config.yaml asks for code of a model and of a module."""
+    arguments = {"model_name_or_path": "somebody/model", "train_data": ["x.jsonl"], "trust_remote_code": True}
+    values = {**SearchConfig(arguments=arguments, search_space="their_module:space").to_dict(), "command": "x"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    return tmp_path
+
+
+def test_a_run_directory_alone_brings_no_code(run_with_code: Path) -> None:
+    for refused in (
+        lambda: parse(["--resume", str(run_with_code)]),
+        lambda: resumed(SearchConfig(resume=str(run_with_code))),
+    ):
+        with pytest.raises(RequestError) as caught:
+            refused()
+        trust, space = caught.value.findings
+        assert "code of the model somebody/model would run here; give --trust_remote_code again" in trust
+        assert "give --search_space their_module:space again" in space
+
+
+def test_the_configuration_of_a_run_brings_no_code_to_a_new_search(run_with_code: Path, tmp_path: Path) -> None:
+    written, own = run_with_code / "config.yaml", tmp_path / "own.yaml"
+    with pytest.raises(RequestError, match="trust_remote_code"):
+        parse(["--config", str(written)])
+    values = {name: value for name, value in yaml.safe_load(written.read_text()).items() if name != "command"}
+    own.write_text(yaml.safe_dump(values))
+    assert parse(["--config", str(own)]).arguments["trust_remote_code"] is True  # the user's own word
+
+
+def test_code_that_is_asked_for_again_is_taken_from_a_run(run_with_code: Path) -> None:
+    asked = parse(["--resume", str(run_with_code), "--trust_remote_code", "--search_space", "their_module:space"])
+    assert (asked.arguments["trust_remote_code"], asked.search_space) == (True, "their_module:space")
+    assert code_flags(asked) == ["--trust_remote_code", "--search_space", "their_module:space"]
+    without = parse(["--resume", str(run_with_code), "--trust_remote_code", "False", "--search_space", "m3"])
+    assert (without.arguments["trust_remote_code"], without.search_space) == (False, "m3")
+    assert code_flags(without) == []
+    again = SearchConfig(
+        resume=str(run_with_code), search_space="their_module:space", arguments={"trust_remote_code": True}
+    )
+    assert resumed(again).arguments["trust_remote_code"] is True
+
+
+def test_a_run_directory_in_storage_brings_no_code_either(
+    run_with_code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    store = open_run_dir(f"file://{tmp_path}/bucket")
+    shutil.copy(run_with_code / "config.yaml", store.local)
+    store.push()
+    with pytest.raises(RequestError, match="trust_remote_code"):
+        parse(["--resume", f"file://{tmp_path}/bucket"])

@@ -9,12 +9,13 @@ from tests.support.fake import fake_train, open_study
 from tests.support.m3_fixtures import make_model, make_rows
 from tuner.cluster.executor import run_in_process
 from tuner.cluster.staging import on_any_machine
-from tuner.cluster.submit import entrypoint, runtime_environment, submit
+from tuner.cluster.submit import entrypoint, refuse_shown_secrets, runtime_environment, submit
 from tuner.errors import RequestError
 from tuner.request.config import SearchConfig
 from tuner.run_dir.store import RunStore
 from tuner.schedule.agenda import Agenda
 from tuner.search.plan import make_plan, write_config
+from tuner.search.run import main
 
 TOKEN, PASSWORD = "hf_0123456789", "correct-horse"
 STORAGE = f"postgresql://tuner:{PASSWORD}@db.example.com/studies"
@@ -79,6 +80,32 @@ def test_no_file_with_a_secret_is_sent(tmp_path: Path, line: str) -> None:
         submit("http://127.0.0.1:1", ["--config", str(tmp_path / "search.yaml")])
     assert TOKEN not in str(refused.value)
     assert PASSWORD not in str(refused.value)
+
+
+@pytest.mark.parametrize("named_by", ["flag", "environment"])
+def test_a_cluster_is_not_shown_a_secret_by_the_command_line(
+    named_by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ray writes the driver's command line into its table of jobs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    if named_by == "flag":
+        monkeypatch.delenv("RAY_ADDRESS")
+    flags = ["--address", "10.0.0.1:6379"] if named_by == "flag" else []
+    assert main([*flags, "--train_data", "x.jsonl", f"--token={TOKEN}", "--storage", STORAGE, "--run_dir", "r"]) == 2
+    said = capsys.readouterr().err
+    assert "--token would be shown by the cluster's dashboard" in said
+    assert "has a password, which the cluster's dashboard would show" in said
+    assert TOKEN not in said
+    assert PASSWORD not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_no_command_line_holds_is_no_secret_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = SearchConfig(address="10.0.0.1:6379", arguments={"token": TOKEN}, storage=STORAGE)
+    refuse_shown_secrets(config, ["--config", "search.yaml"])
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    refuse_shown_secrets(config.replace(address=None), ["--token", TOKEN])  # a cluster of the search's own
 
 
 def test_code_from_a_model_is_not_run_unless_asked_for() -> None:

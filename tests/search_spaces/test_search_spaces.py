@@ -117,3 +117,13 @@ def test_a_broken_yaml_space_is_refused_with_all_its_faults(tmp_path: Path) -> N
     with pytest.raises(ValueError) as caught:
         load_search_space(str(file))
     assert len(str(caught.value).splitlines()) == 3
+
+
+def test_a_file_of_aliases_upon_aliases_is_refused_in_a_few_words(tmp_path: Path) -> None:
+    """Eight levels of nine are 43 million values in 400 bytes."""
+    levels = ["a0: &a0 [x,x,x,x,x,x,x,x,x]"]
+    levels += [f"a{level}: &a{level} [{','.join([f'*a{level - 1}'] * 9)}]" for level in range(1, 8)]
+    (tmp_path / "space.yaml").write_text("\n".join(levels))
+    with pytest.raises(ValueError, match=r"must be \{low, high\} or \{choices\}") as refused:
+        load_search_space(str(tmp_path / "space.yaml"))
+    assert len(str(refused.value)) < 20_000

@@ -2,9 +2,13 @@
 
 import logging
 import os
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -38,6 +42,77 @@ def test_a_lone_process_gets_a_group_for_the_block() -> None:
         assert dist.is_initialized()
     assert not dist.is_initialized()
     assert dict(os.environ) == before
+
+
+def test_a_lone_process_s_group_listens_on_loopback_only() -> None:
+    """torch's own store would listen on every interface, whatever MASTER_ADDR says, and let anybody read and write."""
+    before = _listening()
+    with process_group():
+        dist.all_reduce(torch.ones(1))
+        new = _listening() - before
+        assert {ip for ip, _ in new} <= {"127.0.0.1"}
+        with socket.socket() as stranger, pytest.raises(OSError):
+            stranger.connect(("127.0.0.1", int(os.environ["MASTER_PORT"])))
+
+
+def _listening() -> set[tuple[str, int]]:
+    sockets = psutil.Process().net_connections("inet")
+    return {(one.laddr.ip, one.laddr.port) for one in sockets if one.status == psutil.CONN_LISTEN}
+
+
+def test_two_workers_of_one_machine_meet_in_a_file_and_over_loopback(tmp_path: Path) -> None:
+    code = (
+        "import sys, psutil, torch, torch.distributed as dist\n"
+        "from pathlib import Path\n"
+        "from trainables.loopback import join_on_this_machine\n"
+        "join_on_this_machine('gloo', Path(sys.argv[1]), int(sys.argv[2]), 2, 60.0)\n"
+        "total = torch.ones(1)\n"
+        "dist.all_reduce(total)\n"
+        "said = [None, None]\n"
+        "dist.all_gather_object(said, f'worker {dist.get_rank()}')\n"
+        "sockets = psutil.Process().net_connections('inet')\n"
+        "print(total.item(), said, sorted({s.laddr.ip for s in sockets if s.status == psutil.CONN_LISTEN}))\n"
+        "dist.barrier()\n"
+        "dist.destroy_process_group()\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "meeting")]
+    workers = [subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, text=True) for rank in range(2)]
+    said = [worker.communicate(timeout=120)[0].strip() for worker in workers]
+    assert said == ["2.0 ['worker 0', 'worker 1'] ['127.0.0.1']"] * 2
+
+
+def test_no_variable_is_ever_missing_while_the_environment_is_restored(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Other threads read credentials meanwhile."""
+    touched: list[str] = []
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    monkeypatch.setenv("CHANGED_IN_A_TRIAL", "before")
+
+    class Watched(dict[str, str]):
+        def __setitem__(self, name: str, value: str) -> None:
+            touched.append(name)
+            super().__setitem__(name, value)
+
+        def __delitem__(self, name: str) -> None:
+            touched.append(name)
+            super().__delitem__(name)
+
+        def clear(self) -> None:
+            touched.extend(self)
+            super().clear()
+
+        def update(self, *others: dict[str, str]) -> None:  # type: ignore[override]
+            for name, value in others[0].items():
+                self[name] = value
+
+    with trial_process(tmp_path / "log.txt"):
+        os.environ["CHANGED_IN_A_TRIAL"] = "in the trial"
+        os.environ["OF_A_TRIAL"] = "1"
+        watched = Watched(os.environ)
+        monkeypatch.setattr(os, "environ", watched)
+    assert sorted(touched) == ["CHANGED_IN_A_TRIAL", "OF_A_TRIAL"]
+    assert (watched["CHANGED_IN_A_TRIAL"], "OF_A_TRIAL" in watched) == ("before", False)
 
 
 def test_only_locks_of_killed_builds_are_removed(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def parse(argv: Sequence[str]) -> SearchConfig:
     problems = [_unknown_flag(token) for token in _without_their_values(unknown)]
     run_dir, file = given.get("resume"), given.pop("config", None)
     from_run = _read_run(run_dir, problems) if run_dir else {}
-    from_file = _read_yaml(file, problems) if file else {}
+    from_file = _read_yaml(file, problems, asked=given) if file else {}
     problems += _code_of_a_run(f"--resume {run_dir}", from_run, asked={*from_file, *given})
     values = _typed({**from_run, **from_file, **given}, problems)
     return _configuration(values, problems)
@@ -130,13 +130,13 @@ def _code_of_a_run(source: str, values: Mapping[str, Any], *, asked: Collection[
     problems = []
     if "trust_remote_code" not in asked and str(trusted).lower() not in ("none", "false", "no", "0", "off"):
         problems.append(
-            f"{source}: its config.yaml has trust_remote_code, so code of the model {values.get('model_name_or_path')} "
+            f"{source}: it has trust_remote_code, so code of the model {values.get('model_name_or_path')} "
             "would run here; give --trust_remote_code again if you trust whoever can write there, or "
             "--trust_remote_code False"
         )
     if "search_space" not in asked and _is_function(space):
         problems.append(
-            f"{source}: its config.yaml has the search space {space}, a function of a module that would be imported "
+            f"{source}: it has the search space {space}, a function of a module that would be imported "
             f"here; give --search_space {space} again if that is yours"
         )
     return problems
@@ -252,7 +252,8 @@ def _nearest(token: str) -> str:
     return f"; did you mean --{close[0]}?" if close else "; see --help"
 
 
-def _read_yaml(path: str, problems: list[str]) -> dict[str, Any]:
+def _read_yaml(path: str, problems: list[str], asked: Collection[str] | None = None) -> dict[str, Any]:
+    """The values of a YAML file; with `asked`, of one that a search wrote, or in storage, no code unless asked for."""
     try:
         file = _local_file(path)
         values = yaml.safe_load(file.read_text("utf-8")) or {}
@@ -263,10 +264,12 @@ def _read_yaml(path: str, problems: list[str]) -> dict[str, Any]:
         problems.append(f"--config {path}: must hold `name: value` lines, but holds a {type(values).__name__}")
         return {}
     arguments = values.pop("arguments", None) or {}
-    values.pop("command", None)  # config.yaml's record of the line it came from
+    command = values.pop("command", None)  # config.yaml's record of the line it came from
     values = {**arguments, **values}  # a seed among the arguments is not the search's
     known = {**accepted_arguments(), **search_options()}
     problems.extend(f"--config {path}: {_unknown_flag(f'--{name}')}" for name in values if name not in known)
+    if asked is not None and (command is not None or is_url(path)):
+        problems += _code_of_a_run(f"--config {path}", values, asked=asked)
     return settings.found({name: value for name, value in values.items() if name in known}, file.parent)
 
 

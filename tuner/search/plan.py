@@ -25,6 +25,7 @@ from tuner.data.models import model_here
 from tuner.data.sources import NO_SUCH_DATA
 from tuner.errors import RequestError
 from tuner.request.arguments import translated, upstream_arguments
+from tuner.request.command_line import code_flags
 from tuner.request.config import SECRETS, SearchConfig, new_run_dir
 from tuner.request.storage_url import HIDDEN, absolute, redacted
 from tuner.run_dir.object_storage import is_url
@@ -363,6 +364,7 @@ def _again(plan: Plan) -> list[str]:
     home = _shown_home(plan)
     path, mark, options = home.partition("?")
     flags = ["--config", f"{home}/{CONFIG_FILE}", "--run_dir", f"{path.rstrip('/')}-again{mark}{options}"]
+    flags += code_flags(plan.config)
     return flags if plan.config.storage is None else [*flags, "--study_name", f"{plan.run_dir.name}-again"]
 
 
