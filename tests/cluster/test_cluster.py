@@ -176,13 +176,13 @@ def test_a_cluster_of_the_searchs_own_has_a_token_and_a_folder_that_nobody_else_
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "of-another-cluster")
     with connected(SearchConfig()):
-        folder = Path(ray.get_runtime_context().get_temp_dir())
+        folder = Path(ray.get_runtime_context().get_temp_dir()).parent
         seen = ray.get(ray.remote(lambda: {k: v for k, v in os.environ.items() if k.startswith("RAY_AUTH")}).remote())
         token = Path(seen["RAY_AUTH_TOKEN_PATH"])
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         assert (stat.S_IMODE(token.stat().st_mode), token.parent) == (0o600, folder)
         assert (seen["RAY_AUTH_MODE"], "RAY_AUTH_TOKEN" in seen) == ("token", False)
-        assert rays_folder(SearchConfig(), tmp_path).parent == folder
+        assert folder in rays_folder(SearchConfig(), tmp_path).parents
         address, secret = ray.get_runtime_context().gcs_address, token.read_text()
         assert _answers(address, secret)
         assert not _answers(address, None)
@@ -195,9 +195,7 @@ def test_a_cluster_of_the_searchs_own_has_a_token_and_a_folder_that_nobody_else_
 def _answers(address: str, token: str | None) -> bool:
     """Whether a cluster's control service answers to a process that has `token`."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= (
-        {"RAY_AUTH_MODE": "disabled"} if token is None else {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
-    )
+    has = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {"RAY_AUTH_MODE": "disabled"}
     code = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1]).get_all_node_info(timeout=10)"
     asked = [sys.executable, "-c", code, address]
     return subprocess.run(asked, env=environment | has, capture_output=True, timeout=60, check=False).returncode == 0

@@ -71,7 +71,7 @@ def _on_this_machine() -> Iterator[None]:
                 address="local",  # without it, Ray would join a cluster that happens to run here
                 num_cpus=cores(),
                 include_dashboard=False,
-                _temp_dir=str(folder),
+                _temp_dir=str(folder / "ray"),  # which Ray opens to everybody
                 **_LOGGING,
             )
         yield
