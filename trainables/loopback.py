@@ -29,7 +29,7 @@ def join_on_this_machine(
         seconds: What a worker waits for the others in a collective.
     """
     os.environ.update(_INTERFACES | _named(meeting))
-    store = dist.HashStore() if size == 1 else dist.FileStore(str(meeting), size)
+    store = dist.HashStore() if size == 1 else dist.FileStore(str(meeting), size)  # type: ignore[attr-defined]
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=seconds))
 
 

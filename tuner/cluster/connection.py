@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
-from ray._raylet import AuthenticationTokenLoader, Config
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
 from tuner.cluster.autoscaling import Prospect, prospect
 from tuner.cluster.private_folder import private_folder

@@ -39,4 +39,4 @@ class _OneMachineBackend(_TorchBackend):
             )
             for rank in range(size)
         ]
-        ray.get(joining)
+        ray.get(joining)  # type: ignore[arg-type]
