@@ -43,6 +43,15 @@ def new_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def settle_folder(path: Path) -> None:
+    """Ends what a `new_folder` that was killed had begun: what `path` was before comes back, and nothing else stays."""
+    temporary, old = (path.with_name(f".{path.name}.{ending}") for ending in ("tmp", "old"))
+    if old.exists() and not path.exists():
+        old.rename(path)
+    for left in (temporary, old):
+        shutil.rmtree(left, ignore_errors=True)
+
+
 def flush(path: Path) -> None:
     """Waits until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -12,7 +12,7 @@ from rich.console import Console
 from tuner.export.bundle import best_arguments, check_room, write_bundle
 from tuner.request.config import SearchConfig
 from tuner.run_dir.names import bundle_of
-from tuner.run_dir.store import run_folder
+from tuner.run_dir.store import run_folder, trial_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,7 +53,7 @@ class Result:
         best = self.summary["best"]
         if best is None:
             raise ValueError(f"{self.run_dir}: no trial was trained to its end, so none has a checkpoint")
-        return bundle_of(self.run_dir, self.summary) or self.run_dir / "trials" / best["folder"] / "checkpoint"
+        return bundle_of(self.run_dir, self.summary) or trial_folder(self.run_dir, best["folder"]) / "checkpoint"
 
     @property
     def trials(self) -> "pd.DataFrame":

@@ -192,6 +192,15 @@ def test_what_is_launched(
     assert instance["KeyName"] == f"ray-autoscaler_{REGION}"
 
 
+def test_uploads_that_were_killed_are_not_paid_for_for_ever() -> None:
+    """Moto takes no notice of it in a stack."""
+    nodes = yaml.compose((ROOT / "docs/aws.yaml").read_text(), Loader=yaml.SafeLoader)
+    for name in ("Resources", "RunBucket", "Properties", "LifecycleConfiguration"):
+        (nodes,) = (value for key, value in nodes.value if key.value == name)
+    (rule,) = yaml.safe_load(yaml.serialize(nodes))["Rules"]
+    assert (rule["Status"], rule["AbortIncompleteMultipartUpload"]) == ("Enabled", {"DaysAfterInitiation": 1})
+
+
 @pytest.mark.usefixtures("bootstrapped")
 def test_ssh_from_one_address_is_the_only_way_in(account: dict[str, Any]) -> None:
     import boto3

@@ -19,7 +19,8 @@ from tuner.errors import RequestError
 from tuner.interrupts import SearchStopped
 from tuner.request.config import SearchConfig
 from tuner.run_dir.mirror import Mirror, Pusher
-from tuner.run_dir.store import MirroredRunStore, RunStore, open_run_dir
+from tuner.run_dir.prefix import Prefix
+from tuner.run_dir.store import RunStore, open_run_dir
 from tuner.study.study import read_studies
 
 Machine = Callable[[str], RunStore]
@@ -209,7 +210,7 @@ def test_storage_that_is_away_is_told_from_an_error_and_costs_no_training(
         with pytest.raises(StorageAway, match=r"storage/run cannot be reached: ExpiredToken"):
             does(_job(driver), _on, lambda *_: None)
     with monkeypatch.context() as away:
-        away.setattr(MirroredRunStore, "_stored_parts", refuse)
+        away.setattr(Prefix, "parts", refuse)
         with pytest.raises(StorageAway, match="ExpiredToken; check bucket, region and credentials"):
             does(_job(driver), _on, lambda *_: None)
     assert weights.exists()
@@ -238,7 +239,7 @@ def test_a_driver_stops_in_order_when_storage_cannot_be_listed(
     monkeypatch.setattr(tuner.run_dir.mirror, "_PAUSE_SECONDS", 0.0)
     mirror = Mirror(_driver(machine))
     with monkeypatch.context() as away:
-        away.setattr(MirroredRunStore, "_stored_parts", refuse)
+        away.setattr(Prefix, "parts", refuse)
         mirror.ended("0002")
         with pytest.raises(SearchStopped, match=r"cannot be reached: .*ExpiredToken"):
             mirror.settle()

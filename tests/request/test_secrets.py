@@ -11,8 +11,11 @@ from tuner.cluster.executor import run_in_process
 from tuner.cluster.staging import on_any_machine
 from tuner.cluster.submit import entrypoint, refuse_shown_secrets, runtime_environment, submit
 from tuner.errors import RequestError
+from tuner.request.command_line import parse
 from tuner.request.config import SearchConfig
-from tuner.run_dir.store import RunStore
+from tuner.request.storage_url import redacted
+from tuner.run_dir.object_storage import url_problem
+from tuner.run_dir.store import RunStore, open_run_dir
 from tuner.schedule.agenda import Agenda
 from tuner.search.plan import make_plan, write_config
 from tuner.search.run import main
@@ -112,3 +115,53 @@ def test_code_from_a_model_is_not_run_unless_asked_for() -> None:
     from tuner.request.arguments import upstream_arguments
 
     assert upstream_arguments()["trust_remote_code"].default is False
+
+
+AZURE = "abfss://c@account.dfs.core.windows.net/run"
+OF_STORAGE = [
+    f"{AZURE}?client_secret={PASSWORD}&tenant_id=t&client_id=i",
+    f"{AZURE}?sv=2022&sig={PASSWORD}&se=2030",
+    f"{AZURE}?SIG={PASSWORD}",
+    f"{AZURE}?{PASSWORD}",
+    f"s3://bucket/run?access_key=AKIA&secret_key={PASSWORD}",
+    f"gs://bucket/run?access_token={PASSWORD}",
+    f"s3://bucket/run?endpoint_override=http://u:{PASSWORD}@host",
+    f"s3://AKIA:{PASSWORD}@bucket/run",
+    f"s3://AKIA:a/{PASSWORD}@bucket/run",
+    f"s3://AKIA:{PASSWORD}/b",
+]
+
+
+@pytest.mark.parametrize("url", OF_STORAGE)
+def test_a_storage_url_with_a_secret_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(RequestError, match=r"a secret") as refused:
+        open_run_dir(url)
+    assert PASSWORD not in str(refused.value)
+    for flag in ("--run_dir", "--train_data", "--eval_data", "--guard", "--model_name_or_path", "--output_dir"):
+        with pytest.raises(RequestError, match=f"{flag} .*a secret") as refused:
+            parse([flag, url])
+        assert PASSWORD not in str(refused.value)
+    with pytest.raises(RequestError, match=r"--run_dir .*a secret") as refused:
+        submit("http://127.0.0.1:1", ["--run_dir", url])
+    assert PASSWORD not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://bucket/run",
+        "s3://bucket/a:b@c",
+        "s3://bucket/run?region=eu-west-1&scheme=http&endpoint_override=http://host:9000",
+        "s3://bucket/run?endpoint_override=http%3A%2F%2F127.0.0.1%3A5599&scheme=http",
+        AZURE,
+        "gs://bucket/run",
+        "file:///mnt/a:b@c/run",
+    ],
+)
+def test_urls_that_say_where_and_not_who_are_taken(url: str) -> None:
+    assert url_problem(url) is None
+
+
+@pytest.mark.parametrize("name", ["password", "PASSWORD", "sslpassword", "passwd", "Client_Secret", "auth_token"])
+def test_a_password_among_a_storage_s_options_is_hidden(name: str) -> None:
+    assert redacted(f"postgresql://h/db?user=u&{name}={PASSWORD}&x=1") == f"postgresql://h/db?user=u&{name}=***&x=1"

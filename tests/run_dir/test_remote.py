@@ -6,82 +6,25 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 import tuner.run_dir.lease
-import tuner.run_dir.store
+from tests.support.storage_fixtures import NewMachine, contents, objects, write
 from tuner.errors import RequestError
 from tuner.interrupts import SearchStopped
 from tuner.run_dir.mirror import Mirror
 from tuner.run_dir.object_storage import file_system
-from tuner.run_dir.store import MirroredRunStore, RunStore, open_run_dir, part_of
+from tuner.run_dir.prefix import Prefix
+from tuner.run_dir.safe_names import part_of
+from tuner.run_dir.store import MirroredRunStore, RunStore, open_run_dir
 from tuner.search.run import main
 
-NewMachine = Callable[[], RunStore]
 
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    """Address of a local S3 server with a bucket named ``bucket``."""
-    server_module = pytest.importorskip("moto.server", reason="moto stands for S3: pip install 'm3-tuner[test]'")
-    from pyarrow.fs import S3FileSystem
-
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    with pytest.MonkeyPatch.context() as patch:
-        for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(variable, "testing")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        endpoint = "http://{}:{}".format(*server.get_host_and_port())
-        S3FileSystem(endpoint_override=endpoint, allow_bucket_creation=True).create_dir("bucket")
-        yield endpoint
-    server.stop()
-
-
-@pytest.fixture(params=["s3", "file"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "file":
-        return f"file://{tmp_path}/shared/run"
-    return f"s3://bucket/{tmp_path.name}?endpoint_override={request.getfixturevalue('s3')}"
-
-
-@pytest.fixture
-def new_machine(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NewMachine:
-    """Opens the run directory as a machine with an empty disk does."""
-    numbers = iter(range(100))
-
-    def machine() -> RunStore:
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"machine{next(numbers)}"))
-        return open_run_dir(url)
-
-    return machine
-
-
-def write(store: RunStore, **contents: str) -> None:
-    """Writes files named with ``__`` for ``/`` and ``_dot_`` for ``.``."""
-    for name, content in contents.items():
-        path = store.local / name.replace("__", "/").replace("_dot_", ".")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
-
-
-def contents(store: RunStore) -> dict[str, str]:
-    """All files of the working directory that are the run's."""
-    paths = (path for path in sorted(store.local.rglob("*")) if path.is_file())
-    names = {path.relative_to(store.local).as_posix(): path for path in paths}
-    return {name: path.read_text() for name, path in names.items() if not name.startswith(".")}
-
-
-def objects(url: str) -> list[str]:
-    """Paths of everything in storage, below the run directory."""
-    from pyarrow.fs import FileSelector
-
-    files, root = file_system(url)
-    found = files.get_file_info(FileSelector(root, recursive=True, allow_not_found=True))
-    return sorted(info.path.removeprefix(f"{root}/") for info in found if info.is_file)
+def _files(found: set[str]) -> set[str]:
+    """Of all objects, those that are files of the run."""
+    return {path for path in found if not path.startswith(("listings/", "leases/", "replaced/"))}
 
 
 def test_a_path_is_worked_on_where_it_is(tmp_path: Path) -> None:
@@ -158,7 +101,7 @@ def test_a_push_that_is_cut_off_leaves_the_part_as_it_was(
     write(store, trials__0001__checkpoint__weights="rung 2, better", trials__0001__checkpoint__tokenizer="v2, longer")
 
     with monkeypatch.context() as patch:
-        patch.setattr(tuner.run_dir.store, "write_whole", _no_network)
+        patch.setattr(Prefix, "write_listing", _no_network)
         with pytest.raises(ConnectionError):
             store.push()
     other = new_machine()
@@ -183,10 +126,12 @@ def test_unchanged_files_are_sent_once_and_replaced_ones_are_removed(new_machine
     assert set(objects(url)) == first
 
     write(store, best__config_dot_json='{"lr": 1}')
-    store.push()
+    with store.held():
+        store.push()
+        store.tidy()
     second = set(objects(url))
     assert {path for path in first & second if path.endswith("model")}
-    assert len(second) == len(first) == 3
+    assert len(_files(second)) == len(_files(first)) == 2
 
 
 def test_files_that_are_gone_here_go_in_storage(new_machine: NewMachine, url: str) -> None:
@@ -195,7 +140,9 @@ def test_files_that_are_gone_here_go_in_storage(new_machine: NewMachine, url: st
     store.push()
     other.pull()
     shutil.rmtree(store.local / "trials/0003/checkpoint")
-    store.push()
+    with store.held():
+        store.push()
+        store.tidy()
     assert not [path for path in objects(url) if path.endswith("weights")]
     other.pull()
     assert contents(other) == {"trials/0003/log.txt": "l"}
@@ -226,7 +173,9 @@ def test_weights_of_a_loser_are_removed_from_everywhere(new_machine: NewMachine,
     worker, driver = new_machine(), new_machine()
     write(worker, trials__0001__log_dot_txt="l", trials__0001__checkpoint__weights="w")
     worker.push()
-    driver.remove(["trials/0001/checkpoint", "trials/0002/checkpoint"])
+    with driver.held():
+        driver.remove(["trials/0001/checkpoint", "trials/0002/checkpoint"])
+        driver.tidy()
     assert not [path for path in objects(url) if path.endswith("weights")]
     worker.pull()
     assert contents(worker) == {"trials/0001/log.txt": "l"}
@@ -380,17 +329,19 @@ def test_what_another_machine_names_in_the_meantime_is_not_deleted(
     first.push()
     second.pull()
     write(second, best__log="second's")
-    write_whole = tuner.run_dir.store.write_whole
+    write_listing = Prefix.write_listing
 
     def slowly(*what: object) -> None:
-        write_whole(*what)  # type: ignore[arg-type]
-        monkeypatch.setattr(tuner.run_dir.store, "write_whole", write_whole)
+        write_listing(*what)  # type: ignore[arg-type]
+        monkeypatch.setattr(Prefix, "write_listing", write_listing)
         second.push()
 
-    monkeypatch.setattr(tuner.run_dir.store, "write_whole", slowly)
+    monkeypatch.setattr(Prefix, "write_listing", slowly)
     (first.local / "best/model").unlink()
     first.push()
     third = new_machine()
+    with third.held():
+        third.tidy()
     third.pull()
     assert contents(third) == {"best/log": "second's", "best/model": "weights"}
 

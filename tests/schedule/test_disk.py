@@ -89,6 +89,17 @@ def test_weights_of_the_best_and_states_of_the_living_stay(tmp_path: Path) -> No
     assert kept == {"0001/checkpoint", "0002/checkpoint", "0002/resume"}
 
 
+def test_what_broken_saves_left_of_ended_trials_goes(tmp_path: Path) -> None:
+    for name in ("0001", "0002"):
+        for folder in (".checkpoint.tmp", ".checkpoint.old", "checkpoint", "resume/.50.tmp"):
+            (tmp_path / name / folder).mkdir(parents=True)
+    TrialFolders(tmp_path).keep(set(), alive={"0002"})
+    assert list((tmp_path / "0001").iterdir()) == []
+    assert len(list((tmp_path / "0002").iterdir())) == 4
+    TrialFolders(tmp_path).keep({"0002"}, alive=set())
+    assert [path.name for path in (tmp_path / "0002").iterdir()] == ["checkpoint"]
+
+
 def test_a_trial_is_not_started_beyond_the_budget(tmp_path: Path) -> None:
     folders = TrialFolders(tmp_path, trial_bytes=1500, budget=3000)
     assert folders.shortage(running=0) is None

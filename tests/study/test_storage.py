@@ -16,6 +16,7 @@ from optuna.testing.pytest_storages import StorageTestCase
 from optuna.trial import FrozenTrial, TrialState
 
 from tests.support import mariadb, postgres
+from tuner.errors import RequestError
 from tuner.interrupts import SearchStopped
 from tuner.study.patience import PatientStorage
 from tuner.study.storage import RememberedStorage, open_storage
@@ -165,6 +166,41 @@ def test_a_journal_on_a_disk_that_was_full_can_be_read(tmp_path: Path) -> None:
     study = optuna.load_study(study_name="search", storage=open_storage(str(journal), tmp_path))
     assert study.user_attrs == {"data_hash": "a" * 100}
     assert [json.loads(line)["op_code"] for line in journal.read_text().splitlines()] == [0, 2]
+
+
+@pytest.mark.parametrize("content", ["epoch 1\nepoch 2, not ended", "one line, not ended", "{}\n{", '{"op": 1}\n'])
+def test_a_file_that_is_no_journal_is_refused_and_left_as_it_is(content: str, tmp_path: Path) -> None:
+    (tmp_path / "training.log").write_text(content)
+    with pytest.raises(RequestError, match=r"training\.log: is no journal of a study, and was left as it is"):
+        open_storage(str(tmp_path / "training.log"), tmp_path)
+    assert (tmp_path / "training.log").read_text() == content
+
+
+@pytest.mark.parametrize("content", ["", '{"op_co', '{"op_code":0,"worker_'])
+def test_a_journal_whose_first_line_was_cut_off_is_begun_anew(content: str, tmp_path: Path) -> None:
+    (tmp_path / "study.journal").write_text(content)
+    storage = open_storage(str(tmp_path / "study.journal"), tmp_path)
+    optuna.create_study(study_name="search", storage=storage)
+    assert [study.study_name for study in storage.get_all_studies()] == ["search"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql+nodriver://u:hunter2@h/db",
+        "mysql+oursql://u:hunter2@h/db",
+        "sqlite+pysqlcipher://:hunter2@/x.db",
+        "nonsense://u:hunter2@h",
+        "u:hunter2@h/db",
+        "postgresql+psycopg://u:hunter2@h:notaport/db",
+        "postgresql://h/db?user=u&PASSWORD=hunter2",
+        "nonsense://h/db?Client_Secret=hunter2",
+    ],
+)
+def test_a_storage_that_cannot_be_opened_is_the_request_s_error_without_its_password(url: str, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="no study can be read there") as refused:
+        open_storage(url, tmp_path)
+    assert "hunter2" not in str(refused.value)
 
 
 def test_a_storage_that_was_given_up_is_not_waited_for_again() -> None:

@@ -1,5 +1,6 @@
 """A trial that is killed and taken up again ends as one that was not."""
 
+import errno
 import json
 import os
 import shutil
@@ -179,6 +180,28 @@ def test_newest_broken_state_falls_back_to_the_one_before(tmp_path: Path, config
     assert states.newest() == tmp_path / "resume" / "000000020"
     (tmp_path / "resume" / "000000020" / "manifest.json").unlink()
     assert states.newest() is None
+
+
+def test_saves_that_were_broken_off_leave_nothing_for_the_next(tmp_path: Path, config: TrialConfig) -> None:
+    """A disk that is full stays full where each attempt leaves what it had written."""
+    states, folder = States(tmp_path / "resume", config), tmp_path / "resume"
+    states.begin()
+
+    def full(state: Path) -> None:
+        (state / "weights").write_bytes(b"0" * 1000)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for step in (50, 100, 150):
+        with pytest.raises(OSError, match="No space left"):
+            states.save(step, full)
+    assert [path.name for path in folder.glob(".*")] == [".150.tmp"]
+    states.save(200, lambda state: (state / "weights").write_text("whole") and None)
+    assert sorted(path.name for path in folder.iterdir()) == ["000000200", "config.sha256"]
+
+    with pytest.raises(OSError, match="No space left"):
+        states.save(250, full)
+    assert States(folder, config).newest() == folder / "000000200"  # a trial that is taken up
+    assert [path.name for path in folder.glob(".*")] == []
 
 
 def test_states_of_another_configuration_are_not_used(tmp_path: Path, config: TrialConfig) -> None:

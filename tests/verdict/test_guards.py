@@ -12,6 +12,7 @@ from tuner.cluster.executor import run_in_process
 from tuner.data.guard_data import prepare
 from tuner.errors import RequestError
 from tuner.request.config import SearchConfig
+from tuner.run_dir.names import task_name
 from tuner.study.guards import Mixture, choose, excess, lost
 from tuner.study.study import read_studies
 from tuner.study.trials import GUARD_EXCESS
@@ -187,6 +188,24 @@ def test_two_guards_of_one_name_are_refused(tmp_path: Path) -> None:
     folders = [lay(tmp_path / where / "news") for where in "ab"]
     with pytest.raises(RequestError, match="two tasks are called news"):
         prepare([str(folder) for folder in folders], tmp_path / "guards")
+
+
+def test_a_guard_is_called_by_its_folder_however_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (lay(tmp_path / "all/news") / "inside").mkdir()
+    monkeypatch.chdir(tmp_path / "all/news/inside")
+    assert prepare([".."], tmp_path / "guards") == (str(tmp_path / "guards/news"),)
+    monkeypatch.chdir(tmp_path / "all/news")
+    assert prepare(["."], tmp_path / "guards") == (str(tmp_path / "guards/news"),)
+    assert [path.name for path in (tmp_path / "guards").iterdir()] == ["news"]
+    urls = [f"s3://bucket/{name}/?endpoint_override=http://host" for name in ("law", "news")]
+    assert [task_name(url) for url in urls] == ["law", "news"]
+
+
+@pytest.mark.parametrize("name", ["/", ".news", "news.tmp"])
+def test_a_guard_whose_name_would_not_be_kept_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"--guard .*a task is called by its folder's name"):
+        prepare([name if name == "/" else str(lay(tmp_path / name))], tmp_path / "guards")
+    assert not (tmp_path / "guards").exists()
 
 
 def test_an_mteb_task_is_looked_for_before_anything_starts(tmp_path: Path) -> None:

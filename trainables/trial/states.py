@@ -48,8 +48,7 @@ class States:
             write: writes this worker's files into a folder, which the workers of one machine share.
         """
         temporary = self._folder / f".{step}.tmp"
-        if rank() == 0:
-            shutil.rmtree(temporary, ignore_errors=True)
+        self._remove_broken()
         _wait()
         temporary.mkdir(parents=True, exist_ok=True)
         write(temporary)
@@ -61,7 +60,11 @@ class States:
         shutil.rmtree(temporary, ignore_errors=True)  # of a machine without the first worker
 
     def newest(self) -> Path | None:
-        """Returns the newest state of this configuration that is whole on every worker's disk, else None."""
+        """Returns the newest state of this configuration that is whole on every worker's disk, else None.
+
+        What a save that was broken off has left is removed.
+        """
+        self._remove_broken()
         if world_size() == 1:
             name = next(self._sound(), None)
         else:
@@ -69,6 +72,11 @@ class States:
             dist.all_gather_object(everywhere, set(self._sound()))
             name = max(set.intersection(*everywhere), default=None)
         return None if name is None else self._folder / name
+
+    def _remove_broken(self) -> None:
+        """Removes what saves left that did not end, each as large as a state; while no worker is saving."""
+        for broken in self._folder.glob(".*.tmp"):
+            shutil.rmtree(broken, ignore_errors=True)
 
     def _sound(self) -> Iterator[str]:
         for state in self._states():

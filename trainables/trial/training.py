@@ -7,6 +7,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from trainables.config import Progress, Report, RungReport, TrialConfig
+from trainables.files import settle_folder
 from trainables.m3.base_models import BaseModels
 from trainables.m3.runner import Runner, build_arguments
 from trainables.process import agree, extensions_folder, process_group, rank, remove_stale_build_locks, world_size
@@ -21,6 +22,8 @@ def train(config: TrialConfig, report: Report, base: BaseModels, progress: Progr
     """Trains a trial to its last rung, or to the one where `report` stops it."""
     clock = Clock()
     folder = Path(config.directory)
+    if rank() == 0:
+        settle_folder(folder / "checkpoint")
     states = States(folder / "resume", config)
     state = states.newest()
     done = _of_first_worker(_known(folder, states, state))

@@ -18,8 +18,10 @@ from trainables.process import rank
 from trainables.worker.loop import train_trial
 from tuner.data.models import model_here
 from tuner.errors import RequestError
+from tuner.run_dir.lease import LeaseLostError
 from tuner.run_dir.mirror import Pusher, alone_on_this_machine
-from tuner.run_dir.store import RunStore, open_run_dir, part_of
+from tuner.run_dir.safe_names import UnsafeNameError, part_of
+from tuner.run_dir.store import RunStore, open_run_dir
 
 MARK = ".driver"
 """File in the driver's working directory that tells it from those of other machines."""
@@ -42,6 +44,8 @@ class OnAnyMachine:
     """Where the driver found it."""
     deepspeed: str = ""
     """What stands in DeepSpeed's configuration file."""
+    lease: str | None = None
+    """`RunStore.lease` of the driver: nothing is pushed once that another search has its place."""
     train: Train = train_trial
 
     def __call__(self, config: TrialConfig, report: Report, progress: Progress) -> None:
@@ -50,10 +54,11 @@ class OnAnyMachine:
         Raises:
             RuntimeError: This machine does not see the run directory.
             StorageAway: Object storage, or the hub where the model is there, cannot be reached; what storage lacks of
-                the trial stays on this machine's disk.
+                the trial stays on this machine's disk. So where another search has the run directory by now.
+            UnsafeNameError: Storage names files that would lie elsewhere.
         """
         with _reaching(self.run_dir):
-            store = open_run_dir(self.run_dir)
+            store = open_run_dir(self.run_dir, self.lease)
         if not store.is_remote:
             self._require_shared(Path(self.root))
             self.train(self._here(config, Path(self.root)), report, progress)
@@ -111,11 +116,13 @@ class OnAnyMachine:
 
         def kept(rung: RungReport) -> bool:
             nonlocal stopped
+            pusher.require_place()
             pusher.ask()
             stopped = not report(rung)
             return not stopped
 
         def watched(step: int, steps: int) -> bool | None:
+            pusher.require_place()
             if states.changed():
                 pusher.ask()
             return progress(step, steps)
@@ -157,6 +164,7 @@ def on_any_machine(arguments: Mapping[str, Any], model: str, store: RunStore, tr
         model=model,
         model_path=str(arguments["model_name_or_path"]),
         deepspeed=Path(settings).read_text("utf-8") if isinstance(settings, str) else "",
+        lease=store.lease,
         train=train,
     )
 
@@ -166,6 +174,10 @@ def _reaching(place: str) -> Iterator[None]:
     """Tells a `place` that is away, for a while perhaps, from an error of the trial's own."""
     try:
         yield
+    except UnsafeNameError:
+        raise
+    except LeaseLostError as error:
+        raise StorageAway(str(error)) from error
     except (OSError, RequestError) as error:
         raise StorageAway(f"{place} cannot be reached: {error}") from error
 

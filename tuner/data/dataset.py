@@ -22,6 +22,7 @@ from tuner.data.sources import Source, content_hash, stem_of
 from tuner.data.splits import ENOUGH_QUERIES, MIN_QUERIES, assign, fingerprint
 from tuner.data.survey import Survey, rows_of, survey
 from tuner.errors import EXIT_DONE, EXIT_REQUEST, RequestError
+from tuner.run_dir.safe_names import inside
 
 __all__ = ["Dataset", "Finding", "check", "load", "main", "prepare", "take_over"]
 
@@ -103,10 +104,15 @@ def prepare(train_data: Sequence[str], *, folder: Path, eval_data: str | None, s
 
 
 def load(folder: Path) -> Dataset:
-    """Reads what `prepare` wrote, wherever the folder lies now."""
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    """Reads what `prepare` wrote, wherever the folder lies now.
+
+    Raises:
+        UnsafeNameError: The manifest names a file elsewhere.
+    """
+    source = str(folder / MANIFEST)
+    manifest = json.loads(Path(source).read_text(encoding="utf-8"))
     return Dataset(
-        train_data=tuple(str((folder / train["path"]).resolve()) for train in manifest["train"]),
+        train_data=tuple(str(inside(folder, train["path"], source).resolve()) for train in manifest["train"]),
         eval_data=str((folder / "eval").resolve()),
         rows=manifest["rows"],
         negatives=manifest["negatives"],

@@ -9,6 +9,7 @@ from tuner.data.findings import Findings
 from tuner.data.inputs import local_copy
 from tuner.errors import RequestError
 from tuner.run_dir.names import task_name
+from tuner.run_dir.safe_names import inside, is_passed_over
 
 SPLITS = ("test",)
 
@@ -29,10 +30,18 @@ def prepare(guard: Sequence[str], folder: Path, *, resumed: bool = False) -> tup
     """
     names = [task_name(item) for item in guard]
     problems = [f"--guard: two tasks are called {name}; rename one folder" for name in _repeated(names)]
+    problems += [
+        f"--guard {item}: a task is called by its folder's name, which must not begin with a dot or be empty or "
+        f"temporary, but it is {name!r}; name a folder with a name"
+        for item, name in zip(guard, names, strict=True)
+        if not name or is_passed_over(name)
+    ]
+    if problems:
+        raise RequestError(problems)
     found = []
     for item, name in zip(guard, names, strict=True):
         try:
-            found.append(_prepared(item, folder / name, resumed))
+            found.append(_prepared(item, inside(folder, name, f"--guard {item}"), resumed))
         except RequestError as error:
             problems += error.findings
     if problems:

@@ -3,10 +3,12 @@
 import fcntl
 import hashlib
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from tuner.errors import RequestError
 from tuner.run_dir.object_storage import file_system, is_url, receive, working_directory
+from tuner.run_dir.safe_names import inside, safe_name
 
 
 def local_copy(location: str) -> str:
@@ -16,7 +18,7 @@ def local_copy(location: str) -> str:
     that, unless what it holds has changed.
 
     Raises:
-        RequestError: The URL cannot be read, or nothing is there.
+        RequestError: The URL cannot be read, nothing is there, or an object's name would lead out of the folder here.
     """
     if not is_url(location):
         return location
@@ -30,11 +32,15 @@ def local_copy(location: str) -> str:
     state = hashlib.sha256(repr(found).encode()).hexdigest()[:16]
     folder = working_directory("inputs", location) / state
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            _download(files, root, [path for path, _, _ in found], folder)
-    return str(folder / root.rpartition("/")[2])
+    name = safe_name(root.rpartition("/")[2], location)
+    try:
+        with folder.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                _download(files, {path: _place(path, root, name, location) for path, _, _ in found}, folder, location)
+    except OSError as error:
+        raise RequestError([f"{location} could not be brought here: {error}"]) from error
+    return str(folder / name)
 
 
 def _files_below(files: object, root: str) -> list[tuple[str, int, int]]:
@@ -46,10 +52,14 @@ def _files_below(files: object, root: str) -> list[tuple[str, int, int]]:
     return sorted((entry.path, entry.size, entry.mtime_ns or 0) for entry in inside if entry.is_file)
 
 
-def _download(files: object, root: str, paths: list[str], folder: Path) -> None:
+def _place(path: str, root: str, name: str, location: str) -> str:
+    """Where an object goes that was found below `root`, which is called `name` here."""
+    return name if path == root else safe_name(f"{name}/{path.removeprefix(f'{root}/')}", location)
+
+
+def _download(files: object, places: Mapping[str, str], folder: Path, location: str) -> None:
     arriving = folder.with_suffix(".arriving")
     shutil.rmtree(arriving, ignore_errors=True)
-    name = root.rpartition("/")[2]
-    for path in paths:
-        receive(files, path, arriving / (name + path.removeprefix(root)))
+    for path, place in places.items():
+        receive(files, path, inside(arriving, place, location))
     arriving.rename(folder)

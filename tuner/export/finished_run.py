@@ -15,6 +15,7 @@ from tuner.errors import RequestError
 from tuner.request.arguments import translated, upstream_arguments
 from tuner.request.config import SearchConfig
 from tuner.run_dir.object_storage import is_url
+from tuner.run_dir.store import trial_folder
 
 TRIAL_FILE = "config.json"
 _TRIAL_FOLDER = r"\d{4,}(-[a-z]+[0-9.]*[0-9])?"
@@ -79,7 +80,7 @@ def read_run(folder: Path, *, trust_remote_code: bool = False) -> FinishedRun:
     _check_names(folder, result["best"])
     config = SearchConfig.from_dict(yaml.safe_load((folder / "config.yaml").read_text("utf-8")))
     trial = folder / "trials" / f"{result['best']['trial']:04d}"
-    checkpoint = folder / "trials" / result["best"]["folder"] / "checkpoint"
+    checkpoint = trial_folder(folder, result["best"]["folder"]) / "checkpoint"
     if not (checkpoint / "config.json").is_file():
         raise RequestError(
             [f"{folder}: the winner's weights are to be in {checkpoint}, but they are not; search again"]

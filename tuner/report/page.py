@@ -26,6 +26,16 @@ from tuner.verdict.result import FINE_TUNE, metric_label, modes
 REPORT_FILE = "report.html"
 _TEMPLATE = "report_template.html"
 _INTERVAL_WIDTH = 150
+_READ = (
+    "config.yaml",
+    "result.json",
+    "study.db",
+    "data/manifest.json",
+    "data/eval",
+    "best/result.json",
+    "best/train.sh",
+)
+"""What a report is written from, in a run directory: no weights, no training states."""
 _PARTS = {"test": "final test"}
 
 
@@ -65,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--storage", help="Optuna storage URL, where the study is not in RUN_DIR/study.db")
     arguments = parser.parse_args(argv)
     try:
-        print(write_report(run_folder(arguments.run_dir), arguments.storage))
+        print(write_report(run_folder(arguments.run_dir, _READ), arguments.storage))
         open_run_dir(arguments.run_dir).push([REPORT_FILE])
     except RequestError as error:
         print(error, file=sys.stderr)

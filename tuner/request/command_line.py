@@ -5,7 +5,7 @@ import dataclasses
 import difflib
 import itertools
 import typing
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,7 +15,7 @@ from tuner.errors import RequestError
 from tuner.request import config_file as settings
 from tuner.request.arguments import DROPPED, RENAMED, Argument, upstream_arguments
 from tuner.request.config import EXAMPLE_DEFAULTS, SearchConfig
-from tuner.run_dir.object_storage import is_url
+from tuner.run_dir.object_storage import is_url, url_problem
 
 _DESCRIPTION = (
     "Search the hyperparameters of a BGE-M3 fine-tune. Takes every flag of "
@@ -56,6 +56,8 @@ _WARMUP_RATIO = Argument(
     choices=(),
     is_list=False,
 )
+_LOCATIONS = ("run_dir", "resume", "output_dir", "train_data", "eval_data", "guard", "model_name_or_path")
+"""What may be a URL of object storage."""
 _OLD_NAMES = ("group_by_length", *DROPPED, *RENAMED)
 
 
@@ -313,6 +315,16 @@ def _configuration(values: Mapping[str, Any], problems: list[str]) -> SearchConf
             config = SearchConfig(arguments=arguments, **{**EXAMPLE_DEFAULTS, **own})
     except ValueError as error:
         problems.extend(str(error).splitlines())
+    problems.extend(_url_problems(values))
     if problems:
         raise RequestError(problems)
     return config
+
+
+def _url_problems(values: Mapping[str, Any]) -> Iterator[str]:
+    """URLs with secrets are refused before they are written down or sent anywhere."""
+    for name in _LOCATIONS:
+        value = values.get(name) or ()
+        for location in (value,) if isinstance(value, str) else value:
+            if is_url(location) and (problem := url_problem(location)):
+                yield f"--{name} {problem}"

@@ -9,6 +9,7 @@ from tuner.errors import RequestError
 PASSWORD_VARIABLE = "TUNER_STORAGE"
 """Environment variable with the whole storage URL, for a resumed search: its config.yaml has no password."""
 HIDDEN = "***"
+_SECRET_OPTION = re.compile(r"([?&][^=&]*(?:passw(?:or)?d|pwd|secret|token)[^=&]*=)[^&]*", re.IGNORECASE)
 
 
 def absolute(url: str) -> str:
@@ -36,11 +37,11 @@ def file_of(url: str) -> str | None:
 
 
 def redacted(url: str) -> str:
-    """Returns a storage URL without its password."""
-    scheme, separator, rest = url.partition("://")
+    """Returns a storage URL without its password, which may stand before the host or among the options."""
+    scheme, separator, rest = url.partition("://") if "://" in url or is_journal(url) else ("", "", url)
     credentials, at, host = rest.rpartition("@")
     shown = f"{scheme}{separator}{credentials.split(':')[0]}:{HIDDEN}@{host}" if at and ":" in credentials else url
-    return re.sub(r"([?&]\w*passw(?:or)?d=)[^&]*", rf"\1{HIDDEN}", shown)
+    return _SECRET_OPTION.sub(rf"\1{HIDDEN}", shown)
 
 
 def with_password(url: str) -> str:

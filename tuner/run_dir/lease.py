@@ -1,42 +1,56 @@
 """The lease of a run directory on object storage: one search at a time, and soon another's where that one is dead.
 
-A search keeps an object of its own, ``leases/HOST-DIGITS.json``, that is never old while the search lives. Ages are
-differences of the storage's own times, because machines' clocks differ.
+A search keeps an object of its own, ``leases/GENERATION-HOST-DIGITS.json``, that is never old while the search lives.
+Ages are differences of the storage's own times, because machines' clocks differ. A generation is higher than all before
+it, those that ended included (``.ended``): storage cannot refuse the write of a machine that slept through its turn, so
+whoever has written a lease looks who else is there, and gives up beside one that is not of an earlier generation.
 """
 
 import contextlib
 import json
+import logging
 import os
+import re
 import secrets
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from tuner.errors import RequestError
 from tuner.interrupts import SearchStopped
-from tuner.run_dir.object_storage import write_whole
+from tuner.run_dir.prefix import LEASES, Prefix
+
+logger = logging.getLogger(__name__)
 
 _RENEW_SECONDS = 10.0
 _STALE_SECONDS = 60.0
 """A search that was not heard of for so long has lost its lease to whoever asks for it."""
+_TRIES = 3
+_NAME = re.compile(r"(?:(\d{6,})-)?(.+-[0-9a-f]{8})\.(json|asks|ended)")
+"""Generation, whose, and what: a lease, the question for one, or the sign that one was given up."""
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+"""Goes on while the machine sleeps, and is never set back."""
+
+
+class LeaseLostError(OSError):
+    """The search that a worker belongs to has lost its run directory to another search."""
 
 
 class Lease:
     """One search's right to write below a prefix.
 
     Args:
-        url: The run directory as the user named it.
-        files: Its file system.
-        root: Its path there.
+        prefix: The run directory in storage.
         local: The working directory. A search that goes on in the one it began in need not wait for its own lease.
     """
 
-    def __init__(self, url: str, files: Any, root: str, local: Path) -> None:
-        self._url, self._files, self._folder, self._local = url, files, f"{root}/leases", local
-        self._path, self._renewed, self._lost = "", 0.0, False
+    def __init__(self, prefix: Prefix, local: Path) -> None:
+        self._prefix, self._url, self._local = prefix, prefix.url, local
+        self.name = ""
+        """The object's name, where this search holds the lease; workers look for it."""
+        self._renewed, self._lost, self._renewing = 0.0, False, threading.Lock()
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -45,7 +59,7 @@ class Lease:
         Raises:
             RequestError: Another search holds it, or nothing can be written there.
         """
-        self._take()
+        self.take()
         over = threading.Event()
         thread = threading.Thread(target=self._keep, args=(over,), daemon=True, name="lease")
         thread.start()
@@ -54,7 +68,7 @@ class Lease:
         finally:
             over.set()
             thread.join()
-            self._give_up()
+            self._end()
 
     def check(self) -> None:
         """As `require`, and asks storage where the lease may be another's by now; before anything is written.
@@ -63,8 +77,8 @@ class Lease:
             SearchStopped: Another search has it.
             OSError: Storage cannot be reached.
         """
-        if self._path and time.time() - self._renewed > _STALE_SECONDS:
-            self._renew()
+        if self.name and _now() - self._renewed > _STALE_SECONDS / 2:
+            self.renew()
         self.require()
 
     def require(self) -> None:
@@ -74,75 +88,188 @@ class Lease:
             SearchStopped: Another search has it.
         """
         if self._lost:
-            raise SearchStopped(
-                f"{self._url}: another search has taken this one's place, after {_STALE_SECONDS:.0f} s without a sign "
-                "of it"
-            )
+            raise SearchStopped(_taken(self._url))
 
-    def _take(self) -> None:
-        self._path = f"{self._folder}/{socket.gethostname()}-{self._digits()}.json"
+    def last_renewed(self) -> int:
+        """Returns the storage's own time of this lease in nanoseconds: ages there are differences to it.
+
+        Raises:
+            SearchStopped: Another search has it.
+            OSError: Storage cannot be reached.
+        """
+        found = _leases(self._prefix)
+        if self.name not in found:
+            self.renew()  # it finds that another has it
+        self.require()
+        return found.get(self.name, 0)
+
+    def take(self) -> None:
+        """Takes the lease.
+
+        Raises:
+            RequestError: Another search holds it, or nothing can be written there.
+        """
         try:
-            self._write()
-            others = self._ages()
-            self._refuse_beside(others)
-            for path in others:
-                self._files.delete_file(path)
+            for _ in range(_TRIES):
+                if self._try_to_take(self._ask()):
+                    return
         except OSError as error:
             raise RequestError(
                 [f"{self._url} cannot be written: {error}; check bucket, region and credentials"]
             ) from error
+        raise RequestError([f"{self._url}: several searches begin there at once; try again in a minute"])
+
+    def renew(self) -> None:
+        """Says that this search lives, where its place was not taken.
+
+        Raises:
+            OSError: Storage cannot be reached.
+        """
+        with self._renewing:
+            started = _now()
+            if self._is_ours():
+                self._write()  # after a pause here another may have taken the place, and even given it up again
+            if not self._is_ours():
+                self._lost = True
+                self._prefix.remove(self._key)
+            self._renewed = started
+
+    @property
+    def _key(self) -> str:
+        return f"{LEASES}/{self.name}"
+
+    def _ask(self) -> int:
+        """Refuses beside a search that lives; returns the generation that comes next."""
+        question = f"{LEASES}/{self._owner()}.asks"
+        self._write(question)
+        try:
+            found = _leases(self._prefix)
+            self._refuse_beside(_ages(found, f"{self._owner()}.asks"))
+        finally:
+            self._prefix.remove(question)
+        return 1 + max(map(_generation, found))
+
+    def _try_to_take(self, generation: int) -> bool:
+        """Takes the lease with a generation that was the next one a moment ago; returns whether it still was."""
+        self.name, started = f"{generation:06d}-{self._owner()}.json", _now()
+        self._write()
+        found = _leases(self._prefix)
+        if self.name in found:
+            self._refuse_beside(_ages(found, self.name))
+        if _outlives(found, self.name):
+            for name in found.keys() - {self.name}:
+                if not name.endswith(".asks"):  # whoever asks removes it
+                    self._prefix.remove(f"{LEASES}/{name}")
+            self._renewed, self._lost = started, False
+            return True
+        self._give_up()
+        return False
 
     def _refuse_beside(self, others: dict[str, float]) -> None:
-        path, age = min(others.items(), key=lambda item: item[1], default=("", _STALE_SECONDS))
-        if age >= _STALE_SECONDS:
+        own = f"-{self._owner()}.json"
+        living = {name: age for name, age in others.items() if age < _STALE_SECONDS and not name.endswith(own)}
+        if not living:
             return
-        owner = self._owner(path)
+        name, age = min(living.items(), key=lambda item: item[1])
+        owner = self._who(name)
         self._give_up()
         raise RequestError(
             [
-                f"{self._url}: another search is running there, {owner}, last heard of {age:.0f} s ago; name another "
-                f"prefix, or if that search was killed, try again in {_STALE_SECONDS - age:.0f} s"
+                f"{self._url}: another search is running there, {owner}, last heard of {max(age, 0):.0f} s ago; name "
+                f"another prefix, or if that search was killed, try again in {_STALE_SECONDS - age:.0f} s"
             ]
         )
 
-    def _ages(self) -> dict[str, float]:
-        """How much older than this search's each other lease is, in seconds."""
-        from pyarrow.fs import FileSelector
-
-        found = {info.path: info for info in self._files.get_file_info(FileSelector(self._folder))}
-        now = found.pop(self._path).mtime_ns
-        return {path: (now - info.mtime_ns) / 1e9 for path, info in found.items() if path.endswith(".json")}
-
-    def _owner(self, path: str) -> str:
+    def _who(self, name: str) -> str:
         try:
-            with self._files.open_input_stream(path) as stream:
-                return str(json.loads(stream.read())["owner"])
-        except FileNotFoundError:
+            return ascii(json.loads(self._prefix.read(f"{LEASES}/{name}"))["owner"]).strip("'")
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return "which is just ending"
+
+    def _is_ours(self) -> bool:
+        return _outlives(_leases(self._prefix), self.name)
 
     def _keep(self, over: threading.Event) -> None:
         while not over.wait(_RENEW_SECONDS) and not self._lost:
-            with contextlib.suppress(OSError):  # storage is away; the next time may come before another search
-                self._renew()
+            try:
+                self.renew()
+            except OSError:
+                pass  # storage is away; the next time may come before another search
+            except Exception as error:  # `check` asks again before anything is written
+                logger.warning("the lease of %s was not renewed: %s", self._url, error)
 
-    def _renew(self) -> None:
-        from pyarrow.fs import FileType
-
-        self._lost = self._files.get_file_info(self._path).type == FileType.NotFound
-        if not self._lost:
-            self._write()
-
-    def _write(self) -> None:
+    def _write(self, key: str = "") -> None:
         owner = f"process {os.getpid()} on {socket.gethostname()}"
-        write_whole(self._files, self._path, json.dumps({"owner": owner}).encode())
-        self._renewed = time.time()
+        self._prefix.write(key or self._key, json.dumps({"owner": owner}).encode())
+
+    def _end(self) -> None:
+        """Gives the lease up, and leaves a sign that its generation was: one that slept must not take it for free."""
+        if self.name and not self._lost:
+            with contextlib.suppress(OSError):
+                self._prefix.write(self._key.removesuffix(".json") + ".ended", b"{}")
+        self._give_up()
 
     def _give_up(self) -> None:
-        with contextlib.suppress(OSError):  # it is another's already, or will soon be too old to count
-            self._files.delete_file(self._path)
+        if self.name:
+            with contextlib.suppress(OSError):  # it is another's already, or will soon be too old to count
+                self._prefix.remove(self._key)
+        self.name = ""
 
-    def _digits(self) -> str:
+    def _owner(self) -> str:
         kept = self._local / ".lease"
-        if not kept.exists():
+        if not kept.exists() or not re.fullmatch("[0-9a-f]{8}", kept.read_text()):
             kept.write_text(secrets.token_hex(4))
-        return kept.read_text()
+        return f"{socket.gethostname()}-{kept.read_text()}"
+
+
+class DriversLease:
+    """The lease that a worker's driver held when it sent the worker, seen from there.
+
+    Args:
+        prefix: The run directory in storage.
+        name: `Lease.name` of the driver's.
+    """
+
+    def __init__(self, prefix: Prefix, name: str) -> None:
+        self._prefix, self._name = prefix, name
+
+    def check(self) -> None:
+        """Asks storage whether the driver's search still has the run directory; before anything is written.
+
+        Raises:
+            LeaseLostError: Another search has it.
+            OSError: Storage cannot be reached.
+        """
+        if not _outlives(_leases(self._prefix), self._name):
+            raise LeaseLostError(_taken(self._prefix.url))
+
+
+def _leases(prefix: Prefix) -> dict[str, int]:
+    """The names of leases, questions and signs of ended ones, with the storage's times of them in nanoseconds."""
+    found = {lease.key.removeprefix(f"{LEASES}/"): lease.mtime_ns for lease in prefix.objects(LEASES)}
+    return {name: when for name, when in found.items() if "/" not in name and _NAME.fullmatch(name)}
+
+
+def _ages(found: dict[str, int], mine: str) -> dict[str, float]:
+    """How much older than `mine` each other lease is, in seconds."""
+    others = {name: when for name, when in found.items() if name.endswith(".json") and name != mine}
+    return {name: (found[mine] - when) / 1e9 for name, when in others.items()}
+
+
+def _outlives(found: dict[str, int], mine: str) -> bool:
+    """Whether the lease `mine` is there, and none that is not of an earlier generation."""
+    return mine in found and all(_generation(name) < _generation(mine) for name in found if name != mine)
+
+
+def _generation(name: str) -> int:
+    """The generation of a lease; 0 of a question."""
+    match = _NAME.fullmatch(name)
+    return int(match[1] or 0) if match and match[3] != "asks" else 0
+
+
+def _now() -> float:
+    return time.clock_gettime(_CLOCK)
+
+
+def _taken(url: str) -> str:
+    return f"{url}: another search has taken this one's place, after {_STALE_SECONDS:.0f} s without a sign of it"

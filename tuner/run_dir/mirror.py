@@ -16,7 +16,10 @@ from typing import Any
 
 from tuner.errors import RequestError
 from tuner.interrupts import SearchStopped
-from tuner.run_dir.store import RunStore, part_of, parts_of
+from tuner.run_dir.lease import LeaseLostError
+from tuner.run_dir.safe_names import UnsafeNameError, part_of
+from tuner.run_dir.store import RunStore
+from tuner.run_dir.working_files import parts_of
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +27,8 @@ _ATTEMPTS = 3
 _PAUSE_SECONDS = 10.0
 _AWAY = (OSError, RequestError)
 """What `RunStore` raises where storage does not answer; a search that runs has been answered before."""
+_FOR_GOOD = (LeaseLostError, UnsafeNameError)
+"""Of these, what another try does not mend."""
 
 
 class Mirror:
@@ -82,6 +87,8 @@ class Mirror:
         try:
             for future in asked:
                 future.result()
+        except UnsafeNameError as error:
+            raise SearchStopped(str(error)) from error
         except _AWAY as error:
             raise SearchStopped(f"{self._store.url} cannot be reached: {error}") from error
 
@@ -93,6 +100,7 @@ class Mirror:
         """
         self._ask(lambda: self._pull(None))
         self._ask(self._push_own)
+        self._ask(self._store.tidy)
         self.settle()
 
     def leave(self) -> None:
@@ -136,6 +144,7 @@ class Pusher:
     def __init__(self, store: RunStore, part: str) -> None:
         self._store, self._part = store, part
         self._wanted, self._over = threading.Event(), False
+        self._lost: LeaseLostError | None = None
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
@@ -143,10 +152,20 @@ class Pusher:
         """Pushes soon."""
         self._wanted.set()
 
+    def require_place(self) -> None:
+        """Says so where a push has found that another search has the run directory.
+
+        Raises:
+            LeaseLostError: It has.
+        """
+        if self._lost:
+            raise self._lost
+
     def close(self) -> None:
         """Pushes what is there now, and waits for it.
 
         Raises:
+            LeaseLostError: Another search has the run directory.
             OSError: Storage cannot be reached.
         """
         self._over = True
@@ -159,7 +178,10 @@ class Pusher:
             self._wanted.clear()
             try:
                 self._store.push([self._part])
-            except OSError as error:
+            except LeaseLostError as error:
+                self._lost = error
+                return
+            except Exception as error:  # whatever it is: training goes on, and `close` tells what stays wrong
                 logger.warning(
                     "%s was not brought to %s: %s; the next time catches up", self._part, self._store.url, error
                 )
@@ -179,6 +201,8 @@ def _patiently(what: Callable[[], Any]) -> None:
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             what()
+        except _FOR_GOOD:
+            raise
         except _AWAY as error:
             if attempt == _ATTEMPTS:
                 raise

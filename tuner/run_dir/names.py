@@ -7,8 +7,9 @@ from typing import Any
 
 
 def task_name(guard: str) -> str:
-    """Returns what results call a guard: the folder's own name, or mteb's name of the task."""
-    return Path(guard).name
+    """Returns what results call a guard: the folder's own name, wherever it is named from, or mteb's of the task."""
+    path = Path(guard.partition("?")[0] if "://" in guard else guard)
+    return path.name if path.name not in ("", "..") else path.resolve().name
 
 
 def mixture_name(number: int, alpha: float) -> str:

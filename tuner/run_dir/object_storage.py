@@ -3,14 +3,31 @@
 import hashlib
 import os
 import re
+import secrets
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl
 
 from tuner.errors import RequestError
 
 _CHUNK = 8 << 20
-_CREDENTIALS = "set it in the environment (AWS_SECRET_ACCESS_KEY) or use the machine's role"
+_CREDENTIALS = (
+    "it would stand in config.yaml and in logs; set it in the environment (AWS_SECRET_ACCESS_KEY, "
+    "AZURE_CLIENT_SECRET) or use the machine's role"
+)
+_OPTIONS = (
+    "region",
+    "scheme",
+    "endpoint_override",
+    "force_virtual_addressing",
+    "retry_limit_seconds",
+    "enable_tls",
+    "blob_storage_authority",
+    "blob_storage_scheme",
+    "dfs_storage_authority",
+    "dfs_storage_scheme",
+)
+"""What may stand behind the ``?`` of a URL: Arrow's options that say where storage is, and none that says who asks."""
 
 
 def is_url(location: str) -> bool:
@@ -28,22 +45,40 @@ def file_system(url: str) -> tuple[Any, str]:
         A ``pyarrow.fs.FileSystem``, and the path of `url` on it.
 
     Raises:
-        RequestError: The scheme is unknown, the bucket cannot be found, or `url` carries a password.
+        RequestError: The scheme is unknown, the bucket cannot be found, or `url` carries a secret.
     """
     from pyarrow import ArrowException
     from pyarrow.fs import FileSystem
 
-    if urlsplit(url).password is not None:
-        shown = re.sub("//.*@", "//...@", url)
-        raise RequestError(
-            [f"{shown} has a secret in it, which would stand in config.yaml and in logs; {_CREDENTIALS}"]
-        )
+    if problem := url_problem(url):
+        raise RequestError([problem])
     try:
         files, path = FileSystem.from_uri(url)
     except (ArrowException, OSError, ValueError) as error:
         needed = "it must be s3://, gs:// or abfss:// with a bucket you may read"
         raise RequestError([f"{url} cannot be used as storage: {error}; {needed}"]) from error
     return files, path.rstrip("/")
+
+
+def url_problem(url: str) -> str | None:
+    """Returns what is wrong with a URL of storage that it may not be written down or shown as it is; None for nothing.
+
+    Secrets come from the environment: a URL stands in config.yaml, in logs and on command lines.
+    """
+    address, _, query = url.partition("?")
+    scheme, _, rest = address.partition("://")
+    if ":" in rest.partition("/")[0]:  # KEY:SECRET@bucket, where the secret may have a slash in it
+        bucket = address[address.rindex("@") :] if "@" in address else ""
+        return f"{scheme}://...{bucket} has a secret in it: {_CREDENTIALS}"
+    pairs = parse_qsl(query, keep_blank_values=True)
+    refused = {key if value else "..." for key, value in pairs if key not in _OPTIONS or "@" in value or "?" in value}
+    if refused:
+        named = ", ".join(sorted(refused))
+        return (
+            f"{address}?... may have {', '.join(_OPTIONS[:3])} and the like behind the '?', but not {named}; if that "
+            f"is a secret: {_CREDENTIALS}"
+        )
+    return None
 
 
 def working_directory(kind: str, url: str) -> Path:
@@ -82,9 +117,10 @@ def write_whole(files: Any, path: str, content: bytes) -> None:
         with files.open_output_stream(path) as sink:
             sink.write(content)
         return
-    with files.open_output_stream(f"{path}.tmp") as sink:
+    temporary = f"{path}.{secrets.token_hex(4)}.tmp"  # another machine may be writing it, too
+    with files.open_output_stream(temporary) as sink:
         sink.write(content)
-    files.move(f"{path}.tmp", path)
+    files.move(temporary, path)
 
 
 def make_parent(files: Any, path: str) -> None:

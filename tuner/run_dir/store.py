@@ -6,46 +6,35 @@ in a local directory, parts of which are pushed as they change. A part is one en
 
     PREFIX/trials/0007/20261123T195012-3f9c/checkpoint/model.safetensors     a file, under the push that brought it
     PREFIX/listings/trials/0007.json                                         which files make up the part
-    PREFIX/leases/head-1-9c41d0aa.json                                       whose search it is (`tuner.run_dir.lease`)
+    PREFIX/replaced/trials/0007/20261123T201530-a1b2.json                    what is to go (`tuner.run_dir.garbage`)
+    PREFIX/leases/000001-head-1-9c41d0aa.json                                whose search it is (`tuner.run_dir.lease`)
 
 No object is ever overwritten but the listing, which is written last and in one request. So a push that was cut off
-leaves the part as the push before it made it, and every file's size and SHA-256 are checked when it is read back.
+leaves the part as the push before it made it, and every file's size and SHA-256 are checked when it is read back. What
+stands there may have been written by anyone: `tuner.run_dir.safe_names` says which names lead where.
 """
 
 import contextlib
 import json
 import os
-import secrets
 import shutil
-import sqlite3
-import tempfile
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
 
 from trainables.files import write_text
 from tuner.errors import RequestError
-from tuner.run_dir.lease import Lease
-from tuner.run_dir.object_storage import file_system, is_url, receive, send, working_directory, write_whole
+from tuner.run_dir.garbage import Garbage, push_name
+from tuner.run_dir.lease import DriversLease, Lease
+from tuner.run_dir.object_storage import is_url, receive, send, working_directory
+from tuner.run_dir.prefix import Listing, Prefix, StoredFile, read_listing, to_json
+from tuner.run_dir.safe_names import inside, part_of
+from tuner.run_dir.working_files import file_names, opened, parts_of
 
 _LAST_SEEN = ".listings"
 """Folder of the working directory with each part's listing as last pushed or pulled."""
-
-
-@dataclass(frozen=True)
-class StoredFile:
-    """One file of a part: its path in the run directory, its object, and what its content must be."""
-
-    path: str
-    key: str
-    size: int
-    sha256: str
-    mtime_ns: int
-
-
-Listing = dict[str, StoredFile]
+_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -121,33 +110,57 @@ class RunStore:
             SearchStopped: Another search writes there now.
         """
 
+    @property
+    def lease(self) -> str | None:
+        """What workers are told, who push only while their driver holds the run directory; None where nobody has to."""
+        return None
+
+    def tidy(self) -> None:
+        """Removes what was replaced in storage, where nothing else is at work on it any more.
+
+        Raises:
+            SearchStopped: Another search writes there now.
+            OSError: Storage cannot be reached.
+        """
+
 
 class MirroredRunStore(RunStore):
-    """A run directory on object storage, with a working directory on this machine's disk."""
+    """A run directory on object storage, with a working directory on this machine's disk.
+
+    Args:
+        url: The run directory as the user named it.
+        driver: The lease of the driver that this process works for; nothing is pushed once that is another's. None: a
+            driver, or someone who reads.
+    """
 
     is_remote = True
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, driver: str | None = None) -> None:
         super().__init__(url, working_directory("runs", url))
-        self._files, self._root = file_system(url)
+        self._prefix = Prefix(url)
         self.local.mkdir(parents=True, exist_ok=True)
-        self._lease = Lease(url, self._files, self._root, self.local)
+        self._own = Lease(self._prefix, self.local)
+        self._lease = self._own if driver is None else DriversLease(self._prefix, driver)
+        self._garbage = Garbage(self._prefix, self._own)
 
-    def held(self) -> contextlib.AbstractContextManager[None]:
-        return self._lease.held()
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        with self._own.held(), self._garbage.collected():
+            yield
 
     def require_held(self) -> None:
-        self._lease.require()
+        self._own.require()
+
+    @property
+    def lease(self) -> str | None:
+        return self._own.name or None
 
     def push(self, paths: Iterable[str] | None = None) -> None:
         for part in parts_of(self.local) if paths is None else sorted({part_of(path) for path in paths}):
             self._push_part(part)
 
     def pull(self, paths: Iterable[str] | None = None) -> bool:
-        try:
-            stored = self._stored_parts()
-        except OSError as error:
-            raise RequestError([f"{self.url} cannot be read: {error}; check bucket, region and credentials"]) from error
+        stored = self.stored_parts()
         if paths is None:
             paths = stored
         found = [self._pull_part(part, wanted) for part, wanted in _by_part(paths).items() if part in stored]
@@ -156,73 +169,110 @@ class MirroredRunStore(RunStore):
     def remove(self, paths: Iterable[str]) -> None:
         paths = list(paths)
         super().remove(paths)
-        stored = self._stored_parts()
+        stored = self._prefix.parts()
         for part, unwanted in _by_part(paths).items():
             if part in stored:
-                listing, seen = self._listing(part), self._last_seen(part)
-                kept = {path: file for path, file in listing.items() if not _lies_in(path, unwanted)}
-                if kept != listing:
-                    self._commit(part, kept, before=listing, held=seen.held & kept.keys())
+                held = self._last_seen(part).held
+                listing = self._replace(part, partial(_without, folders=unwanted))
+                self._remember(part, _Seen(listing, held & listing.keys()))
 
     def forget(self, parts: Iterable[str]) -> None:
         for part in parts:
             self._record_of(part).unlink(missing_ok=True)  # first: what is not held is not missed by a push
-            shutil.rmtree(self.local / part, ignore_errors=True)
+            shutil.rmtree(self._place(part), ignore_errors=True)
+
+    def tidy(self) -> None:
+        self._garbage.collect(at_once=True)
+
+    def stored_parts(self) -> set[str]:
+        """Returns the parts that storage holds.
+
+        Raises:
+            RequestError: The bucket does not exist or may not be read.
+        """
+        try:
+            return self._prefix.parts()
+        except OSError as error:
+            raise RequestError([f"{self.url} cannot be read: {error}; check bucket, region and credentials"]) from error
 
     def _push_part(self, part: str) -> None:
-        seen = self._last_seen(part)
-        folder = f"{part}/{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
-        listing: Listing = {}
-        for path in _file_names(self.local, part):
-            key = f"{folder}/{path.removeprefix(part).strip('/') or part}"
-            with contextlib.suppress(FileNotFoundError):  # the trial replaced or removed it in the meantime
-                listing[path] = self._push_file(path, key, seen.listing.get(path))
-        held = set(listing)
-        listing |= {path: file for path, file in seen.listing.items() if path not in seen.held | held}
-        if listing != seen.listing:
-            self._commit(part, listing, before=seen.listing, held=held)
-
-    def _commit(self, part: str, listing: Listing, *, before: Listing, held: set[str]) -> None:
         self._lease.check()
-        write_whole(self._files, f"{self._root}/listings/{part}.json", json.dumps(_to_json(listing), indent=1).encode())
-        self._remember(part, _Seen(listing, held))
-        kept = {
-            file.key for file in (*listing.values(), *self._listing(part).values())
-        }  # another's, if that came after
-        for key in {file.key for file in before.values()} - kept:
-            self._files.delete_file(f"{self._root}/{key}")
+        seen, pushed = self._last_seen(part), push_name()
+        files = self._send(part, file_names(self.local, part), seen.listing, pushed)
+        if _rebased(files, seen.listing, seen.held) == seen.listing:
+            return
 
-    def _push_file(self, path: str, key: str, before: StoredFile | None) -> StoredFile:
-        with _opened(self.local / path) as (source, mtime_ns):
+        def change(stored: Listing) -> Listing:
+            mine = files if stored == seen.listing else self._mended(part, files, pushed)
+            return _rebased(mine, stored, seen.held)
+
+        listing = self._replace(part, change)
+        self._remember(part, _Seen(listing, files.keys() & listing.keys()))
+
+    def _mended(self, part: str, files: Listing, pushed: str) -> Listing:
+        """`files` after someone else has pushed the part: what they replaced may be gone, and is sent again."""
+        there = self._prefix.existing(file.key for file in files.values())
+        lost = [path for path, file in files.items() if file.key not in there]
+        return {path: file for path, file in files.items() if file.key in there} | self._send(part, lost, {}, pushed)
+
+    def _send(self, part: str, paths: Iterable[str], before: Listing, pushed: str) -> Listing:
+        """Brings files to storage, those that are in `before` as they are excepted."""
+        files: Listing = {}
+        for path in paths:
+            key = f"{part}/{pushed}/{path.removeprefix(part).strip('/') or part}"
+            with contextlib.suppress(FileNotFoundError):  # the trial replaced or removed it in the meantime
+                files[path] = self._send_file(path, key, before.get(path))
+        return files
+
+    def _send_file(self, path: str, key: str, before: StoredFile | None) -> StoredFile:
+        with opened(self.local / path) as (source, mtime_ns):
             if before and (before.size, before.mtime_ns) == (os.fstat(source.fileno()).st_size, mtime_ns):
                 return before
-            size, sha256 = send(source, self._files, f"{self._root}/{key}")
+            size, sha256 = send(source, self._prefix.files, self._prefix.path(key))
         return StoredFile(path, key, size, sha256, mtime_ns)
+
+    def _replace(self, part: str, change: Callable[[Listing], Listing]) -> Listing:
+        """Puts `change` of a part's listing in its place, where it is still what was read; returns what is there then.
+
+        Storage cannot be asked to replace a listing only if it is as it was. So it is read again just before, nothing
+        that it named is removed at once, and a push that finds another's listing brings back what it lacks.
+        """
+        for _ in range(_ATTEMPTS):
+            before = self._prefix.listing(part)
+            after = change(before)
+            if after == before:
+                return after
+            self._garbage.replaced(part, _keys(before) - _keys(after))
+            self._lease.check()
+            if self._prefix.listing(part) == before:
+                self._prefix.write_listing(part, after)
+                return after
+        raise OSError(f"{self.url}: {part} is being written by another process at the same time")
 
     def _pull_part(self, part: str, paths: Sequence[str]) -> bool:
         seen = self._last_seen(part)
-        for attempt in (1, 2, 3):
-            listing = self._listing(part)
+        for attempt in range(1, _ATTEMPTS + 1):
+            listing = self._prefix.listing(part)
             wanted = {path for path in listing if _lies_in(path, paths)}
-            here = {path for path in seen.held & listing.keys() if (self.local / path).exists()}
+            here = {path for path in seen.held & listing.keys() if self._place(path).exists()}
             try:
                 for path in wanted - here if listing == seen.listing else wanted | here:
                     self._pull_file(listing[path])
                 break
             except FileNotFoundError:  # its writer pushed the part again and dropped what the old listing named
-                if attempt == 3:
+                if attempt == _ATTEMPTS:
                     raise
         for path in seen.held - listing.keys():
-            (self.local / path).unlink(missing_ok=True)
+            self._place(path).unlink(missing_ok=True)
         self._remember(part, _Seen(listing, wanted | here))
         return bool(wanted)
 
     def _pull_file(self, file: StoredFile) -> None:
-        target = self.local / file.path
+        target = self._place(file.path)
         if target.exists() and (target.stat().st_size, target.stat().st_mtime_ns) == (file.size, file.mtime_ns):
             return
         arriving = target.with_name(f".{target.name}.arriving")
-        got = receive(self._files, f"{self._root}/{file.key}", arriving)
+        got = receive(self._prefix.files, self._prefix.path(file.key), arriving)
         if got != (file.size, file.sha256):
             arriving.unlink()
             raise OSError(
@@ -232,108 +282,80 @@ class MirroredRunStore(RunStore):
         os.utime(arriving, ns=(file.mtime_ns, file.mtime_ns))
         arriving.replace(target)
 
-    def _stored_parts(self) -> set[str]:
-        from pyarrow.fs import FileSelector
-
-        folder = f"{self._root}/listings"
-        found = self._files.get_file_info(FileSelector(folder, allow_not_found=True, recursive=True))
-        if not found and self._files.type_name != "local":
-            self._require_bucket()
-        names = (info.path.removeprefix(f"{folder}/") for info in found if info.is_file)
-        return {name.removesuffix(".json") for name in names if name.endswith(".json")}
-
-    def _require_bucket(self) -> None:
-        from pyarrow.fs import FileType
-
-        bucket = self._root.partition("/")[0]
-        if self._files.get_file_info(bucket).type == FileType.NotFound:
-            raise FileNotFoundError(f"there is no bucket {bucket}")
-
-    def _listing(self, part: str) -> Listing:
-        with self._files.open_input_stream(f"{self._root}/listings/{part}.json") as stream:
-            return _from_json(json.loads(stream.read()))
+    def _place(self, path: str) -> Path:
+        """Where in the working directory a file of storage lies."""
+        return inside(self.local, path, self.url)
 
     def _record_of(self, part: str) -> Path:
-        return self.local / _LAST_SEEN / f"{part}.json"
+        return self._place(f"{_LAST_SEEN}/{part}.json")
 
     def _last_seen(self, part: str) -> _Seen:
         path = self._record_of(part)
         if not path.exists():
             return _Seen({}, set())
         record = json.loads(path.read_bytes())
-        return _Seen(_from_json(record["listing"]), set(record["held"]))
+        listing = read_listing(json.dumps(record["listing"]).encode(), part, str(path))
+        return _Seen(listing, set(record["held"]) & listing.keys())
 
     def _remember(self, part: str, seen: _Seen) -> None:
         path = self._record_of(part)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps({"listing": _to_json(seen.listing), "held": sorted(seen.held)}))
+        write_text(path, json.dumps({"listing": to_json(seen.listing), "held": sorted(seen.held)}))
 
 
-def open_run_dir(url: str) -> RunStore:
+def open_run_dir(url: str, driver: str | None = None) -> RunStore:
     """Returns the store of a run directory named by a path or by a URL, which is read by `RunStore.pull`.
 
+    Args:
+        url: The path or the URL.
+        driver: On a worker, `RunStore.lease` of its driver.
+
     Raises:
-        RequestError: The URL's scheme is unknown, its bucket cannot be found, or it carries a password.
+        RequestError: The URL's scheme is unknown, its bucket cannot be found, or it carries a secret.
     """
-    return MirroredRunStore(url) if is_url(url) else RunStore(url, Path(url))
+    return MirroredRunStore(url, driver) if is_url(url) else RunStore(url, Path(url))
 
 
-def run_folder(location: str | Path) -> Path:
-    """Returns the folder of a run directory named by a path or by a URL, whose content is brought here first.
+def run_folder(location: str | Path, paths: Sequence[str] | None = None) -> Path:
+    """Returns the folder of a run directory named by a path or by a URL, of which what is needed is brought here first.
+
+    Args:
+        location: The path or the URL.
+        paths: What is needed. None: everything but the trials that did not win.
 
     Raises:
-        RequestError: Nothing of a run is there, or it may not be read.
+        RequestError: Nothing of a run is there, or it may not be read; or what is there would lead out of the folder.
     """
     store = open_run_dir(str(location))
-    if store.is_remote and not store.pull():
+    if isinstance(store, MirroredRunStore) and not store.pull(_finished(store) if paths is None else paths):
         raise RequestError([f"{location} holds no search"])
     return store.local
 
 
-def part_of(path: str) -> str:
-    """Returns the part of a run directory that `path` (relative to it) lies in: ``trials/0007`` or the first folder."""
-    names = Path(path).parts
-    return "/".join(names[:2]) if names[0] == "trials" else names[0]
+def trial_folder(run_dir: Path, name: object) -> Path:
+    """Returns the folder of the trial that a result names.
+
+    Raises:
+        UnsafeNameError: It would lie elsewhere.
+    """
+    return inside(run_dir / "trials", name, str(run_dir / "result.json"))
 
 
-def parts_of(local: Path) -> list[str]:
-    """Returns the parts that a working directory has anything of."""
-    trials = local / "trials"
-    names = [f"trials/{trial.name}" for trial in trials.iterdir()] if trials.is_dir() else []
-    names += [entry.name for entry in local.iterdir() if entry.name != "trials"]
-    return sorted(name for name in names if not _passed_over(Path(name).name))
+def _finished(store: MirroredRunStore) -> list[str]:
+    """The paths of what a search has found, once it has ended."""
+    paths = [part for part in store.stored_parts() if "/" not in part]
+    if store.pull(["result.json"]):
+        paths += [trial_folder(store.local, name).relative_to(store.local).as_posix() for name in _winners(store)]
+    return paths
 
 
-def _file_names(local: Path, part: str) -> Iterator[str]:
-    if not (local / part).is_dir():
-        yield part
-        return
-    for folder, folders, files in os.walk(local / part, followlinks=True):
-        folders[:] = sorted(name for name in folders if not _passed_over(name))
-        for name in sorted(files):
-            if not _passed_over(name):
-                yield (Path(folder) / name).relative_to(local).as_posix()
-
-
-def _passed_over(name: str) -> bool:
-    return name.startswith(".") or name.endswith((".tmp", ".lock", ".db-journal", ".db-wal", ".db-shm"))
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[tuple[IO[bytes], int]]:
-    """Opens a file to send; of a SQLite database, which may be written to just now, a consistent copy."""
-    mtime_ns = path.stat().st_mtime_ns
-    if path.suffix != ".db":
-        with path.open("rb") as file:
-            yield file, mtime_ns
-        return
-    with tempfile.NamedTemporaryFile(suffix=".db") as copy:
-        with (
-            contextlib.closing(sqlite3.connect(path)) as database,
-            contextlib.closing(sqlite3.connect(copy.name)) as target,
-        ):
-            database.backup(target)
-        yield copy, mtime_ns
+def _winners(store: MirroredRunStore) -> set[str]:
+    """The folders of the trial that won, and of the weights that were kept of it."""
+    try:
+        best = json.loads((store.local / "result.json").read_bytes()).get("best")
+        return {best["folder"], f"{best['trial']:04d}"} if best else set()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RequestError([f"{store.url}: its result.json is none of a search; name another run directory"]) from error
 
 
 def _by_part(paths: Iterable[str]) -> dict[str, list[str]]:
@@ -348,9 +370,14 @@ def _lies_in(path: str, folders: Sequence[str]) -> bool:
     return any(path == folder or path.startswith(f"{folder}/") for folder in folders)
 
 
-def _to_json(listing: Listing) -> list[dict[str, Any]]:
-    return [asdict(file) for file in listing.values()]
+def _without(listing: Listing, folders: Sequence[str]) -> Listing:
+    return {path: file for path, file in listing.items() if not _lies_in(path, folders)}
 
 
-def _from_json(entries: Iterable[dict[str, Any]]) -> Listing:
-    return {entry["path"]: StoredFile(**entry) for entry in entries}
+def _rebased(files: Listing, stored: Listing, held: set[str]) -> Listing:
+    """A listing of `files` and of what else is `stored`: nothing that this working directory once had and has not."""
+    return files | {path: file for path, file in stored.items() if path not in held | files.keys()}
+
+
+def _keys(listing: Listing) -> set[str]:
+    return {file.key for file in listing.values()}

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from trainables.config import TrialConfig
+from trainables.files import settle_folder
 from tuner.errors import RequestError
 from tuner.interrupts import SearchStopped
 from tuner.request.config import SECRETS, SearchConfig
@@ -148,8 +149,13 @@ class TrialFolders:
                 log.write(text)
 
     def keep(self, weights: set[str], alive: set[str]) -> list[str]:
-        """Removes states of all but `alive`, and weights of all but those and `weights`; returns the folders."""
+        """Removes states of all but `alive`, and weights of all but those and `weights`; returns the folders.
+
+        So it does with what saves left that did not end.
+        """
         ended = self._holding - alive
+        for name in ended:
+            settle_folder(self._trials / name / "checkpoint")
         removed = [*(f"{name}/resume" for name in ended), *(f"{name}/checkpoint" for name in ended - weights)]
         for folder in removed:
             shutil.rmtree(self._trials / folder, ignore_errors=True)

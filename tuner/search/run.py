@@ -6,7 +6,7 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -149,8 +149,9 @@ def _search(
         _ending_in_order(again, console),
         connected(config),
         _ending_in_order(again, console, mirror),  # before Ray is shut down: `ray job stop` waits for 3 s
-        interruptible() as check,
+        interruptible() as interruption,
     ):
+        check = _checks(interruption, store)
         storage.check = check
         slots = slots_for(config, rays_folder(config, run_dir))
         forget_replaced(run_dir)
@@ -185,6 +186,16 @@ def _search(
         mirror.finish()
     if store.is_remote:
         console.print(f"kept in     {store.url}", markup=False, soft_wrap=True)
+
+
+def _checks(interruption: Callable[[], None], store: RunStore) -> Callable[[], None]:
+    """What ends a running search: a signal, or another search that has taken its place."""
+
+    def check() -> None:
+        interruption()
+        store.require_held()
+
+    return check
 
 
 def _with_study_name(config: SearchConfig, run_dir: Path) -> SearchConfig:

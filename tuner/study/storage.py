@@ -26,6 +26,8 @@ _DRIVERS: Mapping[str, Sequence[tuple[str, str]]] = {
     "mysql": (("MySQLdb", "mysql+mysqldb"), ("pymysql", "mysql+pymysql")),
 }
 """Scheme -> modules that can serve it, and how SQLAlchemy names them."""
+_OPENING = b'{"op_code":'
+"""How Optuna begins each line of a journal."""
 
 
 def open_storage(url: str | None, run_dir: Path) -> BaseStorage:
@@ -37,6 +39,7 @@ def open_storage(url: str | None, run_dir: Path) -> BaseStorage:
     url = whole(url, run_dir)
     with readable(url):
         if is_journal(url):
+            _require_journal(Path(url))
             _cut_torn_line(Path(url))
             return optuna.storages.JournalStorage(_WholeLines(url))
         return optuna.storages.get_storage(_with_driver(url))
@@ -68,11 +71,20 @@ def readable(url: str | None) -> Iterator[None]:
     """A block in which a storage is read for the first time: one that is broken or away is the request's error."""
     try:
         yield
-    except (SQLAlchemyError, StorageInternalError, AssertionError, ValueError, KeyError, OSError) as error:
+    except (
+        SQLAlchemyError,
+        StorageInternalError,
+        ImportError,  # the driver that the URL names
+        AssertionError,
+        ValueError,
+        KeyError,
+        OSError,
+    ) as error:
         if isinstance(error, RequestError):
             raise
         where, cause = redacted(url) if url else "study.db", error.__cause__ or error
         said = " ".join(str(getattr(cause, "orig", None) or cause).split())
+        said = said.replace(url, where) if url else said  # SQLAlchemy repeats what it cannot parse
         raise RequestError([f"--storage {where}: no study can be read there ({said}); {_remedy(where)}"]) from error
 
 
@@ -89,6 +101,18 @@ class _WholeLines(JournalFileBackend):
             except OSError:
                 os.truncate(journal, size)
                 raise
+
+
+def _require_journal(file: Path) -> None:
+    """Refuses a file of something else: what follows its last newline would be cut off."""
+    if not file.exists():
+        return
+    with file.open("rb") as lines:
+        first = lines.read(len(_OPENING))
+    if first != _OPENING[: len(first)]:
+        raise RequestError(
+            [f"--storage {file}: is no journal of a study, and was left as it is; name a new file, or the study's own"]
+        )
 
 
 def _cut_torn_line(journal: Path) -> None:
