@@ -1,0 +1,201 @@
+"""The memory of a training step against what its tensors take, counted as they are made and freed."""
+
+import gc
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import XLMRobertaConfig, XLMRobertaModel
+
+from tests.support.live_bytes import LiveBytes
+from tests.support.m3_fixtures import make_tokenizer
+from trainables.m3.batching import Layout
+from trainables.m3.memory import Memory, Shape, Texts, memory, plan_step
+from trainables.m3.runner import Model
+
+SIZE, LENGTH, VOCABULARY = 64, 100, 500
+BGE_M3 = Shape.of(
+    SimpleNamespace(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        vocab_size=250_002,
+        max_position_embeddings=8194,
+    )
+)
+USERS = {
+    "per_device_train_batch_size": 2,
+    "train_group_size": 8,
+    "query_max_len": 512,
+    "passage_max_len": 512,
+    "unified_finetuning": True,
+    "fp16": True,
+    "gradient_checkpointing": True,
+}
+"""A published command's."""
+
+
+class Float32Norm(nn.LayerNorm):
+    """LayerNorm as autocast has it on CUDA."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(input.float())
+
+
+def make_model(layers: int, sub_batch_size: int | None, checkpointing: bool, unified: bool) -> Model:
+    shape: dict[str, Any] = {"hidden_size": SIZE, "intermediate_size": 4 * SIZE, "num_hidden_layers": layers}
+    none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = XLMRobertaConfig(
+        vocab_size=VOCABULARY, num_attention_heads=4, max_position_embeddings=LENGTH + 2, **shape, **none
+    )
+    encoder = XLMRobertaModel(config, add_pooling_layer=False)
+    for module in encoder.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.__class__ = Float32Norm
+    heads = {"colbert_linear": nn.Linear(SIZE, SIZE), "sparse_linear": nn.Linear(SIZE, 1)}
+    model = Model(
+        {"model": encoder, **heads},
+        tokenizer=make_tokenizer(),
+        sub_batch_size=sub_batch_size,
+        unified_finetuning=unified,
+        negatives_cross_device=False,
+        temperature=0.02,
+    )
+    if checkpointing:
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model.train()
+
+
+def measured(model: Model, queries: int, passages: int, *, mixed: bool) -> float:
+    """Returns the most bytes at once of a forward and a backward pass over texts of full length."""
+    layout = Layout(
+        pad_token_id=1,
+        special_tokens=(0, 1, 2, 3),
+        pad_to_multiple_of=None,
+        padding_side="right",
+        sub_batch_size=model.sub_batch_size,
+        group_cost=0,
+        packed=False,
+        like_upstream=False,
+    )
+    texts = np.random.default_rng(0).integers(5, VOCABULARY, (queries + passages, LENGTH)).astype(np.int32)
+    batch = layout.batch(list(texts[:queries]), list(texts[queries:]))
+    gc.collect()
+    with LiveBytes() as live:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+            loss = model(**batch).loss
+        loss.backward()
+    return live.peak
+
+
+@pytest.mark.parametrize("mixed", [True, False], ids=["16 bits", "float32"])
+@pytest.mark.parametrize("unified", [True, False], ids=["all heads", "dense"])
+@pytest.mark.parametrize(
+    ("layers", "sub_batch_size", "checkpointing"),
+    [(6, None, False), (6, None, True), (6, 6, False)],
+    ids=["whole", "checkpointed", "sub-batches"],
+)
+def test_an_estimate_is_not_below_what_is_measured_and_close_to_it(
+    layers: int, sub_batch_size: int | None, checkpointing: bool, unified: bool, mixed: bool
+) -> None:
+    arguments = {
+        "per_device_train_batch_size": 2,
+        "train_group_size": 8,
+        "query_max_len": LENGTH,
+        "passage_max_len": LENGTH,
+        "unified_finetuning": unified,
+        "bf16": mixed,
+    }
+    model = make_model(layers, sub_batch_size, checkpointing, unified)
+    peak = measured(model, 2, 16, mixed=mixed)
+    shape = Shape.of(model.model.config)
+    found = memory(shape, arguments, sub_batch_size=sub_batch_size, checkpointing=checkpointing)
+    assert 1.0 <= activations(found) / peak <= 1.15
+
+
+def activations(found: Memory) -> float:
+    """What a step without an optimizer takes beside the weights."""
+    return max(found.copies + found.kept + max(found.heads, found.layers), found.gradients)
+
+
+def test_bge_m3_is_counted_parameter_by_parameter() -> None:
+    """The embeddings, 24 layers, and the two heads; the published model's own pooler is not trained."""
+    assert BGE_M3.parameters == (250_002 + 8194 + 3) * 1024 + 24 * (12 * 1024**2 + 13 * 1024) + 1025 * 1025
+
+
+def test_states_are_16_bytes_a_parameter() -> None:
+    """Weights, gradients and two moments, in float32."""
+    found = memory(BGE_M3, USERS)
+    assert found.weights + found.moments + found.gradients == 16 * BGE_M3.parameters
+    several = memory(BGE_M3, USERS, workers=2)
+    assert several.held_gradients == 4 * BGE_M3.parameters  # buckets
+    reached = memory(BGE_M3, USERS, reachable=50_002)
+    assert found.weights - reached.weights == 4 * 200_000 * 1024
+    assert reached.scoring - found.scoring == 4 * 200_000 * 1024  # the whole embedding comes back
+
+
+def test_activations_are_42_times_the_hidden_size_a_token_and_layer() -> None:
+    """8 queries and 64 passages of 512 tokens; a checkpointed layer keeps 4, and one of them is there in full."""
+    arguments = {**USERS, "per_device_train_batch_size": 8}
+    tokens = 72 * 512
+    whole = memory(BGE_M3, arguments, checkpointing=False)
+    assert whole.kept == tokens * 1024 * (24 * 42 + 5)
+    checkpointed = memory(BGE_M3, arguments)
+    assert checkpointed.kept == tokens * 1024 * (24 * 4 + 5)
+    assert checkpointed.layers == tokens * 1024 * (42 + 20)
+
+
+def test_deepspeed_in_16_bits_has_weights_and_gradients_in_both() -> None:
+    """2 + 2 bytes for the model, 4 + 4 + 8 for the optimizer, which ZeRO splits over the workers from stage 1 on."""
+    alone = memory(BGE_M3, {**USERS, "deepspeed": {"zero_optimization": {"stage": 0}}})
+    assert alone.weights + alone.gradients + alone.moments == 20 * BGE_M3.parameters
+    split = memory(BGE_M3, {**USERS, "deepspeed": {"zero_optimization": {"stage": 1}}}, workers=2)
+    assert split.moments == 8 * BGE_M3.parameters
+
+
+def test_what_is_computed_again_is_what_does_not_fit() -> None:
+    """The user's batch fits a card of 24 GB without; eight times as many do with layers, and more in sub-batches."""
+    texts = Texts.longest(USERS)
+    assert not plan_step(24e9, BGE_M3, USERS, texts=texts).checkpointing
+    arguments = {**USERS, "per_device_train_batch_size": 8}
+    texts = Texts.longest(arguments)
+    plan = plan_step(24e9, BGE_M3, arguments, texts=texts)
+    assert (plan.checkpointing, plan.sub_batch_size) == (True, None)
+    forbidden = plan_step(24e9, BGE_M3, {**arguments, "gradient_checkpointing": False}, texts=texts)
+    assert (forbidden.checkpointing, forbidden.sub_batch_size) == (False, 18)
+    less = plan_step(forbidden.bytes, BGE_M3, {**arguments, "gradient_checkpointing": False}, texts=texts)
+    assert less.sub_batch_size == 15
+    assert less.bytes < forbidden.bytes
+
+
+def test_the_users_own_sub_batch_is_the_largest() -> None:
+    arguments = {**USERS, "sub_batch_size": 4}
+    assert plan_step(1e12, BGE_M3, arguments, texts=Texts.longest(arguments)).sub_batch_size == 4
+
+
+def test_where_nothing_fits_the_smallest_is_tried() -> None:
+    arguments = {**USERS, "per_device_train_batch_size": 8}
+    plan = plan_step(1e9, BGE_M3, arguments, texts=Texts.longest(arguments))
+    assert plan.smallest
+    assert (plan.sub_batch_size, plan.checkpointing) == (1, True)
+
+
+def test_the_longest_batch_is_told_from_the_lengths_of_texts() -> None:
+    """16 passages of 100 or 300 tokens, a mean of 200: 3,200, and 4 standard deviations of 4 x 100."""
+    texts = Texts.likely(USERS, [10, 10], [100, 300])
+    assert texts.tokens == 2 * 10 + 3200 + 1600
+    assert Texts.likely(USERS, [512], [512]).tokens == Texts.longest(USERS).tokens
+
+
+def test_it_is_known_without_any_library() -> None:
+    """Where a search is planned there need be no torch."""
+    code = "import sys, trainables.m3.memory; print({'torch', 'ray', 'optuna', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
