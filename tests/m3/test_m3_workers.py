@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 import trainables
 from tests.support.m3_fixtures import make_eval, make_model, make_rows
+from tests.support.tensors import tensor_hash
 from trainables.config import TrialConfig
-from trainables.m3.trainer import tensor_hash
 
 STEPS = 20
 

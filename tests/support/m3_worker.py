@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from FlagEmbedding.finetune.embedder.encoder_only.m3 import EncoderOnlyEmbedderM
 from transformers import TrainerCallback
 
 import trainables.trial.rungs
+import trainables.trial.saving
 from trainables.config import RungReport, TrialConfig
 from trainables.m3.base_models import BaseModels
 from trainables.m3.runner import Runner, build_arguments
@@ -77,10 +79,15 @@ def compared(arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
 def trial(config: TrialConfig, killed_after: int | None) -> dict[str, Any]:
     """Returns the reports of a trial, which saves its state every two steps; or kills itself in a step."""
     reports: list[RungReport] = []
-    trainables.trial.rungs.SAVE_SECONDS, trainables.trial.rungs.LOOK_EVERY = 0.0, 2
+    trainables.trial.rungs.LOOK_EVERY = 2
+    trainables.trial.saving.SAVE_SECONDS = trainables.trial.saving.SAVE_SHARE = 0.0
 
     def progress(step: int, steps: int) -> None:  # noqa: ARG001
         if killed_after is not None and step > killed_after:
+            for thread in threading.enumerate():
+                if thread.name == "saving":
+                    thread.join()
+            dist.barrier()
             os.kill(os.getpid(), signal.SIGKILL)
 
     run_trial(config, lambda report: not reports.append(report), progress=progress)

@@ -16,19 +16,21 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.m3_fixtures import make_eval, make_model, make_rows
+from tests.support.tensors import tensor_hash
 from trainables.config import RungReport, TrialConfig, TrialInterrupted
-from trainables.m3.trainer import tensor_hash
 from trainables.trial.states import States, config_hash
 
 CHILD = """
-import json, os, signal, sys
-import trainables.trial.rungs
+import json, os, signal, sys, threading
+import trainables.trial.rungs, trainables.trial.saving
 from trainables.config import TrialConfig
 from trainables.trial.trial import run_trial
-trainables.trial.rungs.SAVE_SECONDS, trainables.trial.rungs.LOOK_EVERY = 0.0, 10
+trainables.trial.rungs.LOOK_EVERY = 10
+trainables.trial.saving.SAVE_SECONDS = trainables.trial.saving.SAVE_SHARE = 0.0
 stop_at = int(sys.argv[2])
 def progress(step, steps):
     if step == stop_at + 1:
+        [thread.join() for thread in threading.enumerate() if thread.name == "saving"]
         os.kill(os.getpid(), signal.SIGKILL)
 run_trial(TrialConfig.from_dict(json.loads(sys.argv[1])), lambda report: True, progress=progress)
 """
@@ -163,16 +165,18 @@ DEEPSPEED = {
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_killed_and_resumed_with_deepspeed(config: TrialConfig) -> None:
-    """DeepSpeed compiles its optimizer first."""
-    arguments = {**config.arguments, "deepspeed": DEEPSPEED, "warmup_steps": 0.1}
+@pytest.mark.parametrize("own", [True, False], ids=["its own optimizer", "transformers' optimizer"])
+def test_killed_and_resumed_with_deepspeed(config: TrialConfig, own: bool) -> None:
+    """DeepSpeed compiles its optimizer first; without one in its settings it takes transformers' AdamW."""
+    settings = {name: value for name, value in DEEPSPEED.items() if own or name not in ("optimizer", "scheduler")}
+    arguments = {**config.arguments, "deepspeed": settings, "warmup_steps": 0.1}
     check_killed_equals_straight(replace(config, arguments=arguments), stop_at=10)
 
 
 def test_newest_broken_state_falls_back_to_the_one_before(tmp_path: Path, config: TrialConfig) -> None:
     states = States(tmp_path / "resume", config)
     for step in (10, 20, 30):
-        states.save(step, lambda folder: (folder / "weights").write_text("some weights") and None)
+        states.save(step, lambda _: {"weights": torch.arange(3)})
     assert sorted(path.name for path in (tmp_path / "resume").iterdir()) == ["000000020", "000000030"]
 
     assert states.newest() == tmp_path / "resume" / "000000030"
@@ -205,7 +209,7 @@ def test_saves_that_were_broken_off_leave_nothing_for_the_next(tmp_path: Path, c
 
 
 def test_states_of_another_configuration_are_not_used(tmp_path: Path, config: TrialConfig) -> None:
-    States(tmp_path / "resume", config).save(10, lambda _: None)
+    States(tmp_path / "resume", config).save(10, lambda _: {})
     other = replace(config, arguments={**config.arguments, "learning_rate": 2e-3})
     assert States(tmp_path / "resume", other).newest() is None
 
@@ -230,7 +234,7 @@ def test_a_trained_trial_that_nobody_heard_of_only_reports_again(config: TrialCo
     found, steps = trained_again(config)
     assert steps[-1] == 20
     if saved:
-        States(Path(config.directory) / "resume", config).save(20, lambda _: None)
+        States(Path(config.directory) / "resume", config).save(20, lambda _: {})
     before = weights(config)
     assert trained_again(config) == (found, [])
     assert tensor_hash(weights(config)) == tensor_hash(before)

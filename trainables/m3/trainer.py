@@ -1,18 +1,21 @@
 """A trainer whose state on disk is everything that its next step depends on."""
 
-import hashlib
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PrinterCallback
 from transformers import Trainer as HuggingFaceTrainer
+
+from trainables.m3.host_copies import HostCopies
+
+_WEIGHTS, _OPTIMIZER, _SCHEDULER = "weights.pt", "optimizer.pt", "scheduler.pt"
+"""Files of a state, where DeepSpeed does not write its own."""
 
 
 class ResumableTrainer(HuggingFaceTrainer):
@@ -31,6 +34,7 @@ class ResumableTrainer(HuggingFaceTrainer):
         self.loss_sum = torch.zeros((), device=self.args.device)
         self.loss_count = 0
         self.batches = 0
+        self._host_copies = HostCopies()
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         result = super().compute_loss(model, inputs, *args, **kwargs)
@@ -44,9 +48,13 @@ class ResumableTrainer(HuggingFaceTrainer):
         """Whether the position in the data is known: processes that load data ahead do not tell."""
         return int(self.args.dataloader_num_workers) == 0
 
-    def save_state(self, folder: Path) -> None:
-        """Writes everything that the next step depends on; every worker calls it with the same folder."""
-        self._save_optimizer_and_scheduler(str(folder))
+    def capture_state(self, folder: Path) -> dict[str, Any]:
+        """Takes hold of everything that the next step depends on; every worker calls it with the same folder.
+
+        Returns:
+            What is to be written beside the files that it writes: file name -> what `torch.save` takes. It stays as it
+            is until the next call, where the host has room for a copy; else there is nothing left to write.
+        """
         self._save_scaler(str(folder))
         self._save_rng_state(str(folder))
         torch.save(
@@ -56,15 +64,27 @@ class ResumableTrainer(HuggingFaceTrainer):
                 "self_distill_step": self.model.step,
                 "loss_sum": self.loss_sum.cpu(),
                 "loss_count": self.loss_count,
-                "weights": tensor_hash(self.model.state_dict()),
+                "weights": weight_sums(self.model),
             },
             folder / f"position-{self.args.process_index}.pt",
         )
         if self.is_world_process_zero():
             self.state.save_to_json(str(folder / "trainer_state.json"))
-        if self.is_world_process_zero() and not self.is_deepspeed_enabled:
-            weights = {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}
-            save_file(weights, folder / "weights.safetensors")
+        if self.is_deepspeed_enabled:
+            self._save_optimizer_and_scheduler(str(folder))
+            return {}
+        if not self.is_world_process_zero():
+            return {}
+        torch.save(self.lr_scheduler.state_dict(), folder / _SCHEDULER)
+        return self._on_host({_WEIGHTS: self.model.state_dict(), _OPTIMIZER: self.optimizer.state_dict()}, folder)
+
+    def _on_host(self, contents: dict[str, Any], folder: Path) -> dict[str, Any]:
+        copied = self._host_copies.of(contents)
+        if copied is not None:
+            return dict(copied)
+        for name, content in contents.items():
+            torch.save(content, folder / name)
+        return {}
 
     def resume(self, folder: Path) -> None:
         """Trains on from a state.
@@ -85,14 +105,21 @@ class ResumableTrainer(HuggingFaceTrainer):
             self.train(resume_from_checkpoint=str(folder))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        (model or self.model).load_state_dict(load_file(Path(resume_from_checkpoint) / "weights.safetensors"))
+        weights = torch.load(Path(resume_from_checkpoint) / _WEIGHTS, map_location="cpu", weights_only=True)
+        (model or self.model).load_state_dict(weights)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        if self.is_deepspeed_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        else:  # upstream loads onto the device, where there is no room for a second optimizer
+            for part, name in ((self.optimizer, _OPTIMIZER), (self.lr_scheduler, _SCHEDULER)):
+                part.load_state_dict(torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True))
         # with DeepSpeed only now the weights are in place
-        if checkpoint is not None and tensor_hash(self.model.state_dict()) != self._expected_weights:
+        if weight_sums(self.model) != self._expected_weights:
             raise RuntimeError(f"the weights read from {checkpoint} are not those that were saved: remove the folder")
-        if checkpoint is not None and self.is_deepspeed_enabled:
+        if self.is_deepspeed_enabled:
             _repeat_bias_corrections(self.model_wrapped.basic_optimizer)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
@@ -127,15 +154,18 @@ def _repeat_bias_corrections(optimizer: Any) -> None:
     """Brings DeepSpeed's Adam for CPUs to the bias corrections that it had.
 
     It keeps them outside of its state, as a product that grows with each step; for a step that does not follow the last
-    one it takes a power instead, which is rounded otherwise.
+    one it takes a power instead, which is rounded otherwise. Other optimizers keep theirs in their state.
     """
-    settings = (0.0, *optimizer.param_groups[0]["betas"], optimizer.param_groups[0]["eps"])
     on_cpu = optimizer.param_groups[0]["params"][0].device.type == "cpu"
+    offloaded = hasattr(optimizer, "ds_opt_adam")  # ZeRO's optimizer
+    if not (offloaded or (hasattr(optimizer, "multi_tensor_adam") and on_cpu)):
+        return
+    settings = (0.0, *optimizer.param_groups[0]["betas"], optimizer.param_groups[0]["eps"])
     nothing = [torch.zeros(1) for _ in range(4)]
-    for step in range(1, 1 + max(state.get("step", 0) for state in optimizer.state.values())):
-        if hasattr(optimizer, "ds_opt_adam"):  # ZeRO's optimizer, offloaded
+    for step in range(1, 1 + max(int(state.get("step", 0)) for state in optimizer.state.values())):
+        if offloaded:
             optimizer.ds_opt_adam.adam_update(optimizer.opt_id, step, *settings, 0.0, True, *nothing)
-        elif hasattr(optimizer, "multi_tensor_adam") and on_cpu:
+        else:
             mode, lists = optimizer.adam_w_mode, [[tensor] for tensor in nothing]
             optimizer.multi_tensor_adam(1, nothing[0], lists, *settings, step, mode, 1, 0.0)
 
@@ -148,10 +178,11 @@ def _move_to(dataset: Any, batches: int) -> None:
         dataset.step = batches % len(dataset.batch_datas)
 
 
-def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
-    """Returns a hash of names and values."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def weight_sums(model: nn.Module) -> list[int]:
+    """Returns the sum of the bits of each tensor of a model: computed on its device, and equal for equal weights."""
+    return torch.stack([_bits(tensor).sum(dtype=torch.int64) for tensor in model.state_dict().values()]).tolist()
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return tensor.detach().view(whole[tensor.element_size()])

@@ -20,12 +20,9 @@ from trainables.process import agree, rank, world_size
 from trainables.scoring.measures import Scores
 from trainables.trial.judging import Judge
 from trainables.trial.records import Clock, write_record
-from trainables.trial.states import States
+from trainables.trial.saving import Saving
 
 logger = logging.getLogger(__name__)
-
-SAVE_SECONDS = 30.0
-"""Training that took less is done again rather than saved."""
 
 LOOK_EVERY = 50
 """Steps between looks at the clock, which the workers have to agree on."""
@@ -45,7 +42,7 @@ class Rungs(TrainerCallback):
         progress: see `run_trial`.
         clock: runs since the trial began.
         batch_size: training rows in one optimizer step, over all workers.
-        states: where training states are saved.
+        saving: of training states.
     """
 
     def __init__(
@@ -55,7 +52,7 @@ class Rungs(TrainerCallback):
         progress: Progress | None,
         clock: Clock,
         batch_size: int,
-        states: States,
+        saving: Saving,
     ) -> None:
         self._config = config
         self._report = report
@@ -64,8 +61,8 @@ class Rungs(TrainerCallback):
         self._batch_size = batch_size
         self._folder = Path(config.directory)
         self._done: list[RungReport] = []
-        self._states = states
-        self._resumed = self._saved = time.perf_counter()
+        self._saving = saving
+        self._resumed = time.perf_counter()
         self.runner: Runner | None = None
         self.judge: Judge | None = None
 
@@ -75,7 +72,8 @@ class Rungs(TrainerCallback):
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         """Starts the clock of training."""
-        self._resumed = self._saved = time.perf_counter()
+        self._resumed = time.perf_counter()
+        self._saving.begin()
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:  # noqa: ARG002
         """Writes the trainer's figures to the log, and checks the loss while it is on the host anyway."""
@@ -140,14 +138,13 @@ class Rungs(TrainerCallback):
             trainer.control.should_log = own_log_is_due
 
     def _save_state(self, step: int, *, now: bool = False) -> None:
-        """Saves the training state `now`, or if training anew would cost more than a moment."""
+        """Saves the training state `now`, or if training anew would cost more than saving."""
         assert self.runner is not None
         trainer = self.runner.trainer
-        if trainer.resumable and agree(now or time.perf_counter() - self._saved >= SAVE_SECONDS):
-            started = time.perf_counter()
-            self._clock.add("training", started - self._resumed)
-            self._states.save(step, trainer.save_state)
-            self._saved = self._resumed = time.perf_counter()
+        if trainer.resumable and agree(now or self._saving.is_due):
+            self._clock.add("training", time.perf_counter() - self._resumed)
+            self._saving.save(step, trainer.capture_state, now=now)
+            self._resumed = time.perf_counter()
 
     def _record(self, number: int, step: int, loss: float, scores: Scores, guards: Mapping[str, float]) -> RungReport:
         rungs = self._config.rungs

@@ -6,10 +6,11 @@ A trial leaves them when it ends: whoever asked for it removes them, once that i
 import hashlib
 import json
 import logging
+import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 import torch.distributed as dist
@@ -24,8 +25,20 @@ _KEPT = 2
 _PART = 2**25
 """Bytes that go from host to host at once."""
 _MANIFEST = "manifest.json"
+_FORMAT = 2
+"""Of the files beside it, which `ResumableTrainer` reads and writes."""
+_FIRST = ".first"
+"""A file of the folder that the first worker writes to."""
 _OWNER = "config.sha256"
 _ELSEWHERE = ("sub_batch_size", "cache_dir", "cache_path")
+
+
+Capture = Callable[[Path], Mapping[str, Any]]
+"""See `States.capture`."""
+
+
+class Stopped(Exception):  # noqa: N818
+    """Nobody needs the state that was being written any more."""
 
 
 class States:
@@ -40,24 +53,40 @@ class States:
         self._folder = folder
         self._config = config_hash(config)
 
-    def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """Saves a state; every worker calls it.
+    def save(self, step: int, capture: Capture) -> None:
+        """Saves a state, and comes back when it is on the disk; see `capture`."""
+        if write := self.capture(step, capture):
+            write(lambda: False)
+
+    def capture(self, step: int, capture: Capture) -> Callable[[Callable[[], bool]], None] | None:
+        """Takes hold of a state; every worker calls it.
 
         Args:
             step: optimizer steps done.
-            write: writes this worker's files into a folder, which the workers of one machine share.
+            capture: writes this worker's small files into a folder, which the workers of one machine share, and
+                returns what is to be written beside them: file name -> what `torch.save` takes. Nothing that the
+                training goes on to change may be in it.
+
+        Returns:
+            On the first worker, what writes the state; it needs no other worker and raises `Stopped` once what it is
+            given answers yes. On the others None.
         """
         temporary = self._folder / f".{step}.tmp"
         self._remove_broken()
         _wait()
         temporary.mkdir(parents=True, exist_ok=True)
-        write(temporary)
+        if rank() == 0:
+            (temporary / _FIRST).touch()
+        contents = capture(temporary)
         _wait()
         _bring_together(temporary)
-        if rank() == 0:
-            self._finish(temporary, step)
+        is_elsewhere = not (temporary / _FIRST).exists()
         _wait()
-        shutil.rmtree(temporary, ignore_errors=True)  # of a machine without the first worker
+        if rank() == 0:
+            return lambda is_stopped: self._write(temporary, step, contents, is_stopped)
+        if is_elsewhere:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return None
 
     def newest(self) -> Path | None:
         """Returns the newest state of this configuration that is whole on every worker's disk, else None.
@@ -97,12 +126,23 @@ class States:
         owner = self._folder / _OWNER
         return owner.is_file() and owner.read_text(encoding="utf-8") == self._config
 
-    def _finish(self, temporary: Path, step: int) -> None:
-        files = [file for file in sorted(temporary.rglob("*")) if file.is_file()]
-        hashes = {str(file.relative_to(temporary)): _hash(file) for file in files}
-        for file in files:
-            flush(file)
-        write_text(temporary / _MANIFEST, json.dumps({"config": self._config, "step": step, "files": hashes}))
+    def _write(self, temporary: Path, step: int, contents: Mapping[str, Any], is_stopped: Callable[[], bool]) -> None:
+        try:
+            (temporary / _FIRST).unlink()
+            small = [file for file in sorted(temporary.rglob("*")) if file.is_file()]
+            hashes = {str(file.relative_to(temporary)): _hash(file) for file in small}
+            for name, content in contents.items():
+                hashes[name] = _save(temporary / name, content, is_stopped)
+            for file in small:
+                flush(file)
+            manifest = {"format": _FORMAT, "config": self._config, "step": step, "files": hashes}
+            write_text(temporary / _MANIFEST, json.dumps(manifest))
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        self._put_in_place(temporary, step)
+
+    def _put_in_place(self, temporary: Path, step: int) -> None:
         final = self._folder / f"{step:09d}"
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
@@ -121,6 +161,8 @@ class States:
             manifest = json.loads((state / _MANIFEST).read_text())
         except (OSError, ValueError) as error:
             return f"its manifest cannot be read ({error})"
+        if manifest.get("format") != _FORMAT:
+            return "another version of the program wrote it"
         if manifest["config"] != self._config:
             return "it is of another configuration"
         broken = [name for name, value in manifest["files"].items() if _hash(state / name) != value]
@@ -148,6 +190,49 @@ def _without_place(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without_place(item) for item in value]
     return Path(value).name if isinstance(value, str) and value.startswith("/") else value
+
+
+class _HashingFile:
+    """A file that is hashed while it is written.
+
+    Torch's writer does not survive an exception: the first one is kept in `error`, and what comes after it is dropped.
+
+    Args:
+        file: open for writing bytes.
+        is_stopped: asked before each part.
+    """
+
+    def __init__(self, file: BinaryIO, is_stopped: Callable[[], bool]) -> None:
+        self._file, self._is_stopped = file, is_stopped
+        self.digest = hashlib.sha256()
+        self.error: Exception | None = None
+
+    def write(self, part: Any) -> int:
+        """Writes bytes, or what has the buffer protocol."""
+        if self.error is None:
+            try:
+                if self._is_stopped():
+                    raise Stopped
+                self.digest.update(part)
+                self._file.write(part)
+            except Exception as error:
+                self.error = error
+        return len(part)
+
+    def flush(self) -> None:
+        """Torch calls it; the file is flushed at its end."""
+
+
+def _save(path: Path, content: Any, is_stopped: Callable[[], bool]) -> str:
+    """Writes a file of `torch.save`, flushed to the disk; returns its hash."""
+    with path.open("wb") as file:
+        hashing = _HashingFile(file, is_stopped)
+        torch.save(content, hashing)  # type: ignore[arg-type]
+        if hashing.error is not None:
+            raise hashing.error
+        file.flush()
+        os.fsync(file.fileno())
+    return hashing.digest.hexdigest()
 
 
 def _hash(file: Path) -> str:

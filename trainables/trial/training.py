@@ -15,6 +15,7 @@ from trainables.trial.judging import Judge
 from trainables.trial.records import Clock, read_records
 from trainables.trial.reporting import own_run
 from trainables.trial.rungs import Rungs
+from trainables.trial.saving import Saving
 from trainables.trial.states import States
 
 
@@ -36,13 +37,13 @@ def train(config: TrialConfig, report: Report, base: BaseModels, progress: Progr
         remove_stale_build_locks(extensions_folder())
     alone = values.get("deepspeed") or values.get("negatives_cross_device")
     reported = own_run(folder) if values.get("report_to") else nullcontext()
-    with process_group() if alone else nullcontext(), reported:
+    with process_group() if alone else nullcontext(), reported, Saving(states) as saving:
         arguments = build_arguments(values, config.directory)
         training = arguments.training
         assert training.world_size == world_size(), "transformers must see every worker of the group"
         # same_dataset_within_batch overwrites the argument, so the rows in a step are counted before
         rows = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
-        rungs = Rungs(config, report, progress, clock, rows, states)
+        rungs = Rungs(config, report, progress, clock, rows, saving)
         runner = Runner(arguments, base, [rungs], _token_cache(config))
         rungs.runner = runner
         rungs.judge = Judge(config, arguments, runner.tokenizer, base)
