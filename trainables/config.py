@@ -35,6 +35,10 @@ class TrialConfig:
     alpha: float | None = None
     """Share of `checkpoint` in the one mixture that a score-only job scores and saves. None: no mixture."""
 
+    memory_limit: float | None = None
+    """Bytes of a device that a training step is planned to take less of (`m3.memory`), as steps that took more ran out
+    of memory in this search. None: what the device has."""
+
     workers: int = 1
     """Processes that train it side by side, for the record: how many negatives a query had depends on it."""
 

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ import transformers
 from accelerate.state import AcceleratorState, GradientState
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from trainables.failures import chain
 from trainables.loopback import join_on_this_machine
 
 _BUILD_SECONDS = 900.0
@@ -131,6 +133,13 @@ def _restore_determinism(deterministic: bool) -> None:
     torch.backends.cudnn.deterministic = deterministic
 
 
+def forget(error: BaseException) -> None:
+    """Gives back the memory that a failed attempt holds through its exception: models, weights and activations."""
+    for each in chain(error):
+        traceback.clear_frames(each.__traceback__)
+    _collect()
+
+
 def spare_what_is_kept() -> None:
     """Lets garbage collections pass over everything that is alive between two trials: libraries and base models.
 
@@ -138,6 +147,8 @@ def spare_what_is_kept() -> None:
     objects. To be called where nothing of a trial is alive: what is spared is never collected.
     """
     gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     gc.freeze()
 
 

@@ -67,13 +67,11 @@ def test_a_cluster_without_cpus_has_no_place() -> None:
     assert "1 workers with 1 CPU each must fit" in _refused(Prospect(machines=[NodeType(resources={})]))
 
 
-def test_a_worker_s_gpus_are_on_one_machine() -> None:
+def test_a_worker_has_one_gpu() -> None:
     cluster = Prospect(machines=[NodeType(resources=A10G), NodeType(resources=A10G)])
-    assert "1 workers with 8 CPU and 2 GPU each" in _refused(cluster, gpus_per_trial=2, workers_per_trial=1)
     assert _slots(cluster, gpus_per_trial=2).workers == 2
-    assert _slots(Prospect(machines=[NodeType(resources=H100)]), gpus_per_trial=4, workers_per_trial=1).gpus == 4
     mixed = Prospect(machines=[NodeType(resources=A10G), NodeType(resources=H100)])
-    assert _slots(mixed, concurrent_trials=4, gpus_per_trial=2, workers_per_trial=1).gpus == 2
+    assert _slots(mixed, concurrent_trials=4, gpus_per_trial=2).gpus == 1
     assert "are 1 such places" in _refused(mixed, concurrent_trials=2, accelerator_type="A10G")
 
 
@@ -83,15 +81,26 @@ def test_a_share_of_a_gpu_is_on_one_card() -> None:
     assert "are 2 such places" in _refused(cards, gpus_per_trial=0.6, concurrent_trials=3)
     assert _slots(cards, gpus_per_trial=0.6, concurrent_trials=2).gpus == 0.6
     assert _slots(cards, gpus_per_trial=0.5, concurrent_trials=4).cpus == 2
-    assert _slots(cards, gpus_per_trial=1, workers_per_trial=6).gpus == 0.1666
-    assert "would get 1.5" in _refused(cards, gpus_per_trial=1.5, workers_per_trial=1)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "workers", "remedy"),
+    [
+        (1, 2, "give --gpus_per_trial 2 or --workers_per_trial 1"),  # NCCL: Duplicate GPU detected
+        (2, 1, "give --gpus_per_trial 1 or --workers_per_trial 2"),  # the second card would idle
+        (1.5, None, "give --gpus_per_trial 2 or --workers_per_trial 1"),
+        (0.5, 2, "give --gpus_per_trial 2 or --workers_per_trial 1"),
+    ],
+)
+def test_workers_that_do_not_have_a_gpu_each_are_refused(gpus: float, workers: int | None, remedy: str) -> None:
+    cluster = Prospect(machines=[NodeType(resources=H100)])
+    said = _refused(cluster, gpus_per_trial=gpus, workers_per_trial=workers)
+    assert said.startswith(f"--gpus_per_trial {gpus:g} and --workers_per_trial {workers or 2}: each worker needs one")
+    assert remedy in said
 
 
 def test_machines_to_come_have_places_too() -> None:
     cluster = launched(LAUNCHED, [HEAD])
-    assert "4 workers with 8 CPU and 2 GPU" in _refused(
-        cluster, gpus_per_trial=2, workers_per_trial=1, concurrent_trials=4
-    )
     assert _slots(cluster, gpus_per_trial=0.5, concurrent_trials=16).gpus == 0.5
 
 

@@ -15,7 +15,7 @@ from transformers import XLMRobertaConfig, XLMRobertaModel
 from tests.support.live_bytes import LiveBytes
 from tests.support.m3_fixtures import make_tokenizer
 from trainables.m3.batching import Layout
-from trainables.m3.memory import Memory, Shape, Texts, memory, plan_step
+from trainables.m3.memory import Lengths, Memory, Shape, Texts, memory, plan_step
 from trainables.m3.runner import Model
 
 SIZE, LENGTH, VOCABULARY = 64, 100, 500
@@ -184,14 +184,16 @@ def test_where_nothing_fits_the_smallest_is_tried() -> None:
     arguments = {**USERS, "per_device_train_batch_size": 8}
     plan = plan_step(1e9, BGE_M3, arguments, texts=Texts.longest(arguments))
     assert plan.smallest
-    assert (plan.sub_batch_size, plan.checkpointing) == (1, True)
+    assert (plan.sub_batch_size, plan.checkpointing) == (1, False)
 
 
 def test_the_longest_batch_is_told_from_the_lengths_of_texts() -> None:
     """16 passages of 100 or 300 tokens, a mean of 200: 3,200, and 4 standard deviations of 4 x 100."""
-    texts = Texts.likely(USERS, [10, 10], [100, 300])
+    queries, passages = Lengths(mean=10, deviation=0, longest=10), Lengths(mean=200, deviation=100, longest=300)
+    texts = Texts.likely(USERS, queries, passages)
     assert texts.tokens == 2 * 10 + 3200 + 1600
-    assert Texts.likely(USERS, [512], [512]).tokens == Texts.longest(USERS).tokens
+    long = Lengths(mean=512, deviation=0, longest=512)
+    assert Texts.likely(USERS, long, long) == Texts.longest(USERS)
 
 
 def test_it_is_known_without_any_library() -> None:

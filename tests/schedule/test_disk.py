@@ -15,9 +15,9 @@ from tuner.schedule.disk import TrialFolders, fit_to_disk, search_bytes, trial_b
 
 
 def test_sizes() -> None:
-    """A trial: two copies of the weights, and three states of weights and two moments. A search: kept + bundle."""
-    assert trial_bytes(1000) == 2000 + 3 * 3000
-    assert search_bytes(SearchConfig(concurrent_trials=2), 1000, kept=4) == 4000 + 1000 + 2 * 11000
+    """A trial: two copies of the weights, and three states of 14 bytes a parameter of 4. A search: kept + bundle."""
+    assert trial_bytes(1000) == 2000 + 3 * 3500
+    assert search_bytes(SearchConfig(concurrent_trials=2), 1000, kept=4) == 4000 + 1000 + 2 * 12500
 
 
 @pytest.mark.parametrize(
@@ -41,11 +41,11 @@ def test_weights_are_counted_once(tmp_path: Path) -> None:
 
 
 def test_fewer_checkpoints_are_kept_to_stay_within_the_budget(tmp_path: Path) -> None:
-    """The bundle and one running trial take 12,000 bytes; 15,500 leave 3 checkpoints, the user's own one of them."""
-    config = SearchConfig(disk_budget="15500", keep_checkpoints=5, finalists=1)
+    """The bundle and one running trial take 13,500 bytes; 17,000 leave 3 checkpoints, the user's own one of them."""
+    config = SearchConfig(disk_budget="17000", keep_checkpoints=5, finalists=1)
     fitted, warnings = fit_to_disk(config, 1000, tmp_path)
     assert fitted.keep_checkpoints == 2
-    assert warnings == ["--disk_budget 15500 is 0.0 MB: 2 checkpoints are kept instead of 5"]
+    assert warnings == ["--disk_budget 17000 is 0.0 MB: 2 checkpoints are kept instead of 5"]
     assert fit_to_disk(SearchConfig(disk_budget="30KB"), 1000, tmp_path)[1] == []
 
 
@@ -61,8 +61,8 @@ def test_a_disk_that_holds_no_search_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("left", ["trials", ".replaced/trials"], ids=["resumed", "to be replaced"])
 def test_what_an_earlier_search_left_counts_as_free(left: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """14,000 bytes are needed: the bundle, one running trial and two checkpoints; 10,000 are free, 5,000 are held."""
-    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10_000))
+    """15,500 bytes are needed: the bundle, one running trial and two checkpoints; 11,000 are free, 5,000 are held."""
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=11_000))
     config = SearchConfig(keep_checkpoints=1, finalists=1, concurrent_trials=1)
     with pytest.raises(RequestError, match="the free space"):
         fit_to_disk(config, 1000, tmp_path)

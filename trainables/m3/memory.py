@@ -6,7 +6,7 @@ way, for arithmetic that is all in 16 bits.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ _SPREAD = 4.0
 """Standard deviations by which the texts of the longest batch are longer together than those of a mean one."""
 _WORKSPACE = 2**25
 """cuBLAS's, allocated through PyTorch (32 MiB on Hopper, less on older cards)."""
-_CONTEXT = 7e8
+CONTEXT = 7e8
 """CUDA's context and kernels and what NCCL holds beside PyTorch's allocator: 0.5 to 0.8 GB, by the card and release."""
 _CONTEXT_OF_NCCL = 5e8
 _FRAGMENTS = 1.04
@@ -117,6 +117,19 @@ class Shape:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """How many tokens texts have."""
+
+    mean: float
+    deviation: float
+    longest: int
+
+    def of_longest(self, count: int) -> float:
+        """Returns the tokens that `count` of them are likely to have at most, together."""
+        return min(count * self.longest, count * self.mean + _SPREAD * self.deviation * count**0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Texts:
     """The texts that go through the encoder for one backward pass, on one worker."""
 
@@ -144,23 +157,22 @@ class Texts:
         )
 
     @classmethod
-    def likely(cls, arguments: Mapping[str, Any], queries: Sequence[int], passages: Sequence[int]) -> "Texts":
+    def likely(cls, arguments: Mapping[str, Any], queries: "Lengths", passages: "Lengths") -> "Texts":
         """Returns the longest batch that a training is likely to draw, packed.
 
         Args:
             arguments: by FlagEmbedding's names.
-            queries: tokens of each query that may be drawn, cut to the longest that is allowed.
-            passages: of each passage.
+            queries: of those that may be drawn, cut to the longest that is allowed.
+            passages: of passages.
         """
         most = cls.longest(arguments)
-        sides = ((most.queries, queries), (most.passages, passages))
-        tokens = sum(_longest_sum(count, lengths) for count, lengths in sides)
+        tokens = queries.of_longest(most.queries) + passages.of_longest(most.passages)
         return cls(
             queries=most.queries,
             passages=most.passages,
-            query_length=max(queries),
-            passage_length=max(passages),
-            tokens=min(most.tokens, tokens),
+            query_length=queries.longest,
+            passage_length=passages.longest,
+            tokens=min(most.tokens, int(tokens)),
         )
 
     @property
@@ -176,12 +188,6 @@ class Texts:
     def at_once(self, sub_batch_size: int | None) -> int:
         """Returns the tokens whose activations are held together."""
         return min(self.tokens, sub_batch_size * self.padded_length) if sub_batch_size else self.tokens
-
-
-def _longest_sum(count: int, lengths: Sequence[int]) -> int:
-    mean = sum(lengths) / len(lengths)
-    variance = sum((length - mean) ** 2 for length in lengths) / len(lengths)
-    return int(min(count * max(lengths), count * mean + _SPREAD * (count * variance) ** 0.5))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,15 +242,16 @@ def memory(
         shape: of the model.
         arguments: of a trial, by FlagEmbedding's and transformers' names.
         texts: of the longest batch. None: every text as long as the arguments allow.
-        sub_batch_size: texts whose activations are held at once. None: the arguments'.
-        checkpointing: whether layers' activations are computed again. None: as the arguments say; not in sub-batches.
+        sub_batch_size: texts whose activations are held at once. None: all of them.
+        checkpointing: whether layers' activations are computed again. None: both are as the arguments say; in
+            sub-batches layers are not.
         reachable: distinct tokens of the training data, where only their embeddings are trained
             (`embedding.Vocabulary`). None: the whole embedding is trained.
         workers: that train together.
     """
     texts = texts or Texts.longest(arguments)
-    sub_batch_size = sub_batch_size or _positive(arguments.get("sub_batch_size"))
     if checkpointing is None:
+        sub_batch_size = sub_batch_size or _positive(arguments.get("sub_batch_size"))
         checkpointing = bool(arguments.get("gradient_checkpointing")) and not sub_batch_size
     left_out = 0 if reachable is None else max(0, shape.vocab_size - reachable) * shape.hidden_size
     states = _states(shape, arguments, shape.parameters - left_out, workers)
@@ -252,14 +259,14 @@ def memory(
     if sub_batch_size:  # the first one leaves gradients of all weights
         work["layers"] += max(0.0, states["gradients"] - states["held_gradients"])
     scoring = work.pop("scoring") + left_out * _FLOAT
-    beside = _CONTEXT + _CONTEXT_OF_NCCL * (workers > 1)
+    beside = CONTEXT + _CONTEXT_OF_NCCL * (workers > 1)
     return Memory(**states, **work, scoring=scoring, beside=beside)
 
 
 def _states(shape: Shape, arguments: Mapping[str, Any], parameters: int, workers: int) -> dict[str, float]:
     """Weights, moments and gradients of a step."""
     trained = (shape.hidden_size + 1) * (shape.colbert_dim + 1) if arguments.get("fix_encoder") else parameters
-    moments = trained * _moment_bytes(str(arguments.get("optim") or ""))
+    moments = trained * _moment_bytes(arguments.get("optim"))
     gradients, buckets = trained * _FLOAT, trained * _FLOAT * (workers > 1)
     accumulates = int(arguments.get("gradient_accumulation_steps") or 1) > 1
     mixed = _is_mixed(arguments)
@@ -279,11 +286,12 @@ def _states(shape: Shape, arguments: Mapping[str, Any], parameters: int, workers
     }
 
 
-def _moment_bytes(optim: str) -> int:
+def _moment_bytes(optim: Any) -> int:
     """Returns bytes a parameter of an optimizer, by transformers' name for it: AdamW's two in float32 if not known."""
-    if "8bit" in optim:
+    name = str(getattr(optim, "value", optim))
+    if "8bit" in name:
         return 2
-    return {"sgd": 0, "adafactor": 1}.get(optim, 2 * _FLOAT)
+    return {"sgd": 0, "adafactor": 1}.get(name, 2 * _FLOAT)
 
 
 def _zero(deepspeed: Any) -> tuple[int, bool]:
@@ -360,6 +368,11 @@ class StepPlan:
     smallest: bool
     """No other way takes less."""
 
+    def __str__(self) -> str:
+        at_once = "all texts at once" if self.sub_batch_size is None else f"{self.sub_batch_size} texts at once"
+        again = ", layers computed again" if self.checkpointing else ""
+        return f"a step takes about {self.bytes / 1e9:.1f} GB: {at_once}{again}"
+
 
 def plan_step(limit: float, shape: Shape, arguments: Mapping[str, Any], *, texts: Texts, **known: Any) -> StepPlan:
     """Returns the fastest way to compute a step that takes fewer than `limit` bytes of the device, or the smallest.
@@ -388,13 +401,11 @@ def plan_step(limit: float, shape: Shape, arguments: Mapping[str, Any], *, texts
 
 def _ways(arguments: Mapping[str, Any], texts: Texts) -> Iterator[tuple[int | None, bool]]:
     """Yields ways to compute a step, the larger ones first; sub-batches of one number are of one size."""
-    may, most = bool(arguments.get("gradient_checkpointing")), _positive(arguments.get("sub_batch_size"))
+    most = _positive(arguments.get("sub_batch_size"))
     if most is None or most >= texts.count:
         yield None, False
-        if may:
+        if arguments.get("gradient_checkpointing"):
             yield None, True
     sizes = {-(-texts.count // number) for number in range(2, texts.count + 1)}
     for size in sorted({min(size, most or size) for size in sizes}, reverse=True):
         yield size, False
-    if may:
-        yield 1, True

@@ -96,6 +96,11 @@ class TokenCache:
         self._ids: Ids = np.load(folder / "ids.npy", mmap_mode="r")
         self.vocabulary: Ids = np.load(folder / "vocabulary.npy")
 
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each text, (texts,)."""
+        return np.diff(self._ends)
+
     def get(self, texts: Sequence[str]) -> list[Ids | None]:
         """Returns each text's ids, None for one that is not known."""
         keys = np.array([_key(text) for text in texts], dtype="S16")

@@ -12,6 +12,7 @@ from trainables.m3.base_models import BaseModels
 from trainables.m3.runner import Runner, build_arguments
 from trainables.process import agree, extensions_folder, process_group, rank, remove_stale_build_locks, world_size
 from trainables.trial.judging import Judge
+from trainables.trial.planning import planned
 from trainables.trial.records import Clock, read_records
 from trainables.trial.reporting import own_run
 from trainables.trial.rungs import Rungs
@@ -40,6 +41,7 @@ def train(config: TrialConfig, report: Report, base: BaseModels, progress: Progr
     with process_group() if alone else nullcontext(), reported, Saving(states) as saving:
         arguments = build_arguments(values, config.directory)
         training = arguments.training
+        assert training.n_gpu <= 1, "a worker trains on one card: others are other workers'"
         assert training.world_size == world_size(), "transformers must see every worker of the group"
         # same_dataset_within_batch overwrites the argument, so the rows in a step are counted before
         rows = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
@@ -47,12 +49,13 @@ def train(config: TrialConfig, report: Report, base: BaseModels, progress: Progr
         runner = Runner(arguments, base, [rungs], _token_cache(config))
         rungs.runner = runner
         rungs.judge = Judge(config, arguments, runner.tokenizer, base)
-        if state is None:
-            runner.trainer.train()
-        else:
-            clock.go_on_from(done[-1].seconds if done else {})
-            rungs.go_on_from(done)
-            runner.trainer.resume(state)
+        with planned(runner, config):
+            if state is None:
+                runner.trainer.train()
+            else:
+                clock.go_on_from(done[-1].seconds if done else {})
+                rungs.go_on_from(done)
+                runner.trainer.resume(state)
 
 
 def _known(folder: Path, states: States, state: Path | None) -> list[RungReport]:

@@ -19,7 +19,7 @@ from typing import Any
 import ray
 
 from trainables.config import Progress, Report, RungReport, Train, TrialConfig, TrialInterrupted
-from trainables.failures import NonFiniteScore, failure_kind, one_line
+from trainables.failures import NonFiniteScore, Planned, failure_kind, one_line
 
 RUNG, ENDED, FAILED = "rung", "ended", "failed"
 _BEAT_SECONDS = 1.0
@@ -186,14 +186,18 @@ def worker_loop(config: Mapping[str, Any]) -> None:
     """Runs on every worker of a group, for as long as its slot lives.
 
     Args:
-        config: ``mailbox`` (the actor's handle), ``group`` (its number), ``threads`` (of one worker on the CPU) and
-            ``train`` (what does a job).
+        config: ``mailbox`` (the actor's handle), ``group`` (its number), ``threads`` (of one worker on the CPU),
+            ``gpus`` (of one worker) and ``train`` (what does a job).
     """
     import torch
     from ray.train import get_context
     from ray.train.collective import broadcast_from_rank_zero
 
+    from trainables.m3.device import limit_to
+
     torch.set_num_threads(int(config["threads"]))
+    if config["gpus"]:
+        limit_to(config["gpus"])
     rank, size = get_context().get_world_rank(), get_context().get_world_size()
     talker = _Talker(config["mailbox"], config["group"], rank=rank, alone=size == 1)
     with talker:
@@ -276,7 +280,10 @@ class _Talker:
 
     def failed(self, error: BaseException) -> None:
         text = "".join(traceback.format_exception(error))
-        self._say({"event": FAILED, "kind": failure_kind(error), "message": one_line(error), "traceback": text})
+        event = {"event": FAILED, "kind": failure_kind(error), "message": one_line(error), "traceback": text}
+        if planned := Planned.of(error):  # one by one, as Tune would flatten them
+            event |= {"planned_bytes": planned.bytes, "smallest": planned.smallest}
+        self._say(event)
 
     def _say(self, event: dict[str, Any]) -> bool:
         return bool(ray.get(self._box.say.remote(self._group, event)))
@@ -288,7 +295,10 @@ def _work(job: Mapping[str, Any], talker: _Talker, train: Train) -> None:
     except TrialInterrupted:
         talker.interrupted()
     except Exception as error:
+        from trainables.process import forget
+
         talker.failed(error)
+        forget(error)
         if not talker.alone:
             raise  # the other workers wait in a collective: only a new group is sound
     else:

@@ -184,7 +184,11 @@ def fitting_slots(config: SearchConfig, folder: Path, cluster: Prospect) -> Slot
     """Returns the slots of `config` on `cluster`; errors as `slots_for`'s."""
     gpus = config.gpus_per_trial if config.gpus_per_trial is not None else float(cluster.most("GPU") > 0)
     workers = config.workers
-    problems = [*_too_few_gpus(config, gpus, cluster), *_no_such_accelerator(config, gpus, cluster)]
+    problems = [
+        *_too_few_gpus(config, gpus, cluster),
+        *_no_such_accelerator(config, gpus, cluster),
+        *_not_one_card_each(gpus, workers),
+    ]
     if problems:
         raise RequestError(problems)
     each = _countable(gpus / workers)
@@ -207,8 +211,6 @@ def fitting_slots(config: SearchConfig, folder: Path, cluster: Prospect) -> Slot
 def _require_places(slots: Slots, cluster: Prospect) -> None:
     """A worker is on one machine, and a share of a GPU on one card: sums over the cluster do not tell what fits."""
     needed, places = slots.count * slots.workers, cluster.sum(lambda resources: _places(slots, resources))
-    if slots.gpus > 1 and slots.gpus % 1:
-        raise RequestError([f"a worker has a share of a GPU or whole ones, but would get {slots.gpus:g}; {_OTHERWISE}"])
     if places < needed:
         each = " and ".join(f"{amount:g} {name}" for name, amount in slots.resources.items())
         raise RequestError(
@@ -254,6 +256,16 @@ def _too_few_gpus(config: SearchConfig, gpus: float, cluster: Prospect) -> list[
     return [
         f"--gpus_per_trial {gpus:g} x --concurrent_trials {config.concurrent_trials} needs {needed:g} GPUs, but {has}; "
         "lower one of them (--gpus_per_trial 0 trains on the CPU)"
+    ]
+
+
+def _not_one_card_each(gpus: float, workers: int) -> list[str]:
+    """NCCL refuses two workers on one card, and a worker trains on one only."""
+    if not gpus or gpus / workers == 1 or (workers == 1 and gpus < 1):
+        return []
+    return [
+        f"--gpus_per_trial {gpus:g} and --workers_per_trial {workers}: each worker needs one GPU, or a trial of one "
+        f"worker a share of one; give --gpus_per_trial {workers} or --workers_per_trial {max(1, int(gpus))}"
     ]
 
 

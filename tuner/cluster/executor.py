@@ -8,7 +8,7 @@ import contextlib
 import json
 import logging
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from trainables.config import RungReport, Train
-from trainables.failures import failure_kind, one_line
+from trainables.failures import Planned, failure_kind, one_line
 from trainables.worker.loop import ENDED, RUNG, train_trial
 from tuner.cluster.orphans import OrphanedGroups
 from tuner.cluster.slot import MAILBOX, WAITING, Slot, Slots, on_node
@@ -42,7 +42,8 @@ def run_in_process(agenda: Agenda, train: Train, check: Callable[[], None] = lam
             )
         except Exception as error:
             text = "".join(traceback.format_exception(error))
-            agenda.failed(name, Failure(kind=failure_kind(error), message=one_line(error), traceback=text))
+            found = {"kind": failure_kind(error), "message": one_line(error), "planned": Planned.of(error)}
+            agenda.failed(name, Failure(traceback=text, **found))
         else:
             agenda.ended(name)
 
@@ -103,6 +104,13 @@ def _save_running(seconds: float) -> None:
 def _quiet() -> None:
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _failure(result: Mapping[str, Any]) -> Failure:
+    planned = None
+    if "planned_bytes" in result:
+        planned = Planned(bytes=result["planned_bytes"], smallest=result["smallest"])
+    return Failure(kind=result["kind"], message=result["message"], traceback=result["traceback"], planned=planned)
 
 
 class _Checks(tune.Callback):
@@ -175,7 +183,7 @@ class _AgendaScheduler(FIFOScheduler):
         elif event == ENDED:
             agenda.ended(name)
         else:
-            agenda.failed(name, Failure(kind=result["kind"], message=result["message"], traceback=result["traceback"]))
+            agenda.failed(name, _failure(result))
         return TrialScheduler.STOP
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:  # noqa: ARG002

@@ -119,6 +119,7 @@ class Slot(tune.Trainable):
                 "mailbox": self._box,
                 "group": self._groups,
                 "threads": max(1, round(slots.cpus)),
+                "gpus": slots.gpus,
                 "train": self._train,
             },
             torch_config=self._torch_config(name),
@@ -131,6 +132,7 @@ class Slot(tune.Trainable):
             run_config=RunConfig(
                 name=name,
                 storage_path=str(slots.folder.resolve()),
+                worker_runtime_env={"env_vars": _environment(slots)} if slots.gpus else None,
                 failure_config=FailureConfig(  # type: ignore[call-arg]
                     max_failures=0, controller_failure_limit=0, max_preemption_failures=0
                 ),
@@ -236,6 +238,15 @@ class Slot(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
         """Nothing to load: a trial's own folder holds its state."""
+
+
+def _environment(slots: Slots) -> dict[str, str]:
+    """Returns what CUDA and PyTorch read when they start; what the user has set stays."""
+    # the base model is scored in the same process before a trial asks for determinism
+    ours = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    if slots.gpus >= 1:  # every step has other shapes; beside others on a card, the driver would run out of memory
+        ours["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
+    return {name: os.environ.get(name, value) for name, value in ours.items()}
 
 
 def on_node(node_id: str) -> dict[str, str]:

@@ -100,6 +100,7 @@ class Agenda:
         if job is None:
             self.finished = not self._running and not self._waiting and not self._twins
             return None
+        job = replace(job, config=self._retries.known(job.config))
         self._running[job.config.name] = job
         job.row.started = self._clock()  # a retry may have waited for long
         self.rows.append(job.row)

@@ -16,7 +16,7 @@ from tuner.request.config import SECRETS, SearchConfig
 from tuner.run_dir.replaced import ASIDE
 
 _STATES = 3  # the newest two, and one that is being written
-_STATE_WEIGHTS = 3  # weights and AdamW's two moments
+_STATE_WEIGHTS = 3.5  # weights and AdamW's two moments; DeepSpeed in 16 bits adds those that it trains with
 _PATIENCE_SECONDS = 1800.0
 _PAUSE_SECONDS = 5.0
 
@@ -26,7 +26,7 @@ def trial_bytes(weights: int) -> int:
 
     Its best rung's weights, and better ones being written beside them; three training states.
     """
-    return weights * (2 + _STATES * _STATE_WEIGHTS)
+    return int(weights * (2 + _STATES * _STATE_WEIGHTS))
 
 
 def search_bytes(config: SearchConfig, weights: int, kept: int) -> int:

@@ -2,13 +2,16 @@
 
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from trainables.config import TrialConfig
-from trainables.failures import FailureKind
+from trainables.failures import FailureKind, Planned
 
 ATTEMPTS = 3
 """How often a job is taken up again after its workers were lost, or after errors that differ."""
+
+_LESS = 0.85
+"""Of what a step was planned to take and did not get: estimates are as good as that."""
 
 _TRIALS = 2  # that end by the same error, before others that meet it are not tried again
 
@@ -21,6 +24,8 @@ class Failure:
     message: str
     """The exception in one line."""
     traceback: str = ""
+    planned: Planned | None = None
+    """Of a training on a GPU: what its steps were planned to take."""
 
 
 @dataclass(kw_only=True)
@@ -36,8 +41,9 @@ class Tries:
 class Retries:
     """Tells failures of the machine from those of the configuration.
 
-    Out of memory in a training is answered with half the `sub_batch_size`: the same gradients in less memory; where
-    nothing is trained, it is an error. Lost workers and errors are tried again, in a fresh process, from the trial's
+    Out of memory in a training is answered with steps that are planned to take less, in this and in every later trial;
+    where nothing was planned, with half the `sub_batch_size`: both are the same gradients in less memory. Where nothing
+    is trained, it is an error. Lost workers and errors are tried again, in a fresh process, from the trial's
     last saved state. The same error twice is the end of a trial; where it was the end of two, it is every trial's own,
     and not one machine's. A full disk, storage that is away, a missing place and a machine that is taken away are no
     fault of the job.
@@ -46,17 +52,30 @@ class Retries:
     def __init__(self) -> None:
         self._ended: Counter[str] = Counter()
         """Error -> trials that met it twice."""
+        self._memory_limit: float | None = None
+
+    def known(self, config: TrialConfig) -> TrialConfig:
+        """Returns a job with what its steps may take, as far as this search has found out."""
+        return config if self._memory_limit is None else replace(config, memory_limit=self._memory_limit)
 
     def next_attempt(self, config: TrialConfig, tries: Tries, failure: Failure) -> TrialConfig | None:
         """Returns what to do in the place of the failed `config`; None where nothing would help."""
         if failure.kind == "out_of_memory" and config.rungs:
-            return _smaller_sub_batch(config)
+            return self._in_less_memory(config, failure.planned)
         if failure.kind in ("disk_full", "storage", "no_resources", "preempted"):
             return config
         if failure.kind == "non_finite" or self._is_deterministic(tries, failure):
             return None
         tries.causes.append(_signature(failure))
         return config if len(tries.causes) <= ATTEMPTS else None
+
+    def _in_less_memory(self, config: TrialConfig, planned: Planned | None) -> TrialConfig | None:
+        if planned is None:
+            return _smaller_sub_batch(config)
+        if planned.smallest:
+            return None
+        self._memory_limit = min(self._memory_limit or planned.bytes, _LESS * planned.bytes)
+        return self.known(config)
 
     def _is_deterministic(self, tries: Tries, failure: Failure) -> bool:
         if failure.kind not in ("error", "out_of_memory"):
