@@ -69,7 +69,7 @@ def make_model(layers: int, sub_batch_size: int | None, checkpointing: bool, uni
     )
     if checkpointing:
         model.enable_input_require_grads()
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.gradient_checkpointing_enable()
     return model.train()
 
 
@@ -83,6 +83,7 @@ def measured(model: Model, queries: int, passages: int, *, mixed: bool) -> float
         sub_batch_size=model.sub_batch_size,
         group_cost=0,
         packed=False,
+        padding_position=None,
         like_upstream=False,
     )
     texts = np.random.default_rng(0).integers(5, VOCABULARY, (queries + passages, LENGTH)).astype(np.int32)
@@ -117,6 +118,7 @@ def test_an_estimate_is_not_below_what_is_measured_and_close_to_it(
     peak = measured(model, 2, 16, mixed=mixed)
     shape = Shape.of(model.model.config)
     found = memory(shape, arguments, sub_batch_size=sub_batch_size, checkpointing=checkpointing)
+    print(f"RATIO {activations(found) / peak:.3f}")
     assert 1.0 <= activations(found) / peak <= 1.15
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from trainables.config import TrialConfig
-from trainables.failures import SOUND, FailureKind, StorageAway, failure_kind
+from trainables.failures import SOUND, FailureKind, Planned, StorageAway, failure_kind
 from tuner.cluster.slot import Slot, Slots
 from tuner.schedule.retries import ATTEMPTS, Failure, Retries, Tries
 
@@ -66,6 +66,20 @@ def test_out_of_memory_halves_the_sub_batch_down_to_one() -> None:
     assert _attempts(*[("out_of_memory", "CUDA out of memory")] * 9) == 4
 
 
+def test_a_step_that_does_not_get_what_it_was_planned_to_take_is_planned_in_less() -> None:
+    """10 GB: the next attempt has 8.5, and so has every later trial; the smallest way is not tried again."""
+    retries = Retries()
+    assert retries.known(CONFIG).memory_limit is None
+    planned = Planned(bytes=10e9, smallest=False)
+    failure = Failure(kind="out_of_memory", message="CUDA out of memory", planned=planned)
+    again = retries.next_attempt(CONFIG, Tries(), failure)
+    assert again == replace(CONFIG, memory_limit=8.5e9)
+    assert retries.known(replace(CONFIG, name="0003")).memory_limit == 8.5e9
+    larger = replace(failure, planned=Planned(bytes=12e9, smallest=False))
+    assert retries.next_attempt(CONFIG, Tries(), larger) == again  # was started before that was known
+    assert retries.next_attempt(again, Tries(), replace(failure, planned=replace(planned, smallest=True))) is None
+
+
 def test_scoring_that_runs_out_of_memory_is_tried_once_more() -> None:
     """It has no `sub_batch_size`, and has halved its own batches."""
     assert _attempts(*[("out_of_memory", "CUDA out of memory")] * 9, config=replace(CONFIG, rungs=())) == 2
@@ -77,6 +91,11 @@ def test_scoring_that_runs_out_of_memory_is_tried_once_more() -> None:
         ("CUDA out of memory. Tried to allocate 2.00 GiB", "out_of_memory"),
         ("CUDA error: out of memory", "out_of_memory"),
         ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "out_of_memory"),
+        ("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`", "out_of_memory"),
+        ("CUDA driver error: out of memory", "out_of_memory"),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "out_of_memory"),
+        ("CUDA error: CUSPARSE_STATUS_ALLOC_FAILED when calling `cusparseCreate(handle)`", "out_of_memory"),
+        ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx(...)`", "worker_lost"),
         ("CUDA error: device-side assert triggered", "worker_lost"),
         ("CUDA error: an illegal memory access was encountered", "worker_lost"),
         ("CUDA error: uncorrectable ECC error encountered", "worker_lost"),
@@ -86,6 +105,28 @@ def test_scoring_that_runs_out_of_memory_is_tried_once_more() -> None:
 )
 def test_errors_of_the_device_are_told_from_those_of_the_configuration(message: str, kind: FailureKind) -> None:
     assert failure_kind(RuntimeError(message)) == kind
+
+
+class DistBackendError(RuntimeError):
+    """As torch.distributed's."""
+
+
+def test_nccl_without_memory_is_no_lost_worker() -> None:
+    said = "NCCL error in: NCCLUtils.cpp:93, unhandled cuda error\nncclUnhandledCudaError: "
+    full = DistBackendError(f"{said}Call to CUDA function failed.\nLast error:\nCuda failure 2 'out of memory'")
+    assert failure_kind(full) == "out_of_memory"
+    assert failure_kind(DistBackendError(f"{said}Cuda failure 719 'unspecified launch failure'")) == "worker_lost"
+
+
+def test_out_of_memory_is_known_by_what_an_error_came_from() -> None:
+    """DeepSpeed and Accelerate wrap what they meet; how the step was planned is found there as well."""
+    cause = RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    Planned(bytes=3e9, smallest=False).mark(cause)
+    error = ValueError("the engine stopped")
+    error.__cause__ = cause
+    assert failure_kind(error) == "out_of_memory"
+    assert Planned.of(error) == Planned(bytes=3e9, smallest=False)
+    assert Planned.of(ValueError("row 3")) is None
 
 
 def test_storage_that_is_away_is_told_from_a_full_disk() -> None:

@@ -5,24 +5,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.m3_fixtures import make_model, make_rows
+from trainables.deepspeed_config import DS_STAGE0
+from trainables.m3.memory import StepPlan
 from tuner.request.config import SearchConfig
-from tuner.search.estimate import Probe, describe, memory_bytes, search_hours
+from tuner.search.estimate import Probe, _compiles_optimizer, _first_card, _fits, describe, search_hours
 from tuner.search.plan import make_plan
-
-SHAPE = {"hidden_size": 10, "num_hidden_layers": 2}
-ARGUMENTS = {"per_device_train_batch_size": 2, "train_group_size": 4, "passage_max_len": 100, "query_max_len": 50}
-
-
-def test_memory_is_states_and_activations() -> None:
-    """800 tokens x 10 x 2 bytes wider than 16 bits x 34 x 2 layers, beside 16 bytes a parameter."""
-    assert memory_bytes(1000, SHAPE, ARGUMENTS) == 16_000 + 800 * 10 * 2 * 68
-    assert memory_bytes(1000, SHAPE, {**ARGUMENTS, "fp16": True}) == 16_000 + 800 * 10 * 68
-
-
-def test_sub_batches_and_checkpointing_take_less() -> None:
-    """2 passages at once are 200 tokens; of each layer only its input of 2 bytes is kept, and one layer is whole."""
-    assert memory_bytes(0, SHAPE, {**ARGUMENTS, "sub_batch_size": 2}) == 200 * 10 * 2 * 68
-    assert memory_bytes(0, SHAPE, {**ARGUMENTS, "gradient_checkpointing": True}) == 800 * 10 * 2 * (2 * 2 + 34)
 
 
 def test_hours_add_up() -> None:
@@ -61,3 +48,30 @@ def test_a_configuration_that_does_not_run_is_said(tmp_path: Path) -> None:
     assert "hours       not known: the first steps of your settings did not run: " in "\n".join(
         describe(make_plan(config, tmp_path / "run", lambda _: None))
     )
+
+
+def test_what_memory_forces_is_counted() -> None:
+    def step(sub_batch_size: int | None, *, checkpointing: bool = False, smallest: bool = False) -> StepPlan:
+        return StepPlan(sub_batch_size=sub_batch_size, checkpointing=checkpointing, bytes=1.0, smallest=smallest)
+
+    assert _fits([step(None), step(None)]) == "all of them fit"
+    steps = [step(None), step(None, checkpointing=True), step(8), step(9), step(1, smallest=True)]
+    assert _fits(steps) == (
+        "1 of 5 sampled ones compute layers again, 2 of 5 sampled ones are split into sub-batches, "
+        "1 of 5 sampled ones do not fit"
+    )
+
+
+@pytest.mark.parametrize(("visible", "first"), [(None, "0"), ("2,3", "2"), ("", ""), ("GPU-5f1c,GPU-77", "GPU-5f1c")])
+def test_a_probe_sees_one_card(visible: str | None, first: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert _first_card() == first
+
+
+def test_an_optimizer_that_has_to_be_compiled_is_known() -> None:
+    assert _compiles_optimizer(str(DS_STAGE0))
+    assert not _compiles_optimizer({"optimizer": {"type": "AdamW", "params": {"torch_adam": True}}})
+    assert not _compiles_optimizer({})

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import psutil
@@ -13,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from trainables.process import process_group, rank, remove_stale_build_locks, trial_process, world_size
+from trainables.process import forget, process_group, rank, remove_stale_build_locks, trial_process, world_size
 
 
 def test_environment_handlers_and_determinism_are_restored(tmp_path: Path) -> None:
@@ -30,6 +31,35 @@ def test_environment_handlers_and_determinism_are_restored(tmp_path: Path) -> No
     assert logging.getLogger().handlers == handlers
     assert not torch.are_deterministic_algorithms_enabled()
     assert "said in the trial" in (tmp_path / "log.txt").read_text()
+
+
+class Activations:
+    """What a failed step holds."""
+
+
+def test_what_a_failed_attempt_held_is_given_back() -> None:
+    """Through its traceback an exception holds every local of the step, also those of what it came from."""
+    alive: list[weakref.ref[Activations]] = []
+
+    def step() -> None:
+        activations = Activations()
+        alive.append(weakref.ref(activations))
+        raise RuntimeError("out of memory")
+
+    def trial() -> None:
+        model = Activations()
+        alive.append(weakref.ref(model))
+        try:
+            step()
+        except RuntimeError as error:
+            raise ValueError("the engine stopped") from error
+
+    try:
+        trial()
+    except ValueError as error:
+        assert all(each() is not None for each in alive)
+        forget(error)
+        assert [each() for each in alive] == [None, None]
 
 
 def test_a_lone_process_gets_a_group_for_the_block() -> None:

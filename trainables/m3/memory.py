@@ -44,12 +44,14 @@ class _Widths:
     """What a layer holds at once where nothing is kept."""
     number: int
     """Of one value."""
-    similarities: int
+    similarity: int
     """Of one similarity of two tokens: in the backward pass there is its gradient, too."""
+    vector: int
+    """Of a number of a padded token vector: as it is joined and compared, and its gradients."""
 
 
-_MIXED = _Widths(kept=(26, 4), forward=(12, 4), number=2, similarities=3)
-_FULL = _Widths(kept=(34, 8), forward=(20, 8), number=4, similarities=7)
+_MIXED = _Widths(kept=(26, 4), forward=(12, 4), number=2, similarity=4, vector=8)
+_FULL = _Widths(kept=(34, 8), forward=(20, 8), number=4, similarity=8, vector=13)
 _WORKING = (4, 4)
 """Bytes of a token in the layer that is at work, as in `_Widths`: gradients, or what the forward pass will drop."""
 _INPUT = 4
@@ -58,8 +60,6 @@ _EMBEDDED = 5
 """The embeddings' sum and dropout mask."""
 _LAST = 12
 """The last hidden states, copies of them for the heads, and token vectors before normalisation."""
-_VECTORS = 12
-"""Bytes of a number of a padded token vector: itself in float32, as it is compared, and its gradients."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,7 +321,7 @@ def _work(
         kept, again = (inputs, layer) if checkpointing else (shape.num_hidden_layers * layer, 0)
     stored, layers = at_once * (kept + _EMBEDDED * size), at_once * (again + shape.wide(_WORKING))
     copies = shape.matrices * widths.number * mixed
-    heads, held = _heads(shape, arguments, texts, workers, widths.similarities)
+    heads, held = _heads(shape, arguments, texts, workers, widths)
     scored = _SCORED_TOKENS * (shape.wide(widths.forward) + 2 * _FLOAT * shape.colbert_dim * unified)
     return {
         "copies": copies / shape.num_hidden_layers if checkpointing else copies,
@@ -333,17 +333,18 @@ def _work(
 
 
 def _heads(
-    shape: Shape, arguments: Mapping[str, Any], texts: Texts, workers: int, similarity: int
+    shape: Shape, arguments: Mapping[str, Any], texts: Texts, workers: int, widths: _Widths
 ) -> tuple[float, float]:
     """Returns what the token vectors take when the backward pass begins, and what of it stays while it lasts."""
     if not arguments.get("unified_finetuning"):
         return 0.0, 0.0
     gathered = workers if arguments.get("negatives_cross_device") else 1
-    vectors = texts.count * texts.padded_length * gathered * shape.colbert_dim
+    places = texts.queries * texts.query_length + texts.passages * texts.passage_length
+    vectors = places * gathered * shape.colbert_dim
     queries, passages = texts.queries * gathered, texts.passages * gathered
     best = queries * texts.query_length * passages
-    loss = min(_SIMILARITIES, best * texts.passage_length) * similarity + best * _INDEX
-    return vectors * _VECTORS + loss, vectors * _FLOAT
+    loss = min(_SIMILARITIES, best * texts.passage_length) * widths.similarity + best * _INDEX
+    return vectors * widths.vector + loss, vectors * widths.number
 
 
 def _is_mixed(arguments: Mapping[str, Any]) -> bool:

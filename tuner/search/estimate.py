@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from search_spaces.loading import suggest
 from trainables.config import TrialConfig
+from trainables.m3.memory import Shape, StepPlan, Texts, plan_step
 from tuner.request.arguments import translated
 from tuner.request.config import SearchConfig
 from tuner.schedule.disk import gigabytes, search_bytes
@@ -24,10 +26,6 @@ from tuner.search.plan import Plan, honoured
 
 _SAMPLES = 200
 _PROBE_SECONDS = 900
-_STATE_BYTES = 16  # a parameter in float32, its gradient and AdamW's two moments
-_LAYER_BYTES = 34  # of a token, over the hidden size, at 16 bits, attention scores not kept
-"""Korthikanti et al. 2022, Reducing Activation Recomputation in Large Transformer Models, equation 1 without the term
-of the scores, which PyTorch's attention does not keep."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +51,7 @@ def describe(plan: Plan) -> list[str]:
         f"{config.sampler} suggests, {config.pruner} stops",
         *_space_lines(samples),
         *_memory_lines(plan, [values for values, _ in samples]),
+        *_gpu_lines(config, plan.arguments),
         f"disk        up to {held}",
         *_time_lines(plan),
     ]
@@ -98,49 +97,64 @@ def _range(distribution: BaseDistribution) -> str:
 # Memory
 
 
-def memory_bytes(parameters: float, shape: Mapping[str, int], arguments: Mapping[str, Any]) -> float:
-    """Returns an estimate of what training takes on a device; the real peak is what a probe measures.
-
-    Args:
-        parameters: Of the model.
-        shape: ``hidden_size`` and ``num_hidden_layers`` of the encoder.
-        arguments: Of a trial, by FlagEmbedding's names.
-    """
-    wide = 1 if arguments.get("fp16") or arguments.get("bf16") else 2
-    token = shape["hidden_size"] * wide
-    layers = shape["num_hidden_layers"]
-    kept = 2 * layers + _LAYER_BYTES if arguments.get("gradient_checkpointing") else _LAYER_BYTES * layers
-    return parameters * _STATE_BYTES + _tokens_at_once(arguments) * token * kept
-
-
-def _tokens_at_once(arguments: Mapping[str, Any]) -> int:
-    batch = int(arguments["per_device_train_batch_size"])
-    passages = batch * int(arguments["train_group_size"])
-    at_once = min(passages, int(arguments.get("sub_batch_size") or 0) or passages)
-    lengths = {name: int(arguments.get(name) or default) for name, default in _LENGTHS.items()}
-    return max(batch * lengths["query_max_len"], at_once * lengths["passage_max_len"])
-
-
-_LENGTHS = {"query_max_len": 32, "passage_max_len": 128}
-"""FlagEmbedding's defaults."""
-
-
 def _memory_lines(plan: Plan, samples: Sequence[Mapping[str, Any]]) -> list[str]:
     from transformers import AutoConfig
 
     own_code = bool(plan.arguments.get("trust_remote_code"))
     model = AutoConfig.from_pretrained(plan.arguments["model_name_or_path"], trust_remote_code=own_code)
-    shape = {name: int(getattr(model, name)) for name in ("hidden_size", "num_hidden_layers")}
-    parameters = plan.weights_bytes / (2 if "16" in str(model.dtype) else 4)
-    sizes = sorted(memory_bytes(parameters, shape, {**plan.arguments, **values}) for values in samples)
-    own = memory_bytes(parameters, shape, plan.arguments)
+    parameters = round(plan.weights_bytes / (2 if "16" in str(model.dtype) else 4))
+    shape = Shape.of(model, parameters=parameters, colbert_dim=int(plan.arguments.get("colbert_dim") or -1))
     device, has = _device(plan.config)
-    beyond = sum(size > has for size in sizes)
-    fits = "all of them fit" if not beyond else f"{beyond} of {len(sizes)} sampled ones are split into sub-batches"
+
+    def step(values: Mapping[str, Any], limit: float) -> StepPlan:
+        arguments = {**plan.arguments, **values}
+        return plan_step(limit, shape, arguments, texts=Texts.longest(arguments), workers=plan.config.workers)
+
+    sizes = sorted(step(values, math.inf).bytes for values in samples)
+    own = step({}, math.inf).bytes
     return [
         f"memory      about {gigabytes(own)} for your settings, {gigabytes(sizes[0])} to {gigabytes(sizes[-1])} in the "
-        f"space, at full length; {device} has {gigabytes(has)}: {fits}"
+        f"space, at full length; {device} has {gigabytes(has)}: {_fits([step(values, has) for values in samples])}"
     ]
+
+
+def _fits(steps: Sequence[StepPlan]) -> str:
+    """Says how many of the steps are computed otherwise than at once, for want of memory."""
+    counts = {
+        "compute layers again": sum(step.checkpointing and not step.smallest for step in steps),
+        "are split into sub-batches": sum(step.sub_batch_size is not None and not step.smallest for step in steps),
+        "do not fit": sum(step.smallest for step in steps),
+    }
+    said = [f"{count} of {len(steps)} sampled ones {what}" for what, count in counts.items() if count]
+    return ", ".join(said) or "all of them fit"
+
+
+def _gpu_lines(config: SearchConfig, arguments: Mapping[str, Any]) -> list[str]:
+    """What a user of this machine's GPU would want to know beforehand."""
+    import torch
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    if not _trains_on_gpu(config):
+        return []
+    lines = []
+    if not any(arguments.get(name) for name in ("fp16", "bf16", "tf32")) and torch.cuda.get_device_capability()[0] >= 8:
+        lines.append("float32 without TF32, as FlagEmbedding's own; --bf16 or --tf32 is several times faster")
+    if CUDA_HOME is None and _compiles_optimizer(arguments.get("deepspeed")):
+        lines.append(
+            "DeepSpeed compiles its optimizer in the first trial, and no CUDA toolkit (nvcc) is installed here: "
+            'set "torch_adam": true under optimizer.params, or install one of the version of '
+            f"PyTorch's CUDA, {torch.version.cuda}"
+        )
+    return [f"{'gpu' if not place else '':<12}{line}" for place, line in enumerate(lines)]
+
+
+def _compiles_optimizer(deepspeed: Any) -> bool:
+    """Whether DeepSpeed trains with an Adam of its own."""
+    if not deepspeed:
+        return False
+    values = json.loads(Path(deepspeed).read_text("utf-8")) if isinstance(deepspeed, str) else deepspeed
+    optimizer = values.get("optimizer") or {}
+    return optimizer.get("type") in ("Adam", "AdamW") and not optimizer.get("params", {}).get("torch_adam")
 
 
 def _trains_on_gpu(config: SearchConfig) -> bool:
@@ -153,9 +167,9 @@ def _device(config: SearchConfig) -> tuple[str, float]:
     import torch
 
     if _trains_on_gpu(config):
-        return torch.cuda.get_device_name(), float(torch.cuda.get_device_properties(0).total_memory)
-    import os
-
+        share = min(1.0, config.gpus_per_trial or 1.0)
+        name = torch.cuda.get_device_name() + (f", {share:g} of it," if share < 1 else "")
+        return name, torch.cuda.get_device_properties(0).total_memory * share
     return "this machine, without a GPU,", float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
@@ -208,12 +222,24 @@ def run_probe(plan: Plan) -> Probe:
         )
         command = [sys.executable, "-m", "trainables.trial.probe", json.dumps(job.to_dict())]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_SECONDS, check=False)
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                timeout=_PROBE_SECONDS,
+                check=False,
+                env=os.environ | {"CUDA_VISIBLE_DEVICES": _first_card()},
+            )
         except subprocess.TimeoutExpired:
             raise RuntimeError(f"4 steps took more than {_PROBE_SECONDS} s") from None
     if done.returncode != 0:
         raise RuntimeError((done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1])
     return Probe(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def _first_card() -> str:
+    """A trial's worker sees one card; with several, transformers would train on all of them by threads."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
 
 
 def scoring_seconds(plan: Plan, seconds_per_step: float) -> float:
