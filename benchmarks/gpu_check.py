@@ -122,7 +122,7 @@ def _done(part: Part, bench: Any, seconds: float) -> dict[str, Any]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
     bench.allocated()
-    return head | {"seconds": round(time.perf_counter() - started, 1)} | found
+    return {**head, "seconds": round(time.perf_counter() - started, 1), **found}
 
 
 def _write(path: Path, line: dict[str, Any]) -> None:

@@ -174,7 +174,7 @@ def _unpacked(text: str) -> Floats:
 
 
 def _median(runs: list[dict[str, Any]]) -> float:
-    return statistics.median([run["seconds"] for run in runs if run["budget"] == 1] or [0.0])
+    return float(statistics.median([run["seconds"] for run in runs if run["budget"] == 1] or [0.0]))
 
 
 def _task_meta(task: str, plan: Plan) -> dict[str, Any]:

@@ -92,7 +92,8 @@ class RecordedTable:
     def means(self, split: str) -> Floats:
         """Returns mean scores over the queries of a split, float64 of shape (R, F); NaN where there are none."""
         scores: Floats = getattr(self, split)
-        return scores.mean(axis=2, dtype=np.float64)
+        means: Floats = scores.mean(axis=2, dtype=np.float64)
+        return means
 
     @classmethod
     def load(cls, path: Path) -> "RecordedTable":

@@ -23,7 +23,7 @@ from trainables.m3.rows import sorted_folders
 from trainables.m3.runner import Runner, build_arguments
 from trainables.process import trial_process
 
-UNIFIED = {"unified_finetuning": True, "use_self_distill": True}
+UNIFIED: dict[str, Any] = {"unified_finetuning": True, "use_self_distill": True}
 METRIC = "dense.ndcg_at_10"
 Result = dict[str, Any]
 """``passed`` (None where nothing is demanded) and figures."""

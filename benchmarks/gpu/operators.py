@@ -1,5 +1,6 @@
 """Attention over texts end to end, and scoring, on the device."""
 
+import importlib
 import itertools
 import time
 from typing import Any
@@ -16,7 +17,7 @@ from trainables.scoring.scorer import EncodingSettings, Scorer
 def attention(bench: Bench) -> Result:
     """13: packed attention equals PyTorch's text by text, forward and backward; dropout repeats under one seed."""
     try:
-        from trainables import varlen
+        varlen: Any = importlib.import_module("trainables.varlen")
     except ImportError:
         return {"passed": None, "note": "trainables.varlen is not there"}
     lengths = [1, 7, 64, 200, 33] if bench.tiny else [1, 7, 64, 512, 300, 129, 33, 480]
@@ -27,7 +28,8 @@ def attention(bench: Bench) -> Result:
 
     def packed(parts: list[torch.Tensor], dropout: float = 0.0) -> torch.Tensor:
         given = {"cu_seqlens": cu_seqlens, "longest": max(lengths), "text_lengths": lengths, "dropout": dropout}
-        return varlen.attend(torch.nn.Identity(), *parts, None, **given)[0]  # type: ignore[arg-type]
+        attended: torch.Tensor = varlen.attend(torch.nn.Identity(), *parts, None, **given)[0]
+        return attended
 
     for dtype, tolerance in kinds.items():
         torch.manual_seed(0)
@@ -35,10 +37,7 @@ def attention(bench: Bench) -> Result:
         weight = torch.randn(1, ends[-1], 16, 64, device=bench.device, dtype=dtype)
         exact = [part.double().requires_grad_() for part in parts]
         wanted = torch.cat(
-            [
-                scaled_dot_product_attention(*(part[:, :, start:end] for part in exact)).transpose(1, 2)
-                for start, end in itertools.pairwise(ends)
-            ],
+            [_alone(*(part[:, :, start:end] for part in exact)) for start, end in itertools.pairwise(ends)],
             dim=1,
         )
         parts = [part.requires_grad_() for part in parts]
@@ -55,6 +54,10 @@ def attention(bench: Bench) -> Result:
         passed = outputs <= tolerance and grads <= 2 * tolerance and kept
         found[str(dtype)] = {"output": outputs, "gradients": grads, "dropout_repeats": kept, "passed": passed}
     return {"passed": all(case["passed"] for case in found.values()), **found}
+
+
+def _alone(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    return scaled_dot_product_attention(query, key, value).transpose(1, 2)
 
 
 def _apart(wanted: torch.Tensor, got: torch.Tensor) -> float:
@@ -89,7 +92,8 @@ def scoring(bench: Bench) -> Result:
 
 def _model(bench: Bench, name: str) -> Model:
     arguments = build_arguments(bench.arguments(name, **UNIFIED), str(bench.folder / "out"))
-    return load_model(arguments, bench.base)[1].to(bench.device).eval()
+    model: Model = load_model(arguments, bench.base)[1].to(bench.device).eval()
+    return model
 
 
 def _settings(bench: Bench, name: str, **changes: Any) -> EncodingSettings:

@@ -1,5 +1,6 @@
 """Steps a second, the share of the card's arithmetic, synchronisations, and memory against its estimate."""
 
+import importlib
 import json
 import time
 import warnings
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._C._autograd import DeviceType
 from transformers import AutoConfig, TrainerCallback
 
 from benchmarks.gpu.bench import LONG, SHORT, Bench, Result, Trained
@@ -87,7 +89,7 @@ def best_batch(bench: Bench) -> Result:
         for batch in batches:
             if batch > most:
                 continue
-            changes = {"per_device_train_batch_size": batch, "gradient_checkpointing": checkpointing}
+            changes: dict[str, Any] = {"per_device_train_batch_size": batch, "gradient_checkpointing": checkpointing}
             values = bench.users(precision=precision, max_steps=4, **changes)
             figures = _measure(bench, side, values)
             found[f"{way} {batch}"] = figures or "out of memory"
@@ -164,7 +166,7 @@ class _Synchronisations(TrainerCallback):
 
     def kernels(self) -> tuple[int, float]:
         """Returns how many kernels the profiled step ran, and their seconds."""
-        events = [each for each in self.profile.events() if each.device_type == torch.autograd.DeviceType.CUDA]
+        events = [each for each in self.profile.events() if each.device_type == DeviceType.CUDA]
         return len(events), sum(each.device_time for each in events) / 1e6
 
 
@@ -191,7 +193,7 @@ def synchronisations(bench: Bench) -> Result:
 def estimates(bench: Bench) -> Result:
     """16: the estimate of memory against what 11 and 12 took: never below, at most 15 % above."""
     try:
-        from trainables.m3 import memory
+        memory: Any = importlib.import_module("trainables.m3.memory")
     except ImportError:
         return {"passed": None, "note": "trainables.m3.memory is not there"}
     path = bench.folder / "peaks.jsonl"
