@@ -38,6 +38,10 @@ class RequestError(ValueError):
         self.findings = tuple(findings)
 
 
+class AnotherSearchError(RequestError):
+    """The request is for another search than the one that is there: their trials could not be compared."""
+
+
 class BundleRefusedError(RuntimeError):
     """A library does not embed with the exported model as training did, and so it was not kept; by how much is told.
 

@@ -7,13 +7,11 @@ import pytest
 import yaml
 
 from search_spaces import identity
-from tests.support.m3_fixtures import make_model, make_rows
 from tuner.request.command_line import parse
 from tuner.request.config import SearchConfig
 from tuner.request.config_file import keep
 from tuner.run_dir.store import open_run_dir
 from tuner.search.plan import facts
-from tuner.search.run import main
 
 SPACE = "learning_rate: {low: 1e-6, high: 3e-5, log: true}\n"
 
@@ -66,11 +64,10 @@ def test_an_edited_search_space_is_another(tmp_path: Path, monkeypatch: pytest.M
         identity("none.yaml")
 
 
-def test_a_search_writes_its_settings_files_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    make_model(tmp_path / "model"), make_rows(tmp_path / "rows.jsonl", rows=120)
-    Path("space.yaml").write_text(SPACE)
-    command = "--dry_run --model_name_or_path model --train_data rows.jsonl --run_dir run --search_space space.yaml"
-    assert main(command.split()) == 0
-    written = yaml.safe_load(Path("run/config.yaml").read_text())
-    assert (Path("run") / written["search_space"]).read_text() == SPACE
+def test_a_copy_that_a_full_disk_cut_short_is_made_anew(named: SearchConfig, tmp_path: Path) -> None:
+    """It was written in place: an empty file stayed under the name of the whole one."""
+    written = keep(named, tmp_path)
+    (tmp_path / str(written.search_space)).write_text("")
+    assert keep(named, tmp_path) == written
+    assert (tmp_path / str(written.search_space)).read_text() == SPACE
+    assert sorted(path.name for path in (tmp_path / "settings").iterdir() if path.name.startswith(".")) == []

@@ -1,13 +1,16 @@
 """What a search keeps on disk, with sizes that can be checked by hand: a model of 1,000 bytes."""
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from tests.support.fake import METRIC
 from trainables.config import TrialConfig
+from trainables.files import files_in, new_folder
 from tuner.errors import RequestError
 from tuner.interrupts import SearchStopped
 from tuner.request.config import SearchConfig
@@ -59,16 +62,28 @@ def test_a_disk_that_holds_no_search_is_refused(tmp_path: Path) -> None:
         fit_to_disk(SearchConfig(), 10**15, tmp_path)
 
 
-@pytest.mark.parametrize("left", ["trials", ".replaced/trials"], ids=["resumed", "to be replaced"])
-def test_what_an_earlier_search_left_counts_as_free(left: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("left", "changes"),
+    [
+        ("trials", {"resume": "run"}),
+        (".replaced/trials", {"replace_search": True}),
+        ("trials", {"replace_search": True}),
+        (".replaced/trials", {}),
+    ],
+    ids=["resumed", "to be deleted", "to be deleted, in a dry run", "to be kept"],
+)
+def test_what_an_earlier_search_left_counts_as_free_where_it_goes(
+    left: str, changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """15,500 bytes are needed: the bundle, one running trial and two checkpoints; 11,000 are free, 5,000 are held."""
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=11_000))
-    config = SearchConfig(keep_checkpoints=1, finalists=1, concurrent_trials=1)
+    config = SearchConfig(keep_checkpoints=1, finalists=1, concurrent_trials=1, **changes)
     with pytest.raises(RequestError, match="the free space"):
         fit_to_disk(config, 1000, tmp_path)
     (tmp_path / left / "0000").mkdir(parents=True)
     (tmp_path / left / "0000" / "weights").write_bytes(b"0" * 5_000)
-    assert fit_to_disk(config, 1000, tmp_path) == (config, [])
+    with nullcontext() if changes else pytest.raises(RequestError, match="the free space"):
+        assert fit_to_disk(config, 1000, tmp_path) == (config, [])
 
 
 def _folder(trials: Path, name: str) -> None:
@@ -98,6 +113,15 @@ def test_what_broken_saves_left_of_ended_trials_goes(tmp_path: Path) -> None:
     assert len(list((tmp_path / "0002").iterdir())) == 4
     TrialFolders(tmp_path).keep({"0002"}, alive=set())
     assert [path.name for path in (tmp_path / "0002").iterdir()] == ["checkpoint"]
+
+
+def test_what_others_put_beside_the_weights_stays(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "0001" / "checkpoint") as folder:
+        (folder / "weights").write_bytes(b"0")
+    (tmp_path / "0001" / "checkpoint" / "onnx").mkdir()
+    (tmp_path / "0001" / "checkpoint" / "onnx" / "model.onnx").write_text("the user's own")
+    TrialFolders(tmp_path).keep(set(), set())
+    assert files_in(tmp_path) == {"0001/checkpoint/onnx/model.onnx"}
 
 
 def test_a_trial_is_not_started_beyond_the_budget(tmp_path: Path) -> None:

@@ -1,13 +1,12 @@
 """Trains a trial through the runner, from its start or from a state."""
 
-import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch.distributed as dist
 
 from trainables.config import Progress, Report, RungReport, TrialConfig
-from trainables.files import settle_folder
+from trainables.files import remove_folder, settle_folder
 from trainables.m3.base_models import BaseModels
 from trainables.m3.runner import Runner, build_arguments
 from trainables.process import agree, extensions_folder, process_group, rank, remove_stale_build_locks, world_size
@@ -69,7 +68,7 @@ def _start_anew(folder: Path, states: States) -> None:
     """Forgets what a trial of the same name has written."""
     agree(True)  # no worker may still have to look
     if rank() == 0:
-        shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+        remove_folder(folder / "checkpoint")
         for name in ("metrics.jsonl", "dev.json"):
             (folder / name).unlink(missing_ok=True)
         states.begin()

@@ -6,7 +6,7 @@
 import argparse
 import hashlib
 import json
-import shutil
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trainables.files import write_text
+from trainables.files import files_in, flush, prune, write_text
 from tuner.data import beir
 from tuner.data.findings import Finding, Findings
 from tuner.data.rows import Fault
@@ -23,10 +23,10 @@ from tuner.data.splits import ENOUGH_QUERIES, MIN_QUERIES, assign, fingerprint
 from tuner.data.survey import Survey, rows_of, survey
 from tuner.errors import EXIT_DONE, EXIT_REQUEST, RequestError
 from tuner.run_dir.safe_names import inside
+from tuner.run_dir.written import ARRIVING, MANIFEST, data_files, no_search_wrote
 
 __all__ = ["Dataset", "Finding", "check", "load", "main", "prepare", "take_over"]
 
-MANIFEST = "manifest.json"
 _PARTS = ("train", "eval")
 
 
@@ -123,13 +123,41 @@ def load(folder: Path) -> Dataset:
 
 
 def take_over(dataset: Dataset, folder: Path) -> Dataset:
-    """Puts data that was prepared in another folder of the same disk in the place of what `folder` holds."""
+    """Puts data that was prepared in another folder of the same disk in the place of what was prepared in `folder`.
+
+    What else lies there stays. A kill leaves a manifest of what was to come beside that of what was there, so that the
+    next call knows both.
+
+    Raises:
+        RequestError: A file that no call has written stands in the place of one of them.
+    """
     prepared = Path(dataset.eval_data).parent
-    for name in _PARTS:
-        shutil.rmtree(folder / name, ignore_errors=True)
+    arriving = sorted(files_in(prepared) - {MANIFEST})
+    _require_no_others(folder, arriving)
+    write_text(folder / ARRIVING, (prepared / MANIFEST).read_text("utf-8"))
+    _remove_parts(folder)
+    for name in arriving:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (prepared / name).rename(folder / name)
     (prepared / MANIFEST).replace(folder / MANIFEST)
+    (folder / ARRIVING).unlink()
+    flush(folder)
     return load(folder)
+
+
+def _require_no_others(folder: Path, names: Sequence[str]) -> None:
+    known = data_files(folder)
+    found = [folder / name for name in names if name not in known and os.path.lexists(folder / name)]
+    if found:
+        raise RequestError([no_search_wrote(path) for path in found])
+
+
+def _remove_parts(folder: Path) -> None:
+    """Removes what `prepare` has written into `folder`, but for the manifests."""
+    names = [name for name in data_files(folder) if Path(name).parts[0] in _PARTS]
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+    prune(folder, names)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -221,8 +249,8 @@ def _write(
     seed: int,
     origin: Mapping[str, str],
 ) -> Dataset:
-    for name in _PARTS:
-        shutil.rmtree(folder / name, ignore_errors=True)
+    _remove_parts(folder)
+    _require_no_others(folder, _PARTS)
     beir.write(evaluation, folder / "eval")
     train = _write_train(surveyed, iter(splits), folder)
     files = {name: content_hash(folder / "eval" / name) for name in beir.FILES}

@@ -8,7 +8,6 @@ import ast
 import importlib.util
 import itertools
 import re
-import shutil
 import sysconfig
 import textwrap
 import warnings
@@ -17,7 +16,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from trainables.files import new_folder
 from tuner.data import beir
+from tuner.run_dir.written import require_ours
 
 PACKAGES = ("scipy", "sklearn", "pandas", "numpy", "networkx")
 ROWS = {"train": 800, "dev": 250, "test": 400}
@@ -67,10 +68,15 @@ def write_example(folder: Path) -> tuple[Path, Path]:
         queries={name: pair.summary for name, pair in held_out.items()},
         qrels={split: {name: {name: 1} for name in held_out if name.startswith(split)} for split in splits},
     )
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    beir.write_jsonl(folder / "dataset.jsonl", rows)
-    beir.write(evaluation, folder / "eval")
+    require_ours(folder)
+    with new_folder(folder) as new:
+        beir.write_jsonl(new / "dataset.jsonl", rows)
+        beir.write(evaluation, new / "eval")
+    return example_paths(folder)
+
+
+def example_paths(folder: Path) -> tuple[Path, Path]:
+    """Returns where `write_example` writes training and held-out data in `folder`."""
     return folder / "dataset.jsonl", folder / "eval"
 
 

@@ -10,6 +10,7 @@ from tuner.data.inputs import local_copy
 from tuner.errors import RequestError
 from tuner.run_dir.names import task_name
 from tuner.run_dir.safe_names import inside, is_passed_over
+from tuner.run_dir.written import require_ours
 
 SPLITS = ("test",)
 
@@ -64,6 +65,7 @@ def _copied(source: Path, copy: Path) -> str:
     evaluation = beir.read(source, findings, splits=SPLITS, flag="--guard")
     if findings.counts()[0]:
         raise RequestError([str(finding) for finding in findings.all() if finding.fatal])
+    require_ours(copy)
     with new_folder(copy) as folder:
         beir.write(evaluation, folder)
     return str(copy)

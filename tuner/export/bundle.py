@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from trainables.files import new_folder
+from trainables.files import CHECKSUMS, new_folder
 from tuner.errors import EXIT_DONE, EXIT_REQUEST, EXIT_STOPPED, BundleRefusedError, RequestError
 from tuner.export.finished_run import FinishedRun, read_run
 from tuner.export.model_card import model_card
@@ -25,7 +25,6 @@ from tuner.export.train_script import arguments_of, portable, train_script
 from tuner.request.arguments import upstream_arguments
 from tuner.run_dir.store import run_folder
 
-CHECKSUMS = "sha256sums.txt"
 SAMPLED_TEXTS = 4
 """Held-out queries, and passages, that are embedded to compare the libraries."""
 
@@ -59,7 +58,7 @@ def write_bundle(
                 "here; give --trust_remote_code again if you trust whoever can write there"
             ]
         )
-    with new_folder(to) as folder:
+    with new_folder(to.resolve()) as folder:  # of a link, the folder that it names
         try:
             _write(run, folder, to, gpus or run.workers)
             if verify:

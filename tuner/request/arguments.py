@@ -36,7 +36,7 @@ RENAMED = {
 """Arguments that transformers 5 knows under another name, with the same values."""
 
 DROPPED = {
-    "overwrite_output_dir": "a run directory that holds a search is replaced",
+    "overwrite_output_dir": "the same request goes on with its search, for another one that is set aside",
     "save_safetensors": "checkpoints are always safetensors",
     "logging_dir": "curves are under the run directory",
 }

@@ -58,6 +58,9 @@ _WARMUP_RATIO = Argument(
 )
 _LOCATIONS = ("run_dir", "resume", "output_dir", "train_data", "eval_data", "guard", "model_name_or_path")
 """What may be a URL of object storage."""
+_SHORT = {"replace_search": "replace"}
+"""The search's own options -> what their flag is called, in YAML too."""
+_LONG = {short: name for name, short in _SHORT.items()}
 _OLD_NAMES = ("group_by_length", *DROPPED, *RENAMED)
 
 
@@ -150,7 +153,7 @@ def _build_parser() -> _Parser:
     own = parser.add_argument_group("the search")
     for name, option in search_options().items():
         own.add_argument(
-            *_spellings(name),
+            *_spellings(_SHORT.get(name, name)),
             dest=name,
             help=_help_of(option),
             **_arity(_is_flag(option), option.type == tuple[str, ...]),
@@ -249,7 +252,7 @@ def _unknown_flag(token: str) -> str:
 
 
 def _nearest(token: str) -> str:
-    names = [*search_options(), *accepted_arguments(), "config"]
+    names = [*(_SHORT.get(name, name) for name in search_options()), *accepted_arguments(), "config"]
     close = difflib.get_close_matches(token.split("=")[0].lstrip("-").replace("-", "_"), names, n=1, cutoff=0.5)
     return f"; did you mean --{close[0]}?" if close else "; see --help"
 
@@ -267,6 +270,7 @@ def _read_yaml(path: str, problems: list[str], asked: Collection[str] | None = N
         return {}
     arguments = values.pop("arguments", None) or {}
     command = values.pop("command", None)  # config.yaml's record of the line it came from
+    values = {_LONG.get(name, name): value for name, value in values.items()}
     values = {**arguments, **values}  # a seed among the arguments is not the search's
     known = {**accepted_arguments(), **search_options()}
     problems.extend(f"--config {path}: {_unknown_flag(f'--{name}')}" for name in values if name not in known)

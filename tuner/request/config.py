@@ -56,7 +56,10 @@ UPSTREAM_RULES: Mapping[str, tuple[Callable[[Any], bool], str, str]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
-    """One search. Every field but `arguments` is a flag of ``python -m tuner.search`` of the same name."""
+    """One search. Every field but `arguments` is a flag of ``python -m tuner.search`` of the same name.
+
+    (`replace_search` is ``--replace``.)
+    """
 
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """FlagEmbedding's and transformers' arguments as the user gave them; the search space varies some of them."""
@@ -113,6 +116,9 @@ class SearchConfig:
     """Most that all trials may have on disk, as 200GB: it lowers --keep_checkpoints. None: the free space."""
     price_per_hour: float | None = None
     """What an hour of all that the search runs on costs; --dry_run multiplies it by the hours that it expects."""
+    replace_search: bool = False
+    """Delete the search that the run directory holds (``--replace``); with ``--overwrite_output_dir`` the same request
+    goes on with it, and for another one it is kept under a dated name."""
     resume: str | None = None
     """Run directory of a stopped or finished search to take up again."""
     submit: str | None = None

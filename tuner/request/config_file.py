@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from trainables.files import write_bytes
 from tuner.request.config import SearchConfig
 
 FOLDER = "settings"
@@ -15,7 +16,16 @@ def keep(config: SearchConfig, run_dir: Path) -> SearchConfig:
 
     A copy is named by its content, and never changed.
     """
-    space, deepspeed = (_kept(value, run_dir) for value in (config.search_space, config.arguments.get("deepspeed")))
+    for value in (config.search_space, config.arguments.get("deepspeed")):
+        if copy := _copy_of(value):
+            _copy(Path(value), run_dir / copy)
+    return as_kept(config)
+
+
+def as_kept(config: SearchConfig) -> SearchConfig:
+    """Returns `config` with its settings files named as `keep` names them; nothing is copied."""
+    named = (config.search_space, config.arguments.get("deepspeed"))
+    space, deepspeed = (_copy_of(value) or value for value in named)
     arguments = {**config.arguments, "deepspeed": deepspeed} if deepspeed else config.arguments
     return config.replace(search_space=space, arguments=arguments)
 
@@ -27,12 +37,17 @@ def found(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {**values, **{name: str(path) for name, path in beside.items() if path.is_file()}}
 
 
-def _kept(value: Any, run_dir: Path) -> Any:
+def _copy_of(value: Any) -> str | None:
+    """Where in a run directory the copy of a settings file belongs; None where `value` names none."""
     if not isinstance(value, str) or Path(value).suffix not in _SUFFIXES or not Path(value).is_file():
-        return value
+        return None
     content = Path(value).read_bytes()
-    copy = Path(FOLDER) / f"{hashlib.sha256(content).hexdigest()[:12]}{Path(value).suffix}"
-    if not (run_dir / copy).exists():
-        (run_dir / FOLDER).mkdir(exist_ok=True)
-        (run_dir / copy).write_bytes(content)
-    return copy.as_posix()
+    return f"{FOLDER}/{hashlib.sha256(content).hexdigest()[:12]}{Path(value).suffix}"
+
+
+def _copy(file: Path, copy: Path) -> None:
+    """A copy that a full disk has cut short is made anew."""
+    content = file.read_bytes()
+    if not copy.exists() or copy.read_bytes() != content:
+        copy.parent.mkdir(exist_ok=True)
+        write_bytes(copy, content)

@@ -6,7 +6,6 @@ trial's part of storage is written by the first worker of its group while it run
 
 import fcntl
 import logging
-import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from trainables.files import remove_folder
 from tuner.errors import RequestError
 from tuner.interrupts import SearchStopped
 from tuner.run_dir.lease import LeaseLostError
@@ -71,7 +71,7 @@ class Mirror:
     def drop(self, folders: Sequence[str]) -> None:
         """Removes folders of trials, here at once and in storage soon; a stopped trial's worker does that itself."""
         for folder in folders:
-            shutil.rmtree(self._store.local / folder, ignore_errors=True)
+            remove_folder(self._store.local / folder)
         kept = [folder for folder in folders if folder not in self._dropped and part_of(folder) not in self._stopped]
         self._dropped.update(kept)
         if kept:

@@ -1,66 +1,88 @@
-"""Room for a new search where an old one was: the old one stays until the new one's request is found good."""
+"""Room for a new search where an old one was: the old one stays until the new one's request is found good.
 
+After that it is kept under a dated name, a run directory of its own, or deleted where that was asked for.
+"""
+
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_WRITTEN = ("config.yaml", "data", "study.db", "trials", "best", "report.html", "result.json", "settings", ".ray")
-_BEGUN, _FORGOTTEN = ".replaced-begun", ".replaced-forgotten"
-ASIDE = ".replaced"
-"""Where in a run directory a search lies that is to be replaced."""
+from trainables.files import flush
+from tuner.errors import RequestError
+from tuner.run_dir.written import holds_trials, move, remove, written
+
+BEGUN, ASIDE, FORGOTTEN = ".replaced-begun", ".replaced", ".replaced-forgotten"
+"""Where in a run directory a search lies that is being moved, that is to be replaced, and that is being deleted."""
+
+_KEPT = "replaced"
 
 
 def holds_search(run_dir: Path) -> bool:
     """Returns whether a search has begun in the directory."""
+    return holds_trials(run_dir) or not {"study.db", "result.json"}.isdisjoint(written(run_dir))
+
+
+def sweep(run_dir: Path) -> None:
+    """Ends what a killed process has begun: a search that it had set aside comes back, a deleted one goes."""
     _put_back(run_dir)
-    return any((run_dir / name).exists() for name in ("study.db", "result.json")) or holds_trials(run_dir)
-
-
-def holds_trials(run_dir: Path) -> bool:
-    """Returns whether trials have begun in the directory; their study may lie elsewhere."""
-    trials = run_dir / "trials"
-    return trials.is_dir() and any(trials.iterdir())
+    if (run_dir / FORGOTTEN).is_dir():
+        shutil.rmtree(run_dir / FORGOTTEN)
 
 
 @contextmanager
 def set_aside(run_dir: Path) -> Iterator[None]:
     """Moves what a search wrote, and nothing else, out of the way for a block.
 
-    It comes back at the block's end, or when a block that was killed is found, unless it was forgotten.
+    It comes back at the block's end, or when a block that was killed is found, unless it was kept or forgotten.
     """
-    begun = run_dir / _BEGUN
+    begun = run_dir / BEGUN
     begun.mkdir()
-    for name in _WRITTEN:
-        if (run_dir / name).exists():
-            (run_dir / name).rename(begun / name)
-    begun.rename(run_dir / ASIDE)
     try:
+        move(written(run_dir), run_dir, begun)
+        begun.rename(run_dir / ASIDE)
+        flush(run_dir)
         yield
     finally:
         _put_back(run_dir)
 
 
+def keep_replaced(run_dir: Path, stamp: str) -> Path | None:
+    """Gives what was set aside, if anything was, a name of its own; returns its folder."""
+    if not (run_dir / ASIDE).exists():
+        return None
+    names = [f"{_KEPT}-{stamp}", *(f"{_KEPT}-{stamp}-{number}" for number in range(2, 100))]
+    kept = next(run_dir / name for name in names if not os.path.lexists(run_dir / name))
+    (run_dir / ASIDE).rename(kept)
+    flush(run_dir)
+    return kept
+
+
 def forget_replaced(run_dir: Path) -> None:
-    """Removes what was set aside, if anything was."""
+    """Deletes what was set aside, if anything was."""
     if (run_dir / ASIDE).exists():
-        (run_dir / ASIDE).rename(run_dir / _FORGOTTEN)  # at once: a half would be put back
-    _remove(run_dir / _FORGOTTEN)
+        shutil.rmtree(run_dir / FORGOTTEN, ignore_errors=True)  # of a process that was killed while it deleted
+        (run_dir / ASIDE).rename(run_dir / FORGOTTEN)  # at once: a half would be put back
+        shutil.rmtree(run_dir / FORGOTTEN)
 
 
 def _put_back(run_dir: Path) -> None:
-    begun, aside = run_dir / _BEGUN, run_dir / ASIDE
+    begun, aside = run_dir / BEGUN, run_dir / ASIDE
     if aside.is_dir():
-        for name in _WRITTEN:
-            _remove(run_dir / name)
+        remove(run_dir, written(run_dir))
         aside.rename(begun)  # from here on it is a move that has only begun
-    for path in list(begun.iterdir()) if begun.is_dir() else ():
-        path.rename(run_dir / path.name)
-    _remove(begun)
+    if begun.is_dir():
+        _merge(begun, run_dir)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def _merge(source: Path, target: Path) -> None:
+    for entry in list(source.iterdir()):
+        place = target / entry.name
+        if not os.path.lexists(place):
+            entry.rename(place)
+        elif entry.is_dir() and place.is_dir() and not place.is_symlink():
+            _merge(entry, place)
+        else:
+            raise RequestError([f"{place} stands where the search that was set aside in {entry} is to be; move it"])
+    source.rmdir()

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from trainables.files import write_text
+from trainables.files import remove_folder, write_text
 from tuner.errors import RequestError
 from tuner.run_dir.garbage import Garbage, push_name
 from tuner.run_dir.lease import DriversLease, Lease
@@ -90,7 +90,7 @@ class RunStore:
     def remove(self, paths: Iterable[str]) -> None:
         """Removes folders, here and in storage. Only for parts that no other machine writes to any more."""
         for path in paths:
-            shutil.rmtree(self.local / path, ignore_errors=True)
+            remove_folder(self.local / path)
 
     def forget(self, parts: Iterable[str]) -> None:
         """Frees this machine's disk of parts that storage holds."""

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from trainables.config import TrialConfig
-from trainables.files import settle_folder
+from trainables.files import remove_folder, settle_folder
 from tuner.errors import RequestError
 from tuner.interrupts import SearchStopped
 from tuner.request.config import SECRETS, SearchConfig
 from tuner.run_dir.replaced import ASIDE
+from tuner.run_dir.written import is_trial
 
 _STATES = 3  # the newest two, and one that is being written
 _STATE_WEIGHTS = 3.5  # weights and AdamW's two moments; DeepSpeed in 16 bits adds those that it trains with
@@ -47,7 +48,8 @@ def fit_to_disk(config: SearchConfig, weights: int, run_dir: Path) -> tuple[Sear
     Args:
         config: The search.
         weights: Bytes of one checkpoint.
-        run_dir: Where the checkpoints will be; what a search before this one left there is counted as free.
+        run_dir: Where the checkpoints will be; what the search that goes on, or is to be deleted, has there is counted
+            as free.
 
     Raises:
         RequestError: The disk, or `--disk_budget`, is too small for the search with the fewest checkpoints.
@@ -72,7 +74,9 @@ def fit_to_disk(config: SearchConfig, weights: int, run_dir: Path) -> tuple[Sear
 
 
 def _room(config: SearchConfig, run_dir: Path) -> tuple[float, str]:
-    earlier = sum(used_bytes(folder / "trials") for folder in (run_dir, run_dir / ASIDE))
+    goes = [run_dir] if config.resume or config.replace_search else []
+    goes += [run_dir / ASIDE] if config.replace_search else []
+    earlier = sum(used_bytes(folder / "trials") for folder in goes)
     free = shutil.disk_usage(run_dir).free + earlier
     if config.disk_budget_bytes is not None and config.disk_budget_bytes < free:
         return config.disk_budget_bytes, f"--disk_budget {config.disk_budget}"
@@ -117,7 +121,7 @@ class TrialFolders:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._trials, self._trial_bytes, self._budget, self._clock = trials, trial_bytes, budget, clock
-        self._holding = {folder.name for folder in trials.glob("*")}
+        self._holding = {folder.name for folder in trials.glob("*") if is_trial(folder.name)}
         """Folders that may have weights or states in them."""
         self._failed, self._since = -math.inf, math.inf
 
@@ -158,7 +162,7 @@ class TrialFolders:
             settle_folder(self._trials / name / "checkpoint")
         removed = [*(f"{name}/resume" for name in ended), *(f"{name}/checkpoint" for name in ended - weights)]
         for folder in removed:
-            shutil.rmtree(self._trials / folder, ignore_errors=True)
+            remove_folder(self._trials / folder)
         self._holding &= weights | alive
         return removed
 

@@ -7,7 +7,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,15 @@ from tuner.errors import RequestError
 from tuner.request.arguments import translated, upstream_arguments
 from tuner.request.command_line import code_flags
 from tuner.request.config import SECRETS, SearchConfig, new_run_dir
+from tuner.request.config_file import as_kept
 from tuner.request.storage_url import HIDDEN, absolute, redacted
 from tuner.run_dir.object_storage import is_url
+from tuner.run_dir.written import CONFIG_FILE, MANIFEST
 from tuner.schedule.disk import fit_to_disk, weights_bytes
 from tuner.search.space import rehearse
 from tuner.study.samplers import sampler_names
 from tuner.study.study import check_claim, pruner_names
 
-CONFIG_FILE = "config.yaml"
 DEFAULT_SPACE = "m3"
 _SEARCHABLE = (
     "learning_rate",
@@ -50,6 +51,11 @@ _PATHS = ("deepspeed", "cache_dir", "cache_path")
 _TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "mlflow": ("mlflow",), "wandb": ("wandb",)}
 """What ``--report_to`` names -> packages of which one is needed."""
 _OWN_BUSINESS = ("output_dir", "resume_from_checkpoint", "save_steps", "save_strategy", "save_total_limit", "do_train")
+_NO_REQUEST = (
+    "run_dir", "output_dir", "overwrite_output_dir", "address", "submit", "price_per_hour", "disk_budget",
+    "keep_checkpoints",
+)  # fmt: skip
+"""What does not make another request: where the search is kept and runs, and what that may take."""
 _HARMLESS = re.compile(
     "train_data|model_name_or_path|seed|max_steps|warmup_steps|sub_batch_size|gradient_checkpointing|disable_tqdm|"
     "report_to|run_name|project|trackio_.*|.*token|push_to_hub.*|hub_.*|log(ging)?_.*|save_.*|eval_.*|do_.*|"
@@ -78,13 +84,14 @@ class Plan:
     """What is done otherwise than asked, one line each."""
 
 
-def make_plan(config: SearchConfig, run_dir: Path, say: Callable[[str], None]) -> Plan:
+def make_plan(config: SearchConfig, run_dir: Path, say: Callable[[str], None], *, scratch: Path | None = None) -> Plan:
     """Checks `config`, finds its model, and prepares its data under `run_dir`.
 
     Args:
         config: The request; the embedded example's own settings already filled in.
         run_dir: The run directory; it exists.
         say: Told what is being done, a line each.
+        scratch: Where data are prepared in place of the run directory.
 
     Raises:
         RequestError: Something is wrong; everything that can be found at once is told at once.
@@ -95,13 +102,14 @@ def make_plan(config: SearchConfig, run_dir: Path, say: Callable[[str], None]) -
     arguments = _absolute(_with_deepspeed_config(arguments, warnings))
     arguments = _without_none_prefix(arguments, warnings)
     say(f"checking {', '.join(map(str, arguments['train_data']))}")
-    with _beside(run_dir / "data") as folder:
+    data_folder = (scratch or run_dir) / "data"
+    with _beside(data_folder) as folder:
         dataset, model = _data_and_model(config, arguments, folder)
         context = _context(config, space, arguments, dataset)
         if config.resume:
             check_claim(facts(config, dataset), run_dir, config.storage, config.study_name)
-        dataset = _in_place(dataset, run_dir / "data")
-    guards = guard_data.prepare(config.guard, run_dir / "data" / "guards", resumed=bool(config.resume))
+        dataset = _in_place(dataset, data_folder)
+    guards = guard_data.prepare(config.guard, data_folder / "guards", resumed=bool(config.resume))
     warnings += dataset.manifest["warnings"]
     if len(config.objectives) > 1:
         warnings.append(
@@ -222,6 +230,8 @@ def _beside(folder: Path) -> Iterator[Path]:
         yield fresh
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+        with suppress(OSError):
+            folder.rmdir()  # where it holds nothing
 
 
 def _in_place(dataset: data.Dataset, folder: Path) -> data.Dataset:
@@ -255,7 +265,7 @@ def _dataset(config: SearchConfig, train_data: Sequence[str], folder: Path) -> d
     """The data as it is now, prepared in `folder`; a search whose files are gone goes on with what lies above it."""
     named = [*train_data, *([config.eval_data] if config.eval_data else [])]
     gone = not all(is_url(str(path)) or Path(path).exists() for path in named)
-    if config.resume and gone and (folder.parent / data.MANIFEST).exists():
+    if config.resume and gone and (folder.parent / MANIFEST).exists():
         return data.load(folder.parent)
     here = [local_copy(str(path)) for path in named]
     held_out = here[-1] if config.eval_data else None
@@ -342,13 +352,7 @@ def write_config(plan: Plan, argv: Sequence[str] | None) -> None:
         plan: The request, checked.
         argv: The command line that it came from; None: it came from Python.
     """
-    values = plan.config.to_dict()
-    values["arguments"] = {name: value for name, value in values["arguments"].items() if name not in SECRETS}
-    values |= {
-        "resume": None,
-        "dry_run": False,
-        "storage": None if plan.config.storage is None else redacted(absolute(plan.config.storage)),
-    }
+    values = _record(plan.config)
     path = plan.run_dir / CONFIG_FILE
     earlier = yaml.safe_load(path.read_text("utf-8")) if plan.config.resume and path.exists() else {}
     command = earlier.pop("command", None)
@@ -357,6 +361,51 @@ def write_config(plan: Plan, argv: Sequence[str] | None) -> None:
         command = shlex.join(["python", "-m", "tuner.search", *again])
     text = yaml.safe_dump({**values, "command": command}, sort_keys=False, allow_unicode=True)
     write_text(path, text)
+
+
+def changes(config: SearchConfig, run_dir: Path) -> list[str] | None:
+    """Compares `config` with what the search in a run directory was asked: the same request goes on with it.
+
+    Where and with how much disk or money a search runs makes no other request of it.
+
+    Args:
+        config: The request, the embedded example's own settings already filled in.
+        run_dir: Its run directory.
+
+    Returns:
+        A line for each difference; None where the directory does not say what was asked.
+    """
+    try:
+        before = read_config(run_dir)
+    except (OSError, TypeError, ValueError, AttributeError, yaml.YAMLError):
+        return None
+    old, new = _asked(before), _asked(as_kept(config))
+    if config.study_name is None:
+        new["study_name"] = old["study_name"]
+    names = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    return [f"{name} was {old.get(name)} and is {new.get(name)}" for name in names]
+
+
+def read_config(run_dir: Path) -> SearchConfig:
+    """Returns what RUN/config.yaml holds."""
+    return SearchConfig.from_dict(yaml.safe_load((run_dir / CONFIG_FILE).read_text("utf-8")))
+
+
+def _asked(config: SearchConfig) -> dict[str, Any]:
+    """What makes a request, by name: FlagEmbedding's arguments beside the search's own."""
+    values = _record(config)
+    arguments = {f"--{name}": value for name, value in values.pop("arguments").items() if name not in _NO_REQUEST}
+    own = {name: value for name, value in values.items() if name not in _NO_REQUEST}
+    plain: dict[str, Any] = json.loads(json.dumps({**arguments, **own}, default=str))
+    return plain
+
+
+def _record(config: SearchConfig) -> dict[str, Any]:
+    """What config.yaml holds of a request."""
+    values = config.to_dict()
+    values["arguments"] = {name: value for name, value in values["arguments"].items() if name not in SECRETS}
+    storage = None if config.storage is None else redacted(absolute(config.storage))
+    return values | {"resume": None, "dry_run": False, "replace_search": False, "storage": storage}
 
 
 def _again(plan: Plan) -> list[str]:

@@ -1,6 +1,5 @@
 """``python -m tuner.search``: from the command line to result.json."""
 
-import fcntl
 import secrets
 import shlex
 import sys
@@ -10,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -21,6 +20,7 @@ from tuner.errors import (
     EXIT_REQUEST,
     EXIT_STOPPED,
     AllTrialsFailedError,
+    AnotherSearchError,
     BundleRefusedError,
     RequestError,
     printable,
@@ -29,8 +29,10 @@ from tuner.interrupts import Interrupted, SearchStopped, interruptible, interrup
 from tuner.request.command_line import code_flags, parse
 from tuner.request.config import SearchConfig, new_run_dir
 from tuner.run_dir.object_storage import is_url
-from tuner.run_dir.replaced import forget_replaced, holds_search, holds_trials, set_aside
+from tuner.run_dir.ownership import held, require_apart, require_ours, scratch
+from tuner.run_dir.replaced import forget_replaced, holds_search, keep_replaced, set_aside
 from tuner.run_dir.store import RunStore, open_run_dir
+from tuner.run_dir.written import holds_trials
 
 if TYPE_CHECKING:
     from trainables.config import Train
@@ -97,16 +99,110 @@ def run_search(
     refuse_shown_secrets(config, argv or ())
     named = config.resume or new_run_dir(config, time.strftime("%Y%m%d-%H%M%S"))
     store = open_run_dir(named if is_url(named) else str(Path(named).resolve()))  # workers stand in another directory
-    run_dir = store.local
+    flag = _require_place(config, store, argv)
     resumable = _ending_in_order(_again(store, config), console) if config.resume else nullcontext()
-    with _held(run_dir), store.held(), resumable:
+    with held(store.local, flag, is_cache=store.is_remote, is_dry=config.dry_run), store.held(), resumable:
         if config.resume:
             store.pull()
-        with _room(config, store):
-            if config.is_example:
-                config = _example(config, run_dir)
+            _require_study(config, store.local)
             _search(config, store, argv, console, started, train)
-    return run_dir
+        elif not _goes_on(config, store, argv, console, started, train):
+            _begin(config, store, argv, console, started, train)
+    return store.local
+
+
+def _require_place(config: SearchConfig, store: RunStore, argv: Sequence[str] | None) -> str:
+    """Refuses a run directory that is somebody's, and inputs where it would be written to; returns its flag."""
+    if config.resume and config.replace_search:
+        raise RequestError(
+            ["--resume goes on with a search, and --replace deletes it, but both are given; leave one out"]
+        )
+    named = "--output_dir" if config.arguments.get("output_dir") and not config.run_dir else "--run_dir"
+    flag = "--resume" if config.resume else named
+    if not store.is_remote:
+        require_ours(store.local, flag)
+        require_apart(store.local, list(_inputs(config, argv)), resumed=bool(config.resume))
+    return flag
+
+
+def _inputs(config: SearchConfig, argv: Sequence[str] | None) -> Iterator[tuple[str, str]]:
+    """Yields flag and path of what a search reads; some may be names of something else."""
+    given = {name: config.arguments.get(name) for name in ("train_data", "model_name_or_path", "deepspeed")}
+    given |= {"eval_data": config.eval_data, "guard": config.guard, "search_space": config.search_space}
+    for name, value in given.items():
+        for path in [value] if isinstance(value, str) else value or ():
+            yield f"--{name}", str(path)
+    for word, following in zip(argv or (), [*(argv or ())[1:], ""], strict=True):
+        flag, equals, path = word.partition("=")
+        if flag == "--config":
+            yield flag, path if equals else following
+
+
+def _goes_on(
+    config: SearchConfig,
+    store: RunStore,
+    argv: Sequence[str] | None,
+    console: Console,
+    started: float,
+    train: "Train | None",
+) -> bool:
+    """Goes on with the search that the directory holds, where this is the same request; returns whether it was.
+
+    FlagEmbedding's published lines carry ``--overwrite_output_dir``: run again after Ctrl-C, they lose nothing.
+    """
+    asked, differing = _same_request(config, store)
+    if asked is not None:
+        _say(f"{store.url} holds the search of this request: going on with it, as --resume does", console)
+        try:
+            with _ending_in_order(_again(store, asked), console):
+                _search(asked, store, argv, console, started, train)
+        except AnotherSearchError as error:
+            differing = [line.removeprefix("--resume: ").partition(";")[0] for line in error.findings]
+        else:
+            return True
+    if differing and not store.is_remote:
+        _say(f"{store.url} holds the search of another request: {'; '.join(differing)}", console)
+    return False
+
+
+def _same_request(config: SearchConfig, store: RunStore) -> tuple[SearchConfig | None, list[str]]:
+    """Returns how to go on with the search that the directory holds, or None and what it was asked otherwise."""
+    from tuner.search.plan import changes, read_config
+
+    run_dir = store.local
+    if not _overwrites(config) or config.replace_search:
+        return None, []
+    if not (store.pull(["config.yaml"]) if store.is_remote else holds_search(run_dir)):
+        return None, []
+    asked = _example(config, run_dir, fresh=False) if config.is_example else config
+    differing = changes(asked, run_dir)
+    if differing or differing is None:
+        return None, differing or []
+    store.pull()
+    asked = asked.replace(resume=store.url, study_name=read_config(run_dir).study_name)
+    try:
+        _require_study(asked, run_dir)
+    except RequestError as error:
+        return None, list(error.findings)
+    return asked, []
+
+
+def _begin(
+    config: SearchConfig,
+    store: RunStore,
+    argv: Sequence[str] | None,
+    console: Console,
+    started: float,
+    train: "Train | None",
+) -> None:
+    """Begins a search where there is none, or where the one that is there is to make room."""
+    room = _room(config, store)
+    if config.dry_run:
+        room = nullcontext()  # a plan moves nothing
+    with room, scratch(store.local) if config.dry_run else nullcontext() as folder:
+        if config.is_example:
+            config = _example(config, folder or store.local)
+        _search(config, store, argv, console, started, train, folder)
 
 
 def _search(
@@ -116,15 +212,16 @@ def _search(
     console: Console,
     started: float,
     train: "Train | None",
+    scratch: Path | None = None,
 ) -> None:
     from tuner.request.config_file import keep
     from tuner.search.plan import make_plan, write_config
 
     run_dir = store.local
     config = _with_study_name(config, run_dir)
-    plan = make_plan(config, run_dir, lambda line: console.print(line, markup=False))
+    plan = make_plan(config, run_dir, lambda line: console.print(line, markup=False), scratch=scratch)
     config = plan.config
-    if not (config.resume and config.dry_run):
+    if not config.dry_run:
         write_config(replace(plan, config=keep(config, run_dir)), argv)
     _say_plan(plan, console)
     if config.dry_run:
@@ -154,7 +251,7 @@ def _search(
         check = _checks(interruption, store)
         storage.check = check
         slots = slots_for(config, rays_folder(config, run_dir))
-        forget_replaced(run_dir)
+        _make_room(config, store, console)
         arguments, warnings = honoured(plan.arguments, gpu=slots.gpus > 0)
         _warn(warnings, console)
         agenda = Agenda(
@@ -275,48 +372,39 @@ def grouped_causes(failures: Sequence["Failure"]) -> str:
     return "\n".join(lines)
 
 
-@contextmanager
-def _held(run_dir: Path) -> Iterator[None]:
-    """Holds the run directory; the lock dies with its process."""
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        lock: IO[str] = (run_dir / ".lock").open("w")
-    except OSError as error:
-        raise RequestError([f"--run_dir {run_dir}: cannot be written: {error.strerror}"]) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RequestError(
-                [f"--run_dir {run_dir}: another search is running there; give another --run_dir"]
-            ) from error
-        yield
-
-
 def _room(config: SearchConfig, store: RunStore) -> AbstractContextManager[None]:
-    """Refuses a directory that holds a search, or with ``--overwrite_output_dir`` sets that search aside.
+    """Refuses a directory that holds a search, or sets that search aside where this was asked for.
 
-    On object storage nothing is ever replaced. A resumed search is refused where its study is not.
+    On object storage nothing is ever replaced.
     """
     run_dir = store.local
-    if config.resume:
-        _require_study(config, run_dir)
-        return nullcontext()
-    replace = bool(config.arguments.get("overwrite_output_dir"))
-    if store.is_remote:
-        if store.pull(["config.yaml"]):
-            raise RequestError([f"{store.url} holds a search already; --resume it, or name another prefix"])
-        replace = True  # what an earlier search left on this disk alone
+    if store.is_remote and store.pull(["config.yaml"]):
+        raise RequestError([f"{store.url} holds a search already; --resume it, or name another prefix"])
     if not holds_search(run_dir):
         return nullcontext()
-    if not replace:
+    if not (store.is_remote or config.replace_search or _overwrites(config)):
         raise RequestError(
             [
-                f"{run_dir} holds a search already; "
-                f"--resume {run_dir} goes on with it, --overwrite_output_dir replaces it"
+                f"{run_dir} holds a search already; --resume {run_dir} goes on with it, --overwrite_output_dir sets it "
+                "aside for another request, --replace deletes it"
             ]
         )
     return set_aside(run_dir)
+
+
+def _overwrites(config: SearchConfig) -> bool:
+    return bool(config.arguments.get("overwrite_output_dir"))
+
+
+def _make_room(config: SearchConfig, store: RunStore, console: Console) -> None:
+    """The new request is good: keeps what was set aside for it, or deletes it where this was asked for.
+
+    Of a search on object storage, what an earlier one has left on this disk alone is deleted.
+    """
+    if config.replace_search or store.is_remote:
+        forget_replaced(store.local)
+    elif kept := keep_replaced(store.local, time.strftime("%Y%m%d-%H%M%S")):
+        _say(f"the search before is kept: python -m tuner.search --resume {kept} goes on with it", console)
 
 
 def _require_study(config: SearchConfig, run_dir: Path) -> None:
@@ -328,10 +416,10 @@ def _require_study(config: SearchConfig, run_dir: Path) -> None:
         require_study(config.storage, run_dir, study_names(config.study_name)[0])
 
 
-def _example(config: SearchConfig, run_dir: Path) -> SearchConfig:
-    from tuner.data.example import example_arguments, write_example
+def _example(config: SearchConfig, run_dir: Path, *, fresh: bool = True) -> SearchConfig:
+    from tuner.data.example import example_arguments, example_paths, write_example
 
-    train_data, eval_data = write_example(run_dir / "data" / "example")
+    train_data, eval_data = (write_example if fresh else example_paths)(run_dir / "data" / "example")
     arguments = {**example_arguments(), "train_data": [str(train_data)], **config.arguments}
     return config.replace(arguments=arguments, eval_data=config.eval_data or str(eval_data))
 
@@ -352,6 +440,10 @@ def _say_estimate(plan: "Plan", console: Console) -> None:
 
     for line in describe(plan):
         console.print(line, markup=False, soft_wrap=True)
+
+
+def _say(line: str, console: Console) -> None:
+    console.print(line, markup=False, soft_wrap=True)
 
 
 def _warn(lines: Sequence[str], console: Console) -> None:

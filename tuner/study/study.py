@@ -16,7 +16,7 @@ from search_spaces.context import Context, SearchSpace
 from search_spaces.loading import suggest
 from trainables.config import RungReport
 from trainables.scoring.measures import combined
-from tuner.errors import RequestError
+from tuner.errors import AnotherSearchError, RequestError
 from tuner.study import guards
 from tuner.study.samplers import draw_again, make_sampler
 from tuner.study.storage import RememberedStorage, open_storage, readable
@@ -336,7 +336,8 @@ def check_claim(facts: Mapping[str, Any], run_dir: Path, storage: str | None, na
         name: ``--study_name`` of the search.
 
     Raises:
-        RequestError: A fact differs from what the study holds, or the storage cannot be read.
+        AnotherSearchError: A fact differs from what the study holds.
+        RequestError: The storage cannot be read.
     """
     if storage is None and not (run_dir / "study.db").exists():
         return
@@ -349,7 +350,7 @@ def check_claim(facts: Mapping[str, Any], run_dir: Path, storage: str | None, na
 def _refuse_others(facts: Mapping[str, Any], known: Mapping[str, Any]) -> None:
     differing = [line for name, value in facts.items() if name in known for line in _changes(name, known[name], value)]
     if differing:
-        raise RequestError(differing)
+        raise AnotherSearchError(differing)
 
 
 def _changes(name: str, before: Any, now: Any) -> Iterator[str]:
