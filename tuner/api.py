@@ -76,8 +76,7 @@ def run(config: SearchConfig, *, console: Console | None = None) -> Result:
         console: Where progress is shown. None: standard output, or the notebook cell.
 
     Returns:
-        The finished search. With `dry_run` there is none: its run directory holds the checked data and config.yaml, and
-        no result.
+        The finished search. With `dry_run` there is none: nothing is left where nothing was.
 
     Raises:
         RequestError: The request or the data is wrong; or, with the search finished, the bundle needs a file that is

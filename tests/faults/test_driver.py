@@ -123,6 +123,47 @@ def test_ctrl_c_saves_the_running_trial(flags: list[str], tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+def test_a_line_run_again_loses_nothing(flags: list[str], tmp_path: Path) -> None:
+    """FlagEmbedding's published lines carry --overwrite_output_dir; Ctrl-C, arrow up, Enter deleted every trial."""
+    line, run_dir = [*flags, "--overwrite_output_dir"], tmp_path / "run"
+    _until("0001 user  running  rung 1/3", tmp_path, *line)
+    base = read_studies(run_dir)[0].trials[0]
+    said = _until("0002  running", tmp_path, *line)
+    assert f"{run_dir} holds the search of this request: going on with it, as --resume does" in said
+    assert sorted(set(_worked(tmp_path))) == ["1", "2", "3"]
+    assert read_studies(run_dir)[0].trials[0] == base
+
+    said = _until("0001 user  running", tmp_path, *line, "--temperature", "0.05")
+    assert f"{run_dir} holds the search of another request: --temperature was None and is 0.05" in said
+    (kept,) = run_dir.glob("replaced-*")
+    assert f"the search before is kept: python -m tuner.search --resume {kept} goes on with it" in said
+    assert len(read_studies(kept)[0].trials) == 3
+    assert read_studies(kept)[0].trials[0] == base
+    _until("0003  running", tmp_path, "--resume", str(kept))
+    assert read_studies(kept)[0].trials[0] == base
+
+    make_rows(tmp_path / "rows.jsonl", rows=140)
+    said = _until("0001 user  running", tmp_path, *line, "--temperature", "0.05")
+    assert f"{run_dir} holds the search of another request: data_hash was" in said
+    assert len(list(run_dir.glob("replaced-*"))) == 2
+
+    _until("0001 user  running", tmp_path, *line, "--temperature", "0.05", "--replace")
+    assert len(list(run_dir.glob("replaced-*"))) == 2
+    assert len(_states(tmp_path)) == 2
+
+
+def _until(words: str, tmp_path: Path, *flags: str) -> str:
+    """Runs the command until it has said `words`, then Ctrl-C; returns what it has said."""
+    (tmp_path / "out.txt").unlink(missing_ok=True)
+    driver = Driver(tmp_path, "slow", *flags)
+    driver.wait_for(words)
+    driver.process.send_signal(signal.SIGINT)
+    assert driver.end() == 130
+    assert driver.orphans() == []
+    return driver.out.read_text()
+
+
+@pytest.mark.slow
 def test_ctrl_c_twice_ends_at_once_and_orphans_nothing(flags: list[str], tmp_path: Path) -> None:
     driver = Driver(tmp_path, "deaf", *flags)
     driver.wait_for("0001 user  running")

@@ -260,3 +260,13 @@ def test_the_front_of_two_objectives_is_drawn(tmp_path: Path) -> None:
     for drawn in ("front", "history", "importances", "parallel-coordinates", "slices"):
         assert f'id="{drawn}"' in page
     assert "with two objectives no trial is pruned" in page
+
+
+def test_a_page_of_somebody_elses_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_dir = build_run(tmp_path / "run", queries=60, seeds=1, states="CCC")
+    (run_dir / "report.html").write_text("<html>mine</html>")
+    assert main([str(run_dir)]) == 2
+    assert "is no report of a search, and would be written over; move it" in capsys.readouterr().err
+    assert (run_dir / "report.html").read_text() == "<html>mine</html>"
+    (run_dir / "report.html").unlink()
+    assert main([str(run_dir)]) == main([str(run_dir)]) == 0

@@ -192,11 +192,11 @@ def test_a_configuration_that_cannot_be_written_leaves_the_one_before(
     write_config(plan, [])
     before = (plan.run_dir / CONFIG_FILE).read_text()
 
-    def fills_up(path: Path, text: str, encoding: str) -> None:
-        path.write_bytes(text[:10].encode(encoding))
+    def fills_up(path: Path, content: bytes) -> None:
+        path.write_text(content[:10].decode())
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(Path, "write_text", fills_up)
+    monkeypatch.setattr(Path, "write_bytes", fills_up)
     with pytest.raises(OSError, match="no space left"):
         write_config(replace(plan, config=plan.config.replace(num_trials=32)), [])
     assert (plan.run_dir / CONFIG_FILE).read_text() == before

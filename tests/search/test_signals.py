@@ -16,6 +16,7 @@ from tuner.cluster.executor import run_in_process
 from tuner.cluster.slot import Slots
 from tuner.interrupts import Interrupted, SearchStopped, interruptible, interrupting
 from tuner.request.config import SearchConfig
+from tuner.run_dir.ownership import mark
 from tuner.schedule.agenda import Agenda
 from tuner.search.run import _ending_in_order, main
 
@@ -31,7 +32,7 @@ def asked(tmp_path: Path) -> list[str]:
 
 
 def _stop_planning(monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
-    def plan(*_: Any) -> None:
+    def plan(*_: Any, **__: Any) -> None:
         signal.raise_signal(number)
         raise AssertionError("the signal was not heard")
 
@@ -63,6 +64,7 @@ def test_a_search_that_is_taken_up_again_says_how_to_go_on(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     _stop_planning(monkeypatch, number)
+    mark(tmp_path)
     (tmp_path / "config.yaml").write_text(
         yaml.safe_dump(SearchConfig(arguments={"train_data": ["rows.jsonl"]}).to_dict())
     )

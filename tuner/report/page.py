@@ -20,6 +20,7 @@ from tuner.report.figures import search_pictures, seeds_picture
 from tuner.report.queries import moved_queries
 from tuner.run_dir.names import bundle_of
 from tuner.run_dir.store import open_run_dir, run_folder
+from tuner.run_dir.written import is_foreign
 from tuner.study.study import arguments_of, has_failed, read_studies, value_of
 from tuner.verdict.result import FINE_TUNE, metric_label, modes
 
@@ -50,12 +51,14 @@ def write_report(run_dir: Path, storage: str | None = None) -> Path:
         The path of the report.
 
     Raises:
-        RequestError: If `run_dir` is no run directory.
+        RequestError: If `run_dir` is no run directory, or has a report.html of somebody else's.
     """
     if not (run_dir / "config.yaml").exists():
         raise RequestError(
             [f"A run directory holds config.yaml, but {run_dir} does not; name the --run_dir of a search"]
         )
+    if is_foreign(run_dir, REPORT_FILE):
+        raise RequestError([f"{run_dir / REPORT_FILE}: is no report of a search, and would be written over; move it"])
     page = _environment().get_template(_TEMPLATE).render(_contents(run_dir, storage))
     write_text(run_dir / REPORT_FILE, page)
     return run_dir / REPORT_FILE

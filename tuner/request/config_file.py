@@ -17,7 +17,7 @@ def keep(config: SearchConfig, run_dir: Path) -> SearchConfig:
     A copy is named by its content, and never changed.
     """
     for value in (config.search_space, config.arguments.get("deepspeed")):
-        if copy := _copy_of(value):
+        if value and (copy := _copy_of(value)):
             _copy(Path(value), run_dir / copy)
     return as_kept(config)
 

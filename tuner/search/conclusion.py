@@ -1,14 +1,13 @@
 """The end of a search: result.json, the bundle, the report, and the last lines on screen."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from trainables.files import write_text
+from trainables.files import remove_folder, write_text
 from tuner.errors import BundleRefusedError, RequestError
 from tuner.export.bundle import write_bundle
 from tuner.report.page import write_report
@@ -65,7 +64,7 @@ def _refusal(run_dir: Path, result: Mapping[str, Any], *, trusted: bool) -> Bund
     else:
         return None
     if bundle_of(run_dir, result) is None:
-        shutil.rmtree(run_dir / "best", ignore_errors=True)
+        remove_folder(run_dir / "best")
     return refusal
 
 
