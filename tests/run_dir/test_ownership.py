@@ -25,7 +25,7 @@ from tuner.request.config_file import keep
 from tuner.run_dir.ownership import MARK, held, is_ours, mark
 from tuner.run_dir.store import open_run_dir
 from tuner.schedule.disk import TrialFolders
-from tuner.search import run
+from tuner.search.place import make_room, room
 from tuner.search.plan import make_plan, write_config
 from tuner.search.run import main
 
@@ -322,10 +322,10 @@ def _what_is_not_ours_stays(files: dict[str, str], flags: list[str], folder: Pat
 
 def _search_but_for_training(argv: list[str], folder: Path) -> None:
     config, store = parse(argv), open_run_dir(str(folder))
-    with held(folder, "--run_dir"), run._room(config, store):
+    with held(folder, "--run_dir"), room(config, store):
         plan = make_plan(config, folder, lambda _: None)
         write_config(replace(plan, config=keep(plan.config, folder)), None)
-        run._make_room(config, store, Console(quiet=True))
+        make_room(config, store, Console(quiet=True))
         optuna.create_study(storage=f"sqlite:///{folder}/study.db", study_name="search", load_if_exists=True)
         for content in ("first", "second"):
             with new_folder(folder / "trials" / "0002" / "checkpoint") as checkpoint:

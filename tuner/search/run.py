@@ -6,7 +6,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,10 +29,9 @@ from tuner.interrupts import Interrupted, SearchStopped, interruptible, interrup
 from tuner.request.command_line import code_flags, parse
 from tuner.request.config import SearchConfig, new_run_dir
 from tuner.run_dir.object_storage import is_url
-from tuner.run_dir.ownership import held, require_apart, require_ours, scratch
-from tuner.run_dir.replaced import forget_replaced, holds_search, keep_replaced, set_aside
+from tuner.run_dir.ownership import held, scratch
 from tuner.run_dir.store import RunStore, open_run_dir
-from tuner.run_dir.written import holds_trials
+from tuner.search.place import example, make_room, require_place, require_study_of, room, same_request
 
 if TYPE_CHECKING:
     from trainables.config import Train
@@ -99,43 +98,16 @@ def run_search(
     refuse_shown_secrets(config, argv or ())
     named = config.resume or new_run_dir(config, time.strftime("%Y%m%d-%H%M%S"))
     store = open_run_dir(named if is_url(named) else str(Path(named).resolve()))  # workers stand in another directory
-    flag = _require_place(config, store, argv)
+    flag = require_place(config, store, argv)
     resumable = _ending_in_order(_again(store, config), console) if config.resume else nullcontext()
     with held(store.local, flag, is_cache=store.is_remote, is_dry=config.dry_run), store.held(), resumable:
         if config.resume:
             store.pull()
-            _require_study(config, store.local)
+            require_study_of(config, store.local)
             _search(config, store, argv, console, started, train)
         elif not _goes_on(config, store, argv, console, started, train):
             _begin(config, store, argv, console, started, train)
     return store.local
-
-
-def _require_place(config: SearchConfig, store: RunStore, argv: Sequence[str] | None) -> str:
-    """Refuses a run directory that is somebody's, and inputs where it would be written to; returns its flag."""
-    if config.resume and config.replace_search:
-        raise RequestError(
-            ["--resume goes on with a search, and --replace deletes it, but both are given; leave one out"]
-        )
-    named = "--output_dir" if config.arguments.get("output_dir") and not config.run_dir else "--run_dir"
-    flag = "--resume" if config.resume else named
-    if not store.is_remote:
-        require_ours(store.local, flag)
-        require_apart(store.local, list(_inputs(config, argv)), resumed=bool(config.resume))
-    return flag
-
-
-def _inputs(config: SearchConfig, argv: Sequence[str] | None) -> Iterator[tuple[str, str]]:
-    """Yields flag and path of what a search reads; some may be names of something else."""
-    given = {name: config.arguments.get(name) for name in ("train_data", "model_name_or_path", "deepspeed")}
-    given |= {"eval_data": config.eval_data, "guard": config.guard, "search_space": config.search_space}
-    for name, value in given.items():
-        for path in [value] if isinstance(value, str) else value or ():
-            yield f"--{name}", str(path)
-    for word, following in zip(argv or (), [*(argv or ())[1:], ""], strict=True):
-        flag, equals, path = word.partition("=")
-        if flag == "--config":
-            yield flag, path if equals else following
 
 
 def _goes_on(
@@ -150,7 +122,7 @@ def _goes_on(
 
     FlagEmbedding's published lines carry ``--overwrite_output_dir``: run again after Ctrl-C, they lose nothing.
     """
-    asked, differing = _same_request(config, store)
+    asked, differing = same_request(config, store)
     if asked is not None:
         _say(f"{store.url} holds the search of this request: going on with it, as --resume does", console)
         try:
@@ -165,28 +137,6 @@ def _goes_on(
     return False
 
 
-def _same_request(config: SearchConfig, store: RunStore) -> tuple[SearchConfig | None, list[str]]:
-    """Returns how to go on with the search that the directory holds, or None and what it was asked otherwise."""
-    from tuner.search.plan import changes, read_config
-
-    run_dir = store.local
-    if not _overwrites(config) or config.replace_search:
-        return None, []
-    if not (store.pull(["config.yaml"]) if store.is_remote else holds_search(run_dir)):
-        return None, []
-    asked = _example(config, run_dir, fresh=False) if config.is_example else config
-    differing = changes(asked, run_dir)
-    if differing or differing is None:
-        return None, differing or []
-    store.pull()
-    asked = asked.replace(resume=store.url, study_name=read_config(run_dir).study_name)
-    try:
-        _require_study(asked, run_dir)
-    except RequestError as error:
-        return None, list(error.findings)
-    return asked, []
-
-
 def _begin(
     config: SearchConfig,
     store: RunStore,
@@ -196,12 +146,11 @@ def _begin(
     train: "Train | None",
 ) -> None:
     """Begins a search where there is none, or where the one that is there is to make room."""
-    room = _room(config, store)
-    if config.dry_run:
-        room = nullcontext()  # a plan moves nothing
-    with room, scratch(store.local) if config.dry_run else nullcontext() as folder:
+    making = room(config, store)
+    place = scratch(store.local) if config.dry_run else nullcontext()
+    with nullcontext() if config.dry_run else making, place as folder:  # a plan moves nothing
         if config.is_example:
-            config = _example(config, folder or store.local)
+            config = example(config, folder or store.local)
         _search(config, store, argv, console, started, train, folder)
 
 
@@ -251,7 +200,7 @@ def _search(
         check = _checks(interruption, store)
         storage.check = check
         slots = slots_for(config, rays_folder(config, run_dir))
-        _make_room(config, store, console)
+        make_room(config, store, console)
         arguments, warnings = honoured(plan.arguments, gpu=slots.gpus > 0)
         _warn(warnings, console)
         agenda = Agenda(
@@ -370,58 +319,6 @@ def grouped_causes(failures: Sequence["Failure"]) -> str:
     for message, count in counts.most_common():
         lines += [f"  {count} x {message}", *(f"      {line}" for line in traces[message].splitlines())]
     return "\n".join(lines)
-
-
-def _room(config: SearchConfig, store: RunStore) -> AbstractContextManager[None]:
-    """Refuses a directory that holds a search, or sets that search aside where this was asked for.
-
-    On object storage nothing is ever replaced.
-    """
-    run_dir = store.local
-    if store.is_remote and store.pull(["config.yaml"]):
-        raise RequestError([f"{store.url} holds a search already; --resume it, or name another prefix"])
-    if not holds_search(run_dir):
-        return nullcontext()
-    if not (store.is_remote or config.replace_search or _overwrites(config)):
-        raise RequestError(
-            [
-                f"{run_dir} holds a search already; --resume {run_dir} goes on with it, --overwrite_output_dir sets it "
-                "aside for another request, --replace deletes it"
-            ]
-        )
-    return set_aside(run_dir)
-
-
-def _overwrites(config: SearchConfig) -> bool:
-    return bool(config.arguments.get("overwrite_output_dir"))
-
-
-def _make_room(config: SearchConfig, store: RunStore, console: Console) -> None:
-    """The new request is good: keeps what was set aside for it, or deletes it where this was asked for.
-
-    Of a search on object storage, what an earlier one has left on this disk alone is deleted.
-    """
-    if config.replace_search or store.is_remote:
-        forget_replaced(store.local)
-    elif kept := keep_replaced(store.local, time.strftime("%Y%m%d-%H%M%S")):
-        _say(f"the search before is kept: python -m tuner.search --resume {kept} goes on with it", console)
-
-
-def _require_study(config: SearchConfig, run_dir: Path) -> None:
-    """Trials would begin anew in the folders of earlier ones."""
-    from tuner.study.storage import require_study
-    from tuner.study.study import study_names
-
-    if holds_trials(run_dir):
-        require_study(config.storage, run_dir, study_names(config.study_name)[0])
-
-
-def _example(config: SearchConfig, run_dir: Path, *, fresh: bool = True) -> SearchConfig:
-    from tuner.data.example import example_arguments, example_paths, write_example
-
-    train_data, eval_data = (write_example if fresh else example_paths)(run_dir / "data" / "example")
-    arguments = {**example_arguments(), "train_data": [str(train_data)], **config.arguments}
-    return config.replace(arguments=arguments, eval_data=config.eval_data or str(eval_data))
 
 
 def _say_plan(plan: "Plan", console: Console) -> None:
