@@ -32,7 +32,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, TrainerCallback, XLMRobertaConfig, XLMRobertaModel, set_seed
 
 VOCABULARIES = {"30k": 30_000, "250k": 250_002}
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "A10G": 70e12, "L40S": 362e12, "L4": 121e12}
 """Dense 16-bit matrix arithmetic a second, by a part of the device's name (the makers' data sheets)."""
 
 
@@ -243,12 +243,13 @@ def floor(case: Case, folder: Path, train_data: Path) -> dict[str, Any]:
     if case.gradient_checkpointing:
         encoder.gradient_checkpointing_enable()
     device = next(encoder.parameters()).device
+    reduced = torch.float16 if case.precision == "fp16" else torch.bfloat16
     seconds, tokens = [], []
     for step, batch in enumerate(runner.trainer.get_train_dataloader()):
         if step == min(case.steps, 8):
             break
         start = _now()
-        with torch.autocast(device.type, torch.bfloat16, enabled=case.precision != "fp32"):
+        with torch.autocast(device.type, reduced, enabled=case.precision != "fp32"):
             sides = [batch[side].to(device) for side in ("queries", "passages")]
             loss = torch.stack([encoder(**side).last_hidden_state[:, 0].float().sum() for side in sides]).sum()
         torch.autograd.backward(loss)

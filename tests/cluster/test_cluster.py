@@ -11,7 +11,7 @@ import pytest
 
 from tuner.cluster.autoscaling import NodeType, Prospect, launched
 from tuner.cluster.connection import connected, fitting_slots, rays_folder
-from tuner.cluster.slot import Slots
+from tuner.cluster.slot import Slots, _environment
 from tuner.errors import RequestError
 from tuner.request.config import SearchConfig
 
@@ -208,3 +208,15 @@ def _answers(address: str, token: str | None) -> bool:
     code = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1]).get_all_node_info(timeout=10)"
     asked = [sys.executable, "-c", code, address]
     return subprocess.run(asked, env=environment | has, capture_output=True, timeout=60, check=False).returncode == 0
+
+
+def test_workers_on_gpus_have_what_cuda_reads_when_it_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Segments that grow are for a card of one's own: beside others the driver would say that it is full."""
+    for name in ("PYTORCH_CUDA_ALLOC_CONF", "CUBLAS_WORKSPACE_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    whole, share = (Slots(count=1, workers=1, cpus=1, gpus=gpus, folder=tmp_path) for gpus in (1, 0.5))
+    determinism = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    assert _environment(whole) == determinism | {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+    assert _environment(share) == determinism
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:512")
+    assert _environment(whole)["PYTORCH_CUDA_ALLOC_CONF"] == "max_split_size_mb:512"

@@ -120,6 +120,17 @@ def test_an_error_says_how_its_step_was_planned(
     assert runner.data_collator.layout.sub_batch_size is None
 
 
+def test_a_gpu_that_pytorch_cannot_use_is_no_reason_to_train_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init() -> None:
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", init)
+    device.require_gpu(given=False)
+    with pytest.raises(RuntimeError, match=r"cannot use it: The NVIDIA driver .* is too old .*; install a PyTorch for"):
+        device.require_gpu(given=True)
+
+
 def test_two_processes_share_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 24 GB each gets 12, CUDA's own part included: the allocator may have the rest."""
     asked: list[float] = []

@@ -19,6 +19,26 @@ def limit_to(share: float) -> None:
         torch.cuda.set_per_process_memory_fraction(fraction)
 
 
+def require_gpu(*, given: bool) -> None:
+    """Refuses to train on the CPU in the place of a GPU that this process was given.
+
+    Raises:
+        RuntimeError: PyTorch cannot use it, with its reason: most often a driver that is older than its CUDA.
+    """
+    if not given or torch.cuda.is_available():
+        return
+    built = f"PyTorch {torch.__version__} for " + (f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs")
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        reason = "it sees no GPU"
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split())
+    raise RuntimeError(
+        f"this machine has a GPU, but {built} cannot use it: {reason}; install a PyTorch for a CUDA that is not newer "
+        "than the driver's (nvidia-smi names it), or a newer driver"
+    )
+
+
 def device_bytes() -> float:
     """Returns what this process can have of its card: its share, or what others have left of a whole one."""
     if _SHARE < 1:

@@ -6,6 +6,7 @@ way, for arithmetic that is all in 16 bits.
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -126,7 +127,7 @@ class Lengths:
 
     def of_longest(self, count: int) -> float:
         """Returns the tokens that `count` of them are likely to have at most, together."""
-        return min(count * self.longest, count * self.mean + _SPREAD * self.deviation * count**0.5)
+        return min(count * self.longest, count * self.mean + _SPREAD * self.deviation * math.sqrt(count))
 
 
 @dataclass(frozen=True, kw_only=True)

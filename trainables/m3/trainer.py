@@ -27,6 +27,8 @@ class ResumableTrainer(HuggingFaceTrainer):
 
     model: Any
     data_collator: Any
+    optimizer: Any
+    lr_scheduler: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -48,7 +48,7 @@ def step_plan(runner: Runner, arguments: Mapping[str, Any], limit: float) -> Ste
     parameters = sum(parameter.numel() for parameter in runner.model.parameters())
     if reachable is not None:
         parameters += (encoder.config.vocab_size - reachable) * encoder.config.hidden_size
-    values = of_runner | arguments
+    values = {**of_runner, **arguments}
     return plan_step(
         limit,
         Shape.of(encoder.config, parameters=parameters, colbert_dim=runner.model_args.colbert_dim),

@@ -72,6 +72,7 @@ class States:
             given answers yes. On the others None.
         """
         temporary = self._folder / f".{step}.tmp"
+        _wait()  # the first worker may have waited for the state before to be written
         self._remove_broken()
         _wait()
         temporary.mkdir(parents=True, exist_ok=True)

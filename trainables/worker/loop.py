@@ -207,9 +207,11 @@ def worker_loop(config: Mapping[str, Any]) -> None:
 
 def train_trial(config: TrialConfig, report: Report, progress: Progress) -> None:
     """Runs a trial with the base models that this process has kept from the trials before."""
+    from trainables.m3.device import require_gpu
     from trainables.process import spare_what_is_kept
     from trainables.trial.trial import run_trial
 
+    require_gpu(given=bool(ray.get_runtime_context().get_accelerator_ids().get("GPU")))
     spare_what_is_kept()
     run_trial(config, report, base=_base_models(), progress=progress)
 
@@ -280,7 +282,12 @@ class _Talker:
 
     def failed(self, error: BaseException) -> None:
         text = "".join(traceback.format_exception(error))
-        event = {"event": FAILED, "kind": failure_kind(error), "message": one_line(error), "traceback": text}
+        event: dict[str, Any] = {
+            "event": FAILED,
+            "kind": failure_kind(error),
+            "message": one_line(error),
+            "traceback": text,
+        }
         if planned := Planned.of(error):  # one by one, as Tune would flatten them
             event |= {"planned_bytes": planned.bytes, "smallest": planned.smallest}
         self._say(event)

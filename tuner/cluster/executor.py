@@ -42,8 +42,8 @@ def run_in_process(agenda: Agenda, train: Train, check: Callable[[], None] = lam
             )
         except Exception as error:
             text = "".join(traceback.format_exception(error))
-            found = {"kind": failure_kind(error), "message": one_line(error), "planned": Planned.of(error)}
-            agenda.failed(name, Failure(traceback=text, **found))
+            kind, message, planned = failure_kind(error), one_line(error), Planned.of(error)
+            agenda.failed(name, Failure(kind=kind, message=message, traceback=text, planned=planned))
         else:
             agenda.ended(name)
 
