@@ -72,7 +72,7 @@ def measure(run_dir: Path, bundle: Path) -> dict[str, float]:
     sentence = SentenceTransformer(str(bundle), device="cpu", trust_remote_code=trusted)
     flag = FlagModel(run, bundle)
     scores = {
-        "search": run.result["best"]["test_all"][METRIC],
+        "search": run.best.test_all[METRIC],
         "sentence-transformers": _score(sentence, heldout),
         "FlagEmbedding": _score(flag, heldout),
     }
@@ -102,7 +102,7 @@ def retrain(run_dir: Path, bundle: Path, output: Path) -> dict[str, float]:
     environment = {**os.environ, "PYTHON": sys.executable}
     subprocess.run(["bash", str(bundle / "train.sh"), "--output_dir", str(output)], env=environment, check=True)
     saved = sorted(output.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    metric = str(run.result["metric"])
+    metric = run.result.metric
     reports: list[RungReport] = []
     job = TrialConfig(
         name="retrained",
@@ -118,8 +118,8 @@ def retrain(run_dir: Path, bundle: Path, output: Path) -> dict[str, float]:
         return True
 
     run_trial(job, keep)
-    seeds = {f"dev, seed {item['seed']}": item["dev"] for item in run.result["best"]["seeds"]}
-    noise = {} if run.result["noise"] is None else {"deviation between seeds": run.result["noise"]}
+    seeds = {f"dev, seed {item.seed}": item.dev for item in run.best.seeds}
+    noise = {} if run.result.noise is None else {"deviation between seeds": run.result.noise}
     return seeds | noise | {"dev, by train.sh": reports[0].value}
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tuner.verdict.result import FINE_TUNE, decide
+from tuner.verdict.decision import FINE_TUNE, decide
 from tuner.verdict.statistics import RESAMPLES, Comparison, Floats, compare
 
 _STEPS = (-1.0, -0.63, -0.5, -0.37, 0.37, 0.5, 0.63, 1.0)

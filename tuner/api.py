@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from tuner.export.bundle import best_arguments, check_room, write_bundle
+from tuner.export.finished_run import read_run
 from tuner.request.config import SearchConfig
-from tuner.run_dir.names import bundle_of
 from tuner.run_dir.store import run_folder, trial_folder
+from tuner.verdict.result import Verdict, bundle_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,29 +32,40 @@ class Result:
         values: Mapping[str, Any] = json.loads((self.run_dir / "result.json").read_text("utf-8"))
         return values
 
+    @functools.cached_property
+    def _found(self) -> "Verdict":
+        return Verdict.from_dict(self.summary)
+
     @property
     def verdict(self) -> str:
         """``fine-tune`` or ``keep the base model``."""
-        return str(self.summary["verdict"])
+        return self._found.verdict
 
     @property
     def best_config(self) -> dict[str, Any]:
-        """The winner's arguments, under FlagEmbedding's names; `trust_remote_code` is yours to add."""
+        """What the recommended model was trained with, or the base model is used with, by FlagEmbedding's names.
+
+        `trust_remote_code` is yours to add. Where the verdict is to keep the base model, a warning says so first.
+        """
         return best_arguments(self.run_dir)
 
     @property
     def checkpoint(self) -> Path:
-        """Folder of the winner's weights: the bundle, in FlagEmbedding's and sentence-transformers' layout.
+        """Folder of the recommended model: the bundle, in FlagEmbedding's and sentence-transformers' layout.
 
-        Where the bundle was refused, the trial's own checkpoint, in FlagEmbedding's layout.
+        Where the verdict is to keep the base model, that is it. Where the bundle was refused, the trial's own
+        checkpoint, or the base model's folder.
 
         Raises:
             ValueError: No trial was trained to its end.
         """
-        best = self.summary["best"]
+        best = self._found.best
         if best is None:
             raise ValueError(f"{self.run_dir}: no trial was trained to its end, so none has a checkpoint")
-        return bundle_of(self.run_dir, self.summary) or trial_folder(self.run_dir, best["folder"]) / "checkpoint"
+        bundle, recommended = bundle_of(self.run_dir, self._found), self._found.recommended
+        if bundle is None and recommended is not None and recommended.trial == 0:
+            return read_run(self.run_dir).checkpoint
+        return bundle or trial_folder(self.run_dir, best.folder) / "checkpoint"
 
     @property
     def trials(self) -> "pd.DataFrame":
@@ -112,13 +124,25 @@ def load(run_dir: str | Path) -> Result:
     return Result(folder)
 
 
-def best_config(run_dir: str | Path) -> dict[str, Any]:
-    """Returns the winner's arguments under FlagEmbedding's names, ready for its dataclasses."""
-    return load(run_dir).best_config
+def best_config(run_dir: str | Path, *, trial: int | None = None) -> dict[str, Any]:
+    """Returns a model's arguments under FlagEmbedding's names, ready for its dataclasses.
+
+    Where the verdict is to keep the base model, a warning says so first.
+
+    Args:
+        run_dir: The run directory, a path or a URL.
+        trial: See `export_best`. Of the base model there is what it is used with.
+    """
+    return best_arguments(load(run_dir).run_dir, trial)
 
 
 def export_best(
-    run_dir: str | Path, to: str | Path, *, gpus: int | None = None, trust_remote_code: bool = False
+    run_dir: str | Path,
+    to: str | Path,
+    *,
+    gpus: int | None = None,
+    trial: int | None = None,
+    trust_remote_code: bool = False,
 ) -> Path:
     """Writes the bundle of a finished search, as ``python -m tuner.export`` does.
 
@@ -126,19 +150,22 @@ def export_best(
         run_dir: The run directory, a path or a URL.
         to: Folder to write, new or empty: nothing that is there is replaced, be it an earlier bundle.
         gpus: Workers that train.sh is for, with the same negatives a query. None: as many as a trial had.
+        trial: Number of the model, whatever the verdict; 0 is the base model. None: the one that the verdict
+            recommends.
         trust_remote_code: Code that lies beside the weights may run here, as it did in training.
 
     Returns:
         `to`.
 
     Raises:
-        RequestError: `to` holds something, the search has no winner, on `gpus` it would be another model, or it needs
-            `trust_remote_code`.
+        RequestError: `to` holds something, the search has no winner, the trial no weights, on `gpus` it would be
+            another model, or it needs `trust_remote_code`.
         ValueError: The search is not finished.
         BundleRefusedError: A library does not embed with the bundle as training did.
     """
     check_room(Path(to))
-    return write_bundle(load(run_dir).run_dir, Path(to), gpus=gpus, trust_remote_code=trust_remote_code)
+    chosen: dict[str, Any] = {"gpus": gpus, "trial": trial, "trust_remote_code": trust_remote_code}
+    return write_bundle(load(run_dir).run_dir, Path(to), **chosen)
 
 
 def _config(run_dir: Path) -> SearchConfig:

@@ -7,19 +7,22 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import optuna
 import pytest
 import torch
 import yaml
 from FlagEmbedding import BGEM3FlagModel
 from huggingface_hub import ModelCard
+from optuna.trial import create_trial
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
-from tests.support.export_fixtures import SECRET, UPSTREAM, make_run, rename_base
+from tests.support.export_fixtures import SECRET, UPSTREAM, make_run, recommend_base, rename_base
 from trainables.config import TrialConfig
 from trainables.scoring import libraries as loading
 from trainables.scoring.measures import MEASURES
 from trainables.trial.trial import run_trial
-from tuner.api import export_best
+from tuner.api import best_config, export_best
 from tuner.errors import EXIT_STOPPED, BundleRefusedError, RequestError
 from tuner.export.bundle import best_arguments, main, write_bundle
 from tuner.export.finished_run import FinishedRun, read_run
@@ -27,6 +30,8 @@ from tuner.export.model_folder import write_model
 from tuner.request.config import SearchConfig
 from tuner.request.config_file import keep
 from tuner.run_dir.store import open_run_dir
+from tuner.study.storage import open_storage
+from tuner.study.study import FINALISTS, SEARCH
 
 TEXTS = ["w1 w2 w3", "w5 w5 w8 w13 w21 w34 unknown"]
 
@@ -324,3 +329,79 @@ def test_a_real_model_is_exported_and_verified(tmp_path: Path, capsys: pytest.Ca
     assert main([str(run), "--to", str(tmp_path / "bundle")]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "bundle")
     subprocess.run(["sha256sum", "-c", "--quiet", "sha256sums.txt"], cwd=tmp_path / "bundle", check=True)
+
+
+MEAN = {"sentence_pooling_method": "mean"}
+
+
+def test_where_the_base_model_is_kept_the_bundle_is_the_base_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path, arguments={"query_max_len": 16, "passage_max_len": 24})
+    recommend_base(run, MEAN)
+    (tmp_path / "base" / "notes.txt").write_text("not the model's")
+    trained = run / "trials" / "0007" / "checkpoint" / "model.safetensors"
+    save_file({name: tensor + 1 for name, tensor in load_file(trained).items()}, trained, metadata={"format": "pt"})
+    assert main([str(run), "--to", str(tmp_path / "bundle")]) == 0  # both libraries embed as the base model does
+    bundle = tmp_path / "bundle"
+    original = (tmp_path / "base" / "model.safetensors").read_bytes()
+    assert (bundle / "model.safetensors").read_bytes() == original
+    assert not (bundle / "train.sh").exists()
+    assert not (bundle / "notes.txt").exists()
+    config = json.loads((bundle / "best_config.json").read_text())
+    lengths = {"query_max_len": 16, "passage_max_len": 24}
+    assert config == {"model_name_or_path": "../base", **MEAN, **lengths}
+    card = (bundle / "README.md").read_text().split("---\n", 2)[2]
+    assert card.strip().startswith(
+        "# base\n\n**Verdict: keep the base model.** The gain was measured. The base model with"
+    )
+    assert "Use these settings: --sentence_pooling_method mean." in card
+    assert main([str(run), "--trial", "7", "--to", str(tmp_path / "trained")]) == 0
+    assert (tmp_path / "trained" / "model.safetensors").read_bytes() == trained.read_bytes() != original
+    card = (tmp_path / "trained" / "README.md").read_text().split("---\n", 2)[2]
+    assert card.strip().startswith("# base-fine-tuned\n\n**Verdict: keep the base model.**")
+    assert "those of trial 7, exported because they were asked for" in card
+    assert "| on test | base model, encoded alike |" in card
+    assert (tmp_path / "trained" / "train.sh").exists()
+    assert main([str(run), "--gpus", "2", "--to", str(tmp_path / "other")]) == 2
+    assert "the base model has none; name a trial with --trial" in capsys.readouterr().err
+
+
+def test_the_verdict_is_said_before_arguments_are_handed_out(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    recommend_base(run, MEAN)
+    with pytest.warns(UserWarning, match=r"verdict: keep the base model. .*--sentence_pooling_method mean. These arg"):
+        assert best_config(run) == {"model_name_or_path": str(tmp_path / "base"), **MEAN}
+    with pytest.warns(UserWarning, match=r"verdict: keep the base model. .* are those of trial 7 all the same."):
+        model, _, training = UPSTREAM.parse_dict(best_config(run, trial=7))
+    assert (model.model_name_or_path, training.learning_rate) == (str(tmp_path / "base"), 3e-5)
+
+
+def test_a_base_model_with_pickled_weights_is_exported_as_safetensors(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    recommend_base(run, {})
+    weights = load_file(tmp_path / "base" / "model.safetensors")
+    torch.save(weights, tmp_path / "base" / "pytorch_model.bin")
+    (tmp_path / "base" / "model.safetensors").unlink()
+    bundle = write_bundle(run, tmp_path / "bundle")
+    written = load_file(bundle / "model.safetensors")
+    assert all(torch.equal(written[name], tensor) for name, tensor in weights.items())
+    assert not list(bundle.glob("*.bin"))
+
+
+@pytest.mark.parametrize(("trial", "said"), [(3, "its weights are to be in"), (9, "has trials 0 to 4")])
+def test_a_trial_without_weights_is_refused(trial: int, said: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    storage = open_storage(None, run)
+    study = optuna.create_study(study_name=SEARCH, storage=storage, direction="maximize")
+    optuna.create_study(study_name=FINALISTS, storage=storage, direction="maximize")
+    for number in range(5):
+        study.add_trial(create_trial(value=number / 10))
+    with pytest.raises(RequestError, match=f"--trial {trial}: .*{said}"):
+        write_bundle(run, tmp_path / "bundle", trial=trial)
+    shutil.copytree(run / "trials" / "0007", run / "trials" / "0003")
+    if trial == 3:
+        bundle = write_bundle(run, tmp_path / "bundle", trial=trial, verify=False)
+        assert (
+            "The verdict is about trial 7. The weights here are those of trial 3" in (bundle / "README.md").read_text()
+        )

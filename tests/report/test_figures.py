@@ -8,6 +8,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import create_trial
 
 from tuner.report.figures import FEWEST_FOR_IMPORTANCE, Picture, search_pictures, seeds_picture
+from tuner.verdict.result import Finalist, SeedScore
 
 METRIC = "dense.ndcg_at_10"
 
@@ -79,8 +80,8 @@ def test_log_axes_have_labels_at_any_scale(ends: tuple[float, float], labels: li
 
 
 def test_seeds_show_scores_mean_and_bound() -> None:
-    seeds = [{"seed": 42, "dev": 0.61}, {"seed": 43, "dev": 0.63}]
-    picture = seeds_picture([{"trial": 7, "seeds": seeds, "dev_mean": 0.62, "dev_lower": 0.55}], 0.6, METRIC)
+    seeds = [SeedScore(seed=42, dev=0.61), SeedScore(seed=43, dev=0.63)]
+    picture = seeds_picture([Finalist(trial=7, seeds=seeds, dev_mean=0.62, dev_lower=0.55)], 0.6, METRIC)
     for shown in ("trial 7", "[0.61,0.63]", "[0.55,0.62]", "seed 43"):
         assert shown in picture.html
     assert not seeds_picture([], 0.6, METRIC).html

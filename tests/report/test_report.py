@@ -213,7 +213,7 @@ def test_the_bundles_own_script_is_the_way_to_train_again(run_dir: Path, tmp_pat
     (other / "best").mkdir()
     (other / "best" / "train.sh").write_text("torchrun --nproc_per_node 1 -m FlagEmbedding --fp16\n")
     result = json.loads((other / "result.json").read_text())
-    earlier = result | {"best": result["best"] | {"trial": 99}}
+    earlier = result | {"recommended": result["recommended"] | {"trial": 99}}
     for written, shown in ((result, True), (earlier, False)):
         (other / "best" / "result.json").write_text(json.dumps(written))
         page = write_report(other).read_text("utf-8")
@@ -270,3 +270,21 @@ def test_a_page_of_somebody_elses_is_not_written_over(tmp_path: Path, capsys: py
     assert (run_dir / "report.html").read_text() == "<html>mine</html>"
     (run_dir / "report.html").unlink()
     assert main([str(run_dir)]) == main([str(run_dir)]) == 0
+
+
+def test_the_base_model_with_the_winners_settings_has_a_line_of_its_own(run_dir: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(run_dir, tmp_path / "run")
+    result = json.loads((other / "result.json").read_text())
+    gain = result["gains"][METRIC]
+    settings = {"sentence_pooling_method": "mean"}
+    encoded = result["base"] | gain | {"folder": "0000-as-1a2b3c4d", "params": settings, "test": 0.4321, "gain": 0.0123}
+    result["base"] |= {"encoded_as_best": encoded, "at_its_best": encoded}
+    result |= {"verdict": "keep the base model", "versus_base": gain}
+    result["recommended"] = {"trial": 0, "folder": encoded["folder"], "settings": settings}
+    (other / "result.json").write_text(json.dumps(result))
+    text = " ".join(_Page(write_report(other).read_text("utf-8")).text.split())
+    assert "Keep the base model" in text
+    assert "The base model with the winner's settings: 0.4321 on test, +0.0123 over its own" in text
+    assert "Use these settings: --sentence_pooling_method mean." in text
+    assert "Gain over the base model, encoded alike" in text
+    assert "Together +0." in text

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from tuner.report.queries import moved_queries
+from tuner.verdict.result import MovedQueries, MovedQuery
 
 
 def test_passages_ranks_and_shortening(tmp_path: Path) -> None:
@@ -12,9 +13,9 @@ def test_passages_ranks_and_shortening(tmp_path: Path) -> None:
     (tmp_path / "corpus.jsonl").write_text("\n".join(rows) + "\n\n")
     (tmp_path / "qrels").mkdir()
     (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\tb\t1\nq1\ta\t0\nq2\td\t1\n")
-    row = {"id": "q1", "text": "?", "before": 0.0, "after": 1.0}
-    row |= {"retrieved_before": ["a", "c", "d"], "retrieved_after": ["b", "a", "c", "d"]}
-    moved = moved_queries(tmp_path, {"gained": [row], "lost": []})
+    rankings = {"retrieved_before": ["a", "c", "d"], "retrieved_after": ["b", "a", "c", "d"]}
+    row = MovedQuery(id="q1", text="?", before=0.0, after=1.0, **rankings)
+    moved = moved_queries(tmp_path, MovedQueries(gained=[row]))
     assert moved["lost"] == []
     (gained,) = moved["gained"]
     # b alone is relevant to q1 (a is judged 0): not found before, first after.

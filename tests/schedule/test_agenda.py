@@ -468,3 +468,31 @@ def test_the_time_is_written_down_when_a_search_is_told_to_end(tmp_path: Path, m
     with pytest.raises(Interrupted):
         executor.run_on_ray(open_agenda(SearchConfig(), tmp_path, clock=lambda: now), slots)
     assert read_studies(tmp_path)[0].user_attrs["seconds"] == 25.0
+
+
+def encoding(trial: optuna.Trial, context: Context) -> dict[str, Any]:  # noqa: ARG001
+    """Pooling, which is no training, beside a learning rate and a temperature."""
+    rate = trial.suggest_float("learning_rate", 1e-6, 1e-4, log=True)
+    return {"learning_rate": rate, "sentence_pooling_method": "mean" if trial.number > 1 else "cls"}
+
+
+def test_the_base_model_is_scored_as_the_finalists_encode(tmp_path: Path) -> None:
+    jobs: list[TrialConfig] = []
+
+    def train(job: TrialConfig, report: Report, progress: Progress) -> None:
+        jobs.append(job)
+        fake_train(job, report, progress)
+
+    config = SearchConfig(num_trials=5, finalists=2, finalist_seeds=1, search_space=f"{__name__}:encoding")
+    config = config.replace(guard=("news",), pruner="none")
+    agenda = open_agenda(config, tmp_path)
+    run_in_process(agenda, train)
+    bases = [job for job in jobs if job.name.startswith("0000-as-")]
+    assert len({job.name for job in bases}) == 1  # the trials of mean pooling encode alike
+    assert [(job.split, job.guards) for job in bases] == [("dev", ()), (None, ("news",)), ("test", ())]
+    assert {job.arguments["sentence_pooling_method"] for job in bases} == {"mean"}
+    assert {job.checkpoint for job in bases} == {None}
+    assert [row.role for row in agenda.rows if row.name == bases[0].name] == ["encoding", "guards", "test"]
+    again = open_agenda(config, tmp_path)
+    run_in_process(again, fake_train)
+    assert again.rows == []

@@ -10,7 +10,8 @@ from transformers import AutoModel, AutoTokenizer
 
 from tests.support.m3_fixtures import make_bert_tokenizer, make_model, make_tokenizer
 from tests.support.varlen_kernels import kernels_on_cpu
-from trainables.scoring.encoding import Encoder, EncodingSettings, Tokens, evaluation_mode, pool, tokenise
+from trainables.scoring.encoding import Encoder, Tokens, evaluation_mode, pool, tokenise
+from trainables.scoring.settings import EncodingSettings
 from trainables.varlen import attend_text_by_text
 
 TOKENS = Tokens(ids=np.array([7, 8, 7, 5, 6, 9], dtype=np.int32), starts=np.array([0, 2, 3, 6]))

@@ -66,7 +66,8 @@ def test_the_bundle_of_an_earlier_winner_goes_when_the_new_one_is_refused(
     number, folder = result["best"]["trial"], result["best"]["folder"]
     (run_dir / "best").mkdir()
     earlier = result["best"] if same else {"trial": 1, "folder": "0001"}
-    (run_dir / "best" / "result.json").write_text(json.dumps({"best": earlier}))
+    held = {"best": result["best"] | earlier, "recommended": {key: earlier[key] for key in ("trial", "folder")}}
+    (run_dir / "best" / "result.json").write_text(json.dumps(result | held))
     with pytest.raises(BundleRefusedError):
         tuner.search.conclusion.conclude(SearchConfig(), run_dir, Console(record=True), seconds=1.0)
     assert number != 1
@@ -81,3 +82,16 @@ def test_a_refused_bundle_is_one_line_and_an_exit_code(
     monkeypatch.setattr("tuner.search.run.run_search", _refuse)
     assert tuner.search.run.main([]) == EXIT_STOPPED
     assert capsys.readouterr().err == f"error: {REFUSED}\n"
+
+
+def test_where_the_base_model_is_kept_no_trained_one_is_offered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuner.search.conclusion.write_bundle", lambda *_, **__: None)
+    run_dir, console = build_run(tmp_path / "run", gain=0.001), Console(record=True, width=200)
+    tuner.search.conclusion.conclude(SearchConfig(), run_dir, console, seconds=1.0)
+    said = console.export_text()
+    assert "verdict     keep the base model" in said
+    assert f"base model  {run_dir / 'best'}" in said.replace("\n", "")
+    assert "checkpoint" not in said
+    assert "train again" not in said

@@ -71,6 +71,17 @@ def make_run(
     return run
 
 
+def recommend_base(run: Path, settings: dict[str, Any]) -> None:
+    """Lets the verdict be to keep the base model, with `settings` in place of the user's."""
+    result = json.loads((run / "result.json").read_text())
+    base = result["base"] | {"folder": "0000-as-1a2b3c4d", "params": settings, "test": 0.64}
+    gain = {key: result["best"][key] for key in result["gains"]["dense.ndcg_at_10"]}
+    result["base"]["encoded_as_best"] = result["base"]["at_its_best"] = base | gain
+    result["verdict"] = "keep the base model"
+    result["recommended"] = {"trial": 0, "folder": base["folder"], "settings": settings}
+    (run / "result.json").write_text(json.dumps(result))
+
+
 def rename_base(run: Path, named: str, found: Path | None = None) -> None:
     """Lets the user have named the base model `named`, and the trials have found it in `found`."""
     config = yaml.safe_load((run / "config.yaml").read_text())
@@ -123,13 +134,15 @@ def _write_heads(checkpoint: Path) -> None:
 def _result(verdict: str, params: dict[str, Any], unified: bool) -> dict[str, Any]:
     heads = ("dense", "sparse", "colbert", "hybrid") if unified else ("dense",)
     scores = {f"{head}.{measure}": 0.65 for head in heads for measure in MEASURES}
-    gain = {"gain": 0.05, "ci95": [0.02, 0.08], "p_value": 0.001}
+    counts = {"win": 12, "tie": 6, "loss": 2}
+    gain = {"gain": 0.05, "ci95": [0.02, 0.08], "p_value": 0.001, "queries": 20, "detectable": 0.04}
+    gain["win_tie_loss"] = counts
     test = {"dev": 0.6, "test": 0.6, "test_all": dict.fromkeys(scores, 0.6)}
     return {
         "metric": "dense.ndcg_at_10",
         "verdict": verdict,
         "reason": "The gain was measured.",
-        "base": {"trial": 0, "params": {}, **test},
+        "base": {"trial": 0, "folder": "0000", "params": {}, **test},
         "user": None,
         "best": {
             "trial": 7,
@@ -142,6 +155,8 @@ def _result(verdict: str, params: dict[str, Any], unified: bool) -> dict[str, An
             "seeds": [{"seed": 42, "dev": 0.7}, {"seed": 43, "dev": 0.69}],
             **gain,
         },
+        "trials": {"complete": 8, "pruned": 0, "failed": 0},
+        "seconds": {"total": 60.0},
         "gains": dict.fromkeys(scores, gain),
         "guard": None,
         "mixtures": None,

@@ -12,6 +12,7 @@ from optuna.storages import BaseStorage
 
 from search_spaces import Context, load_search_space
 from trainables.config import Progress, Report, RungReport, TrialConfig
+from trainables.scoring.measures import Scores
 from tuner.request.config import SearchConfig
 from tuner.run_dir.mirror import Mirror
 from tuner.schedule.agenda import Agenda
@@ -71,6 +72,10 @@ def _score(config: TrialConfig) -> None:
         return
     if config.alpha is not None:
         (folder / "checkpoint").mkdir()
+    if config.split == "dev":
+        value = 0.65 if "-as-" in config.name else 0.6  # other settings than the user's are better
+        scores = Scores(split="dev", per_query={config.metric: {"q": value}}, retrieved={"q": []})
+        (folder / "dev.json").write_text(scores.to_json())
     if config.split == "test":
         (folder / "test.json").write_text("{}")
     if config.guards:

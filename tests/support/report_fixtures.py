@@ -15,8 +15,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from trainables.scoring.measures import HEADS, MEASURES, Scores
 from tuner.study.storage import open_storage
 from tuner.study.study import FINALISTS, SEARCH
-from tuner.verdict import result as verdict
 from tuner.verdict import selection
+from tuner.verdict.judge import judge
 
 METRIC = "dense.ndcg_at_10"
 RUNGS = (0.25, 0.5, 1.0)
@@ -66,7 +66,7 @@ def build_run(
     config = {"metric": METRIC, "seed": 42, "rungs": list(RUNGS), "storage": None, "num_trials": len(states)}
     config["command"] = "python -m tuner.search --model_name_or_path BAAI/bge-m3 --train_data ./dataset.jsonl --fp16"
     (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    result = verdict.judge(
+    result = judge(
         folder,
         search,
         finalists,
@@ -76,7 +76,7 @@ def build_run(
         guard=("NFCorpus", "SciFact") if guarded else (),
         tolerance=0.02,
     )
-    (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    result.write(folder)
     return folder
 
 

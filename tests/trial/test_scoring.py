@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModel
 
 from tests.support.m3_fixtures import make_eval, make_model, make_rows
 from trainables.config import RungReport, TrialConfig
@@ -130,3 +131,19 @@ def test_heads_of_the_base_score_a_model_whose_dense_vectors_alone_were_trained(
     assert {metric: report.scores[metric] for metric in report.scores} == pytest.approx(
         {metric: value for metric, value in expected.scores.items() if metric != METRIC}
     )
+
+
+def test_a_checkpoint_in_16_bits_is_scored_and_mixed(trained: TrialConfig, tmp_path: Path) -> None:
+    """As DeepSpeed's fp16 engine leaves the encoder."""
+    half = shutil.copytree(Path(trained.directory) / "checkpoint", tmp_path / "half")
+    AutoModel.from_pretrained(half).half().save_pretrained(half)
+    after = load_file(half / "model.safetensors")
+    assert {tensor.dtype for tensor in after.values()} == {torch.float16}
+    whole = _score(trained, tmp_path / "whole", split="dev")
+    report = _score(trained, tmp_path / "scored", split="dev", checkpoint=str(half))
+    assert report.scores == pytest.approx(whole.scores, abs=0.05)
+    _score(trained, tmp_path, split="test", checkpoint=str(half), alpha=0.5)
+    mixed = load_file(tmp_path / "checkpoint" / "model.safetensors")
+    start = load_file(Path(trained.arguments["model_name_or_path"]) / "model.safetensors")
+    for name, tensor in mixed.items():
+        torch.testing.assert_close(tensor, (start[name] + after[name].float()) / 2)

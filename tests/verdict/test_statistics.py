@@ -6,6 +6,7 @@ import pytest
 from benchmarks import intervals
 from tuner.verdict.statistics import (
     Spread,
+    WinTieLoss,
     bootstrap_interval,
     compare,
     detectable_difference,
@@ -23,14 +24,14 @@ def _by_query(values: list[float]) -> dict[str, float]:
 def test_compare_counts_wins_ties_losses_and_the_mean_gain() -> None:
     comparison = compare(_by_query([0.2, 0.5, 0.9, 0.1]), _by_query([0.6, 0.5, 0.8, 0.4]), seed=0)
     assert comparison.queries == 4
-    assert comparison.win_tie_loss == (2, 1, 1)
+    assert comparison.win_tie_loss == WinTieLoss(2, 1, 1)
     assert comparison.gain == pytest.approx((0.4 + 0.0 - 0.1 + 0.3) / 4)
     assert comparison.ci95[0] < comparison.gain < comparison.ci95[1]
 
 
 def test_compare_pairs_by_query_id_not_by_position() -> None:
     after = {"b": 0.0, "a": 1.0}
-    assert compare({"a": 1.0, "b": 0.0}, after, seed=0).win_tie_loss == (0, 2, 0)
+    assert compare({"a": 1.0, "b": 0.0}, after, seed=0).win_tie_loss == WinTieLoss(0, 2, 0)
 
 
 def test_queries_of_one_model_only_are_refused_by_name() -> None:

@@ -29,14 +29,15 @@ def test_guards_mixtures_and_the_final_test_are_counted(tmp_path: Path) -> None:
     _leave(trials / "0000", (0, True, False, 3.0), (0, False, True, 20.0), (0, True, False, 4.0))
     _leave(trials / "0001", (1, True, False, 2.0), (0, False, True, 30.0), (0, True, True, 90.0), (0, True, False, 5.0))
     _leave(trials / "0001-alpha0.50", (0, True, True, 6.0), (0, False, True, 1.0))
+    _leave(trials / "0000-as-1a2b3c4d", (0, True, False, 3.5), (0, False, True, 2.0), (0, True, False, 4.5))
     assert time_spent(tmp_path, [study, make_retrains({})], 200.0) == {
         "total": 200.0,
         "training": 10.0,
-        "scoring": 3.0 + 2.0,
+        "scoring": 3.0 + 2.0 + 3.5,
         "overhead": 1.0,
-        "guards": 20.0 + 30.0 + 1.0,
+        "guards": 20.0 + 30.0 + 1.0 + 2.0,
         "mixtures": 90.0,
-        "test": 4.0 + 5.0 + 6.0,
+        "test": 4.0 + 5.0 + 6.0 + 4.5,
     }
 
 

@@ -11,8 +11,11 @@ from optuna.trial import TrialState, create_trial
 
 from tests.support.study_fixtures import BASE, METRIC, USER, make_guarded, make_retrains, make_study
 from trainables.scoring.measures import Scores
-from tuner.verdict.result import FINE_TUNE, KEEP, decide, judge
-from tuner.verdict.statistics import Comparison, compare
+from tuner.verdict.decision import FINE_TUNE, KEEP, decide, settings_notes
+from tuner.verdict.encoding import base_folder
+from tuner.verdict.judge import judge
+from tuner.verdict.result import Verdict
+from tuner.verdict.statistics import Comparison, WinTieLoss, compare
 
 
 @pytest.mark.parametrize(
@@ -69,7 +72,7 @@ def test_a_guard_that_loses_less_than_the_tolerance_does_not_turn_the_verdict(tm
     run_dir = make_guarded(_run(tmp_path, best=better), {"0000": {"news": 0.70}, "0002": {"news": 0.685}})
     result = _judged(run_dir, guard=("news",), tolerance=0.02)
     assert result["verdict"] == FINE_TUNE
-    assert result["guard"]["tasks"] == {"news": {"base": 0.70, "best": 0.685}}
+    assert result["guard"]["tasks"] == {"news": {"base": 0.70, "best": 0.685, "base_as_is": None}}
     assert result["guard"]["finalists"] == {"2": {"news": 0.685}}
 
 
@@ -87,7 +90,7 @@ def test_a_chosen_mixture_is_what_is_judged(tmp_path: Path) -> None:
     assert (result["best"]["trial"], result["best"]["alpha"]) == (2, 0.5)
     assert result["best"]["dev"] == 0.94
     assert [row["alpha"] for row in result["mixtures"]["rows"]] == [0.0, 0.5, 1.0]
-    assert result["guard"]["tasks"]["news"] == {"base": 0.70, "best": 0.695}
+    assert result["guard"]["tasks"]["news"] == {"base": 0.70, "best": 0.695, "base_as_is": None}
 
 
 def test_an_objective_that_loses_for_certain_keeps_the_base_model_whatever_their_mean_gains() -> None:
@@ -117,14 +120,93 @@ def test_each_of_two_objectives_is_compared(tmp_path: Path) -> None:
         values = [0.5 + number / 10, 0.2]
         attributes = {"role": role, "seed": 42, "best_value": sum(values) / 2, "scores": {both: sum(values) / 2}}
         study.add_trial(create_trial(values=values, user_attrs=attributes))
-    result = judge(run_dir, study, metric=both, seed=0, total_seconds=1.0)
+    result = _plain(judge(run_dir, study, metric=both, seed=0, total_seconds=1.0))
     assert result["verdict"] == KEEP
     assert {name: round(gain["gain"], 6) for name, gain in result["objectives"].items()} == {METRIC: -0.1, other: 0.4}
     assert result["best"]["gain"] == pytest.approx(0.15)
 
 
+MEAN = {"sentence_pooling_method": "mean"}
+ALIKE = base_folder(MEAN)
+
+
+def _encoded(tmp_path: Path, best: float, alike: float, **more: Any) -> dict[str, Any]:
+    """The base model has 0.5 with the user's pooling and `alike` with mean, which trial 2 uses and has `best`."""
+    run_dir = _run(tmp_path, best=dict.fromkeys(QUERIES, best), user=dict.fromkeys(QUERIES, 0.45))
+    _write_scores(run_dir, ALIKE, dict.fromkeys(QUERIES, alike))
+    _write_dev(run_dir, ALIKE, alike)
+    study = make_study(BASE | {"value": 0.5}, USER, {"value": 0.9, "arguments": {"learning_rate": 1e-5, **MEAN}})
+    return _plain(judge(run_dir, study, metric=METRIC, seed=0, total_seconds=1.0, **more))
+
+
+def _write_dev(run_dir: Path, folder: str, value: float) -> None:
+    scores = Scores(split="dev", per_query={METRIC: {"d": value}}, retrieved={"d": []})
+    (run_dir / "trials" / folder / "dev.json").write_text(scores.to_json())
+
+
+def test_a_gain_from_encoding_alone_keeps_the_base_model_with_these_settings(tmp_path: Path) -> None:
+    result = _encoded(tmp_path, best=0.8, alike=0.8)
+    assert result["verdict"] == KEEP
+    assert "score the same on each of the 40 test queries" in result["reason"]
+    assert result["best"]["gain"] == 0.0
+    assert result["base"]["test"] == 0.5
+    encoded = result["base"]["encoded_as_best"]
+    assert (encoded["dev"], encoded["test"], encoded["params"]) == (0.8, pytest.approx(0.8), MEAN)
+    assert encoded["gain"] == pytest.approx(0.3)
+    assert result["versus_base"]["gain"] == pytest.approx(0.3)
+    assert result["recommended"] == {"trial": 0, "folder": ALIKE, "settings": MEAN}
+    line, use = settings_notes(Verdict.from_dict(result))
+    assert line.startswith("the base model with the winner's settings: 0.8000 on test, +0.3000 over its own (95% int")
+    assert use == "use these settings: --sentence_pooling_method mean"
+
+
+def test_where_both_gain_the_gain_is_that_of_training(tmp_path: Path) -> None:
+    result = _encoded(tmp_path, best=0.8, alike=0.6)
+    assert result["verdict"] == FINE_TUNE
+    assert result["best"]["gain"] == pytest.approx(0.2)
+    assert result["gains"][METRIC]["gain"] == pytest.approx(0.2)
+    assert result["versus_base"]["gain"] == pytest.approx(0.3)
+    assert result["recommended"] == {"trial": 2, "folder": "0002", "settings": {}}
+    assert {row["retrieved_before"][0] for row in result["queries"]["gained"]} == {f"{ALIKE}-passage"}
+
+
+def test_training_that_makes_up_for_worse_settings_keeps_the_base_model_as_it_is(tmp_path: Path) -> None:
+    result = _encoded(tmp_path, best=0.4, alike=0.2)
+    assert result["verdict"] == KEEP
+    assert result["best"]["gain"] == pytest.approx(0.2)
+    assert "but over the base model with your own settings it is -0.1000" in result["reason"]
+    assert result["recommended"] == {"trial": 0, "folder": "0000", "settings": {}}
+
+
+def test_settings_of_another_finalist_may_be_what_the_base_model_is_best_used_with(tmp_path: Path) -> None:
+    short = {"passage_max_len": 16}
+    folder = base_folder(short)
+    run_dir = _run(tmp_path, best=dict.fromkeys(QUERIES, 0.7))
+    for name, value in ((ALIKE, 0.6), (folder, 0.9)):
+        _write_scores(run_dir, name, dict.fromkeys(QUERIES, value))
+        _write_dev(run_dir, name, value)
+    study = make_study(
+        BASE | {"value": 0.5}, USER, {"value": 0.95, "arguments": MEAN}, {"value": 0.3, "arguments": short}
+    )
+    result = _plain(judge(run_dir, study, metric=METRIC, seed=0, total_seconds=1.0))
+    assert result["verdict"] == KEEP
+    assert "but over the base model with --passage_max_len 16 it is -0.2000" in result["reason"]
+    assert result["recommended"] == {"trial": 0, "folder": folder, "settings": short}
+
+
+@pytest.mark.parametrize(("as_is", "alike", "lost"), [(0.7, 0.61, ["news"]), (0.61, 0.7, ["news"]), (0.61, 0.61, [])])
+def test_a_guard_may_not_lose_against_either_base_model(
+    as_is: float, alike: float, lost: list[str], tmp_path: Path
+) -> None:
+    make_guarded(tmp_path, {"0000": {"news": as_is}, ALIKE: {"news": alike}, "0002": {"news": 0.6}})
+    result = _encoded(tmp_path, best=0.8, alike=0.6, guard=("news",), tolerance=0.02)
+    assert result["guard"]["lost"] == lost
+    assert result["guard"]["tasks"]["news"] == {"base": alike, "best": 0.6, "base_as_is": as_is}
+    assert result["verdict"] == (KEEP if lost else FINE_TUNE)
+
+
 def _comparison(ci95: tuple[float, float], gain: float = 0.02) -> Comparison:
-    counts = (100, 150, 50)
+    counts = WinTieLoss(100, 150, 50)
     return Comparison(queries=300, gain=gain, ci95=ci95, p_value=0.01, win_tie_loss=counts, detectable=0.03)
 
 
@@ -154,7 +236,14 @@ def _judged(run_dir: Path, retrains: optuna.Study | None = None, **guards: Any) 
     seconds = {"training": 10.0, "scoring": 2.0, "overhead": 1.0}
     best = {"value": 0.65, "seconds": seconds}
     study = make_study(BASE, USER | {"seconds": seconds}, best, {"value": None}, {"state": TrialState.FAIL})
-    return judge(run_dir, study, retrains, metric=METRIC, seed=0, total_seconds=60.0, **guards)
+    return _plain(judge(run_dir, study, retrains, metric=METRIC, seed=0, total_seconds=60.0, **guards))
+
+
+def _plain(verdict: Verdict) -> dict[str, Any]:
+    """What stands in result.json, and is read from it again as it was."""
+    values: dict[str, Any] = json.loads(json.dumps(verdict.to_dict(), allow_nan=False))
+    assert json.loads(json.dumps(Verdict.from_dict(values).to_dict())) == values
+    return values
 
 
 def test_result_of_a_clear_gain(tmp_path: Path) -> None:
@@ -178,7 +267,6 @@ def test_result_of_a_clear_gain(tmp_path: Path) -> None:
     assert result["optimism"] == pytest.approx(0.65 - best["test"])
     assert result["versus_user"]["gain"] == pytest.approx(best["gain"])
     assert [row["trial"] for row in result["finalists"]] == [2]
-    json.dumps(result, allow_nan=False)
 
 
 def test_queries_that_moved_most_come_with_their_text_and_what_was_retrieved(tmp_path: Path) -> None:
@@ -212,14 +300,14 @@ def test_a_model_that_changes_nothing_is_said_to_score_the_same(tmp_path: Path) 
 
 def test_user_settings_that_win_are_not_compared_with_themselves(tmp_path: Path) -> None:
     run_dir = _run(tmp_path, user=dict.fromkeys(QUERIES, 0.6))
-    result = judge(run_dir, make_study(BASE, USER), metric=METRIC, seed=0, total_seconds=1.0)
+    result = _plain(judge(run_dir, make_study(BASE, USER), metric=METRIC, seed=0, total_seconds=1.0))
     assert result["best"]["trial"] == 1
     assert result["versus_user"] is None
 
 
 def test_nothing_trained_to_its_end_keeps_the_base_model(tmp_path: Path) -> None:
     study = make_study(BASE, {"role": "user", "value": None, "state": TrialState.FAIL})
-    result = judge(tmp_path, study, metric=METRIC, seed=0, total_seconds=1.0)
+    result = _plain(judge(tmp_path, study, metric=METRIC, seed=0, total_seconds=1.0))
     assert result["verdict"] == KEEP
     assert result["best"] is None
     assert result["base"]["test"] is None

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from trainables.linear import fast_linear
 from trainables.scoring.frozen import HiddenStates
+from trainables.scoring.settings import EncodingSettings
 from trainables.varlen import attends_text_by_text, padding_position, positions
 
 _Made = TypeVar("_Made")
@@ -37,44 +38,6 @@ class EmbeddingModel(Protocol):
     @property
     def sparse_linear(self) -> nn.Module | None:
         """The head of the token weights, None for a model without."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncodingSettings:
-    """How texts become embeddings. Names, meanings and defaults are FlagEmbedding's, where it has them."""
-
-    query_max_len: int = 32
-    """Tokens of a query after truncation, special tokens included."""
-    passage_max_len: int = 128
-    """Tokens of a passage after truncation, special tokens included."""
-    query_instruction_for_retrieval: str | None = None
-    """Goes into the first place of ``query_instruction_format``; without it the query stands alone."""
-    query_instruction_format: str = "{}{}"
-    """Format of instruction and query."""
-    passage_instruction_for_retrieval: str | None = None
-    """Goes into the first place of ``passage_instruction_format``; without it the passage stands alone."""
-    passage_instruction_format: str = "{}{}"
-    """Format of instruction and passage."""
-    sentence_pooling_method: Literal["cls", "mean", "last_token"] = "cls"
-    """How a text's token vectors become its dense vector."""
-    normalize_embeddings: bool = True
-    """Give dense and token vectors the length 1."""
-    precision: Literal["float32", "float16", "bfloat16"] = "float32"
-    """The encoder's arithmetic on a GPU (autocast). Scores are always computed in float32."""
-    batch_tokens: int | None = None
-    """Tokens in one forward pass, padding included. None: as many as are fastest, 2048 on a CPU, 16384 on a GPU."""
-
-    def query_text(self, query: str) -> str:
-        """Return the query with its instruction."""
-        return _instructed(query, self.query_instruction_for_retrieval, self.query_instruction_format)
-
-    def passage_text(self, passage: str) -> str:
-        """Return the passage with its instruction."""
-        return _instructed(passage, self.passage_instruction_for_retrieval, self.passage_instruction_format)
-
-
-def _instructed(text: str, instruction: str | None, template: str) -> str:
-    return text if instruction is None else template.replace("\\n", "\n").format(instruction, text)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from trainables.scoring.encoding import Encoder, EncodingSettings, evaluation_mode, tokenise
+from trainables.scoring.encoding import Encoder, evaluation_mode, tokenise
+from trainables.scoring.settings import EncodingSettings
 
 LEAST_AGREEMENT = 0.9999
 """What a library's vectors must exceed; rounding alone leaves them above 0.999999."""

@@ -28,9 +28,10 @@ from mteb.results import TaskResult
 from mteb.types import EncodeKwargs, PromptType
 from torch.utils.data import DataLoader
 
-from trainables.scoring.encoding import EmbeddingModel, Embeddings, Encoder, EncodingSettings, evaluation_mode, tokenise
+from trainables.scoring.encoding import EmbeddingModel, Embeddings, Encoder, evaluation_mode, tokenise
 from trainables.scoring.heldout import read_passages, read_qrels, read_queries
 from trainables.scoring.measures import MEASURES, Scores, measure
+from trainables.scoring.settings import EncodingSettings
 
 _TREC_NAMES = {"ndcg_at_10": "ndcg_cut_10", "recall_at_10": "recall_10", "recall_at_100": "recall_100"}
 """Our measure -> pytrec_eval's, for those that mteb takes from pytrec_eval per query."""

@@ -19,19 +19,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from trainables.failures import NonFiniteScore
-from trainables.scoring.encoding import (
-    EmbeddingModel,
-    Encoder,
-    EncodingSettings,
-    Tokens,
-    evaluation_mode,
-    to_device,
-    tokenise,
-)
+from trainables.scoring.encoding import EmbeddingModel, Encoder, Tokens, evaluation_mode, to_device, tokenise
 from trainables.scoring.frozen import HiddenStates
 from trainables.scoring.heldout import Qrels, read_passages, read_qrels, read_queries
 from trainables.scoring.measures import DEPTH, HEADS, MEASURES, Scores
 from trainables.scoring.ranking import Matcher, TopK, sort_keys
+from trainables.scoring.settings import EncodingSettings
 
 __all__ = [
     "HEADS",

@@ -92,7 +92,7 @@ def _load(config: TrialConfig, checkpoint: str | None, base: BaseModels) -> tupl
     arguments = build_arguments(values, config.directory)
     torch.manual_seed(arguments.training.seed)
     tokenizer, model = load_model(arguments, base)
-    return arguments, tokenizer, model.to(arguments.training.device)
+    return arguments, tokenizer, model.to(arguments.training.device).float()  # transformers 5 keeps the file's 16 bits
 
 
 def _has_heads(config: TrialConfig) -> bool:

@@ -1,6 +1,7 @@
-"""The bundle: the winner's checkpoint, its arguments, scores and provenance in one folder that stands alone.
+"""The bundle: a model, its arguments, scores and provenance in one folder that stands alone.
 
-``python -m tuner.export RUN_DIR --to DIR`` writes it from a finished run directory.
+``python -m tuner.export RUN_DIR --to DIR`` writes it from a finished run directory: the model that the verdict
+recommends, or with ``--trial N`` the one that was asked for.
 """
 
 import argparse
@@ -8,7 +9,8 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,26 +20,34 @@ import yaml
 from trainables.files import CHECKSUMS, new_folder
 from tuner.errors import EXIT_DONE, EXIT_REQUEST, EXIT_STOPPED, BundleRefusedError, RequestError
 from tuner.export.finished_run import FinishedRun, read_run
-from tuner.export.model_card import model_card
+from tuner.export.model_card import base_card, model_card
 from tuner.export.model_folder import lacking_tokens, write_model
 from tuner.export.negatives import Negatives
 from tuner.export.train_script import arguments_of, portable, train_script
 from tuner.request.arguments import upstream_arguments
 from tuner.run_dir.store import run_folder
+from tuner.verdict.decision import KEEP, sentence, settings_notes
 
 SAMPLED_TEXTS = 4
 """Held-out queries, and passages, that are embedded to compare the libraries."""
 
 
 def write_bundle(
-    run_dir: Path, to: Path, *, gpus: int | None = None, verify: bool = True, trust_remote_code: bool = False
+    run_dir: Path,
+    to: Path,
+    *,
+    gpus: int | None = None,
+    trial: int | None = None,
+    verify: bool = True,
+    trust_remote_code: bool = False,
 ) -> Path:
     """Writes the bundle of a finished search; it is whole, or not there.
 
     Args:
         run_dir: The run directory.
         to: The bundle's folder; one that is there already is replaced.
-        gpus: Workers that train.sh is for, with the same negatives a query. None: as many as trained the winner.
+        gpus: Workers that train.sh is for, with the same negatives a query. None: as many as trained the model.
+        trial: Number of the model; 0 is the base model. None: the one that the verdict recommends.
         verify: Load what was written in FlagEmbedding and in sentence-transformers and compare embeddings.
         trust_remote_code: Code that lies beside the winner's weights may run here, as it did in training. Never taken
             from the run directory.
@@ -46,11 +56,11 @@ def write_bundle(
         `to`.
 
     Raises:
-        RequestError: The search is not finished, or has no winner, or on `gpus` it would be another model, or it needs
-            `trust_remote_code`.
+        RequestError: The search is not finished, or has no winner, the trial has no weights, on `gpus` it would be
+            another model, or it needs `trust_remote_code`.
         BundleRefusedError: A library does not embed as training did.
     """
-    run = read_run(run_dir, trust_remote_code=trust_remote_code)
+    run = read_run(run_dir, trial, trust_remote_code=trust_remote_code)
     if run.needs_trust:
         raise RequestError(
             [
@@ -58,9 +68,16 @@ def write_bundle(
                 "here; give --trust_remote_code again if you trust whoever can write there"
             ]
         )
+    if run.is_base and gpus is not None:
+        raise RequestError([f"--gpus {gpus}: is for train.sh, and the base model has none; name a trial with --trial"])
     with new_folder(to.resolve()) as folder:  # of a link, the folder that it names
         try:
-            _write(run, folder, to, gpus or run.workers)
+            if run.is_base:
+                _write_base(run, folder, to)
+            else:
+                _write_trained(run, folder, to, gpus or run.workers)
+            run.result.write(folder)
+            _write_text(folder / CHECKSUMS, "".join(_checksums(folder)))
             if verify:
                 _verify(run, folder)
         except BaseException:
@@ -69,15 +86,25 @@ def write_bundle(
     return to
 
 
-def best_arguments(run_dir: Path) -> dict[str, Any]:
-    """Returns the winner's arguments by FlagEmbedding's names, ready for its dataclasses.
+def best_arguments(run_dir: Path, trial: int | None = None) -> dict[str, Any]:
+    """Returns the model's arguments by FlagEmbedding's names, ready for its dataclasses.
 
-    `output_dir` is left out, and so is `trust_remote_code`: whoever uses them gives it again, or not.
+    `output_dir` is left out, and so is `trust_remote_code`: whoever uses them gives it again, or not. Of the base
+    model, those that it is to be used with. Where the verdict is to keep it, a warning says so first.
+
+    Args:
+        run_dir: The run directory.
+        trial: See `write_bundle`.
 
     Raises:
-        RequestError: The search is not finished, or has no winner.
+        RequestError: The search is not finished, or has no winner, or there are no weights of that trial.
     """
-    return arguments_of(read_run(run_dir))
+    run = read_run(run_dir, trial)
+    if run.result.verdict == KEEP:
+        text = f"verdict: {KEEP}. {' '.join([run.result.reason, *map(sentence, settings_notes(run.result))])}"
+        what = "those that the base model is used with" if run.is_base else f"those of trial {run.number} all the same"
+        warnings.warn(f"{text} These arguments are {what}.", stacklevel=2)
+    return arguments_of(run)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,10 +117,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         0; 1 when a library here does not embed as training did, or the bundle cannot be written; or 2 when there is
         nothing to export, or no room for it.
     """
-    parser = argparse.ArgumentParser(prog="python -m tuner.export", description="Write the best model of a search.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tuner.export", description="Write the model that the verdict of a search recommends."
+    )
     parser.add_argument("run_dir", metavar="RUN_DIR", help="the run directory of a finished search: a path or a URL")
     parser.add_argument(
         "--gpus", type=int, metavar="N", help="workers that train.sh is for (default: as many as a trial had)"
+    )
+    parser.add_argument(
+        "--trial", type=int, metavar="N", help="the model of that trial (default: the one that the verdict recommends)"
     )
     parser.add_argument(
         "--trust_remote_code", action="store_true", help="run code that lies beside the weights, as in training"
@@ -102,8 +134,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         check_room(arguments.to)
-        run_dir, trusted = run_folder(arguments.run_dir), arguments.trust_remote_code
-        print(write_bundle(run_dir, arguments.to, gpus=arguments.gpus, trust_remote_code=trusted))
+        chosen = {"gpus": arguments.gpus, "trial": arguments.trial, "trust_remote_code": arguments.trust_remote_code}
+        print(write_bundle(run_folder(arguments.run_dir), arguments.to, **chosen))
     except RequestError as error:
         for finding in error.findings:
             print(f"error: {finding}", file=sys.stderr)
@@ -126,20 +158,29 @@ def check_room(to: Path) -> None:
         raise RequestError([f"--to {to}: must be a new or empty folder, but something is there; name another"])
 
 
-def _write(run: FinishedRun, folder: Path, home: Path, workers: int) -> None:
+def _write_trained(run: FinishedRun, folder: Path, home: Path, workers: int) -> None:
     trained = arguments_of(run)
     arguments = {**trained, **Negatives.of(trained, run.workers).on(workers)}
     step = Negatives.of(arguments, workers)
     write_model(run, folder)
     arguments = portable(arguments, folder, home)
-    _write_text(folder / "best_config.json", json.dumps(arguments, indent=2, ensure_ascii=False) + "\n")
-    as_yaml = yaml.safe_dump(arguments, sort_keys=False, allow_unicode=True)
-    _write_text(folder / "best_config.yaml", f"# {step.workers} worker(s), {step}\n{as_yaml}")
+    _write_arguments(folder, arguments, f"{step.workers} worker(s), {step}")
     _write_text(folder / "train.sh", train_script(run, arguments, step, lacking_tokens(run, folder)))
     (folder / "train.sh").chmod(0o755)
-    _write_text(folder / "result.json", json.dumps(run.result, indent=2, ensure_ascii=False) + "\n")
     _write_text(folder / "README.md", model_card(run, arguments, step, folder))
-    _write_text(folder / CHECKSUMS, "".join(_checksums(folder)))
+
+
+def _write_base(run: FinishedRun, folder: Path, home: Path) -> None:
+    write_model(run, folder)
+    arguments = portable(arguments_of(run), folder, home)
+    _write_arguments(folder, arguments, f"Verdict: {run.result.verdict}. What the base model is used with.")
+    _write_text(folder / "README.md", base_card(run, arguments, folder))
+
+
+def _write_arguments(folder: Path, arguments: Mapping[str, Any], comment: str) -> None:
+    _write_text(folder / "best_config.json", json.dumps(arguments, indent=2, ensure_ascii=False) + "\n")
+    as_yaml = yaml.safe_dump(arguments, sort_keys=False, allow_unicode=True)
+    _write_text(folder / "best_config.yaml", f"# {comment}\n{as_yaml}")
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -154,8 +195,8 @@ def _checksums(folder: Path) -> Iterator[str]:
 
 
 def _verify(run: FinishedRun, folder: Path) -> None:
-    from trainables.scoring.encoding import EncodingSettings
     from trainables.scoring.libraries import EmbeddingsDifferError, Sample, check_bundle
+    from trainables.scoring.settings import EncodingSettings
 
     heldout = Path(run.dataset.eval_data)
     sample = Sample(queries=_texts(heldout / "queries.jsonl"), passages=_texts(heldout / "corpus.jsonl"))

@@ -10,12 +10,18 @@ from typing import Any
 import yaml
 
 from trainables.files import whole_records
+from trainables.scoring.measures import Scores
+from trainables.scoring.settings import UNTRAINED_ARGUMENTS
 from tuner.data import dataset as data
+from tuner.data.models import model_here
 from tuner.errors import RequestError
 from tuner.request.arguments import translated, upstream_arguments
 from tuner.request.config import SearchConfig
 from tuner.run_dir.object_storage import is_url
 from tuner.run_dir.store import trial_folder
+from tuner.study.study import arguments_of, read_studies
+from tuner.verdict.encoding import BASE_FOLDER
+from tuner.verdict.result import RESULT_FILE, Best, Model, Recommended, Verdict
 
 TRIAL_FILE = "config.json"
 _TRIAL_FOLDER = r"\d{4,}(-[a-z]+[0-9.]*[0-9])?"
@@ -24,27 +30,43 @@ _TRIAL_FOLDER = r"\d{4,}(-[a-z]+[0-9.]*[0-9])?"
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedRun:
-    """What a search asked for, trained and found."""
+    """What a search asked for and found, and the one of its models that is exported."""
 
     folder: Path
     config: SearchConfig
-    result: Mapping[str, Any]
-    """What result.json holds; `best` is there."""
+    result: Verdict
+    best: Best
+    """The winner and its scores."""
     dataset: data.Dataset
+    model: Model
+    """What is exported: the base model, the winner, or another trial that was asked for."""
     trained: Mapping[str, Any]
-    """The winner's arguments as it was trained with: FlagEmbedding's and the installed transformers' names."""
+    """Its arguments as it was trained with: FlagEmbedding's and the installed transformers' names.
+
+    Of the base model, which was not, those that it is to be used with.
+    """
     rung: Mapping[str, Any]
-    """The winner's best rung, whose weights `checkpoint` holds: a `RungReport`."""
+    """Its best rung, whose weights `checkpoint` holds: a `RungReport`; empty for the base model."""
     checkpoint: Path
     needs_trust: bool = False
     """Whether the winner was trained with code of its model's own, and nobody has said here that it may run."""
     recorded_workers: int | None = None
-    """Workers that the winner's own record names; None in runs that did not write them down."""
+    """Workers that the trial's own record names; None in runs that did not write them down."""
 
     @property
     def number(self) -> int:
-        """The winner's number in the study."""
-        return int(self.result["best"]["trial"])
+        """The model's number in the study; the base model is 0."""
+        return self.model.trial
+
+    @property
+    def is_base(self) -> bool:
+        """Whether the base model is exported, which was not trained."""
+        return not self.rung
+
+    @property
+    def is_best(self) -> bool:
+        """Whether the winner is exported, which the verdict is about."""
+        return self.model.folder == self.best.folder
 
     @property
     def base_model(self) -> str:
@@ -61,52 +83,57 @@ class FinishedRun:
         return self.recorded_workers or self.config.workers
 
     def argument(self, name: str) -> Any:
-        """Returns the winner's value of an argument, or upstream's default; ``\\n`` in a format is a line's end."""
+        """Returns the model's value of an argument, or upstream's default; ``\\n`` in a format is a line's end."""
         value = self.trained.get(name, upstream_arguments()[name].default)
         return value.replace("\\n", "\n") if name.endswith("_format") and value else value
 
 
-def read_run(folder: Path, *, trust_remote_code: bool = False) -> FinishedRun:
+def read_run(folder: Path, trial: int | None = None, *, trust_remote_code: bool = False) -> FinishedRun:
     """Reads the run directory `folder`.
 
     Args:
         folder: Anyone may have written it: what it says of code is not taken from it.
+        trial: Which of its models is exported, by its number; 0 is the base model. None: the one that the verdict
+            recommends.
         trust_remote_code: The caller's own word that the model's code may run; without it, `trained` does not have it.
 
     Raises:
-        RequestError: It is none, or its search has not come to a winner, or what it names is not inside of it.
+        RequestError: It is none, its search has not come to a winner, what it names is not inside of it, or there are
+            no weights of that trial.
     """
-    result = _read_result(folder)
-    _check_names(folder, result["best"])
+    result, best = _read_result(folder)
+    _check_names(folder, best)
     config = SearchConfig.from_dict(yaml.safe_load((folder / "config.yaml").read_text("utf-8")))
-    trial = folder / "trials" / f"{result['best']['trial']:04d}"
-    checkpoint = trial_folder(folder, result["best"]["folder"]) / "checkpoint"
-    if not (checkpoint / "config.json").is_file():
-        raise RequestError(
-            [f"{folder}: the winner's weights are to be in {checkpoint}, but they are not; search again"]
-        )
-    trained = _trained(trial, config, result["best"]["params"])
+    recommended = result.recommended or Recommended(trial=best.trial, folder=best.folder)
+    number = recommended.trial if trial is None else trial
+    known: dict[str, Any] = {"folder": folder, "config": config, "result": result, "best": best}
+    known["dataset"] = data.load(folder / "data")
+    if number == 0:
+        model, trained = _base_model(folder, config, result, best, recommended.settings)
+        kind: dict[str, Any] = {"rung": {}, "checkpoint": Path(trained["model_name_or_path"])}
+    else:
+        model = best if number == best.trial else _other_trial(folder, config, number)
+        record = folder / "trials" / f"{number:04d}"
+        kind = {"checkpoint": _checkpoint(folder, model, best)}
+        kind |= {"rung": _best_rung(record), "recorded_workers": _workers(record)}
+        trained = _trained(record, config, model.params)
     trusted = {"trust_remote_code": True} if trust_remote_code and trained.get("trust_remote_code") else {}
     return FinishedRun(
-        folder=folder,
-        config=config,
-        result=result,
-        dataset=data.load(folder / "data"),
+        **known,
+        **kind,
+        model=model,
         trained={name: value for name, value in trained.items() if name != "trust_remote_code"} | trusted,
         needs_trust=bool(trained.get("trust_remote_code")) and not trust_remote_code,
-        recorded_workers=_workers(trial),
-        rung=_best_rung(trial),
-        checkpoint=checkpoint,
     )
 
 
-def _check_names(folder: Path, best: Mapping[str, Any]) -> None:
+def _check_names(folder: Path, best: Best) -> None:
     """The names in result.json become paths and words of a script: they are those that a search gives."""
-    if not (isinstance(best["trial"], int) and re.fullmatch(_TRIAL_FOLDER, str(best["folder"]))):
+    if not re.fullmatch(_TRIAL_FOLDER, best.folder):
         raise RequestError(
             [
-                f"{folder / 'result.json'}: best.trial must be a number and best.folder a trial's, as 0007 or "
-                f"0007-alpha0.50, but got {best['trial']!r} and {best['folder']!r}; no search wrote this"
+                f"{folder / RESULT_FILE}: best.trial must be a number and best.folder a trial's, as 0007 or "
+                f"0007-alpha0.50, but got {best.trial!r} and {best.folder!r}; no search wrote this"
             ]
         )
 
@@ -118,19 +145,70 @@ def _workers(trial: Path) -> int | None:
     raise RequestError([f"{trial / TRIAL_FILE}: workers must be a number from 1, but got {workers!r}"])
 
 
-def _read_result(folder: Path) -> dict[str, Any]:
+def _base_model(
+    folder: Path, config: SearchConfig, result: Verdict, best: Best, settings: Mapping[str, Any]
+) -> tuple[Model, dict[str, Any]]:
+    """Returns the base model and what it is used with: the user's own settings but for `settings`."""
+    base = result.base
+    encoded = [each for each in (base.encoded_as_best, base.at_its_best) if each] if base else []
+    model = next((each for each in encoded if settings and each.params == settings), base)
+    asked = {**config.arguments, **settings}
+    found = _record(folder / "trials" / f"{best.trial:04d}").get("arguments", {}).get("model_name_or_path")
+    place = settings.get("model_name_or_path") or found
+    if place is None or not Path(place).is_dir():
+        place = model_here(place or config.model_name_or_path, cache_dir=config.arguments.get("cache_dir"))
+    used = {name: asked[name] for name in UNTRAINED_ARGUMENTS if asked.get(name) is not None}
+    return model or Model(trial=0, folder=BASE_FOLDER), used | {"model_name_or_path": place}
+
+
+def _other_trial(folder: Path, config: SearchConfig, number: int) -> Model:
+    """A trial that did not win, as the study has it."""
+    trials = read_studies(folder, config.storage, config.study_name)[0].get_trials(deepcopy=False)
+    if not 0 < number < len(trials):
+        raise RequestError([f"--trial {number}: the search has trials 0 to {len(trials) - 1}, the base model being 0"])
+    name, scores = f"{number:04d}", trials[number].user_attrs.get("scores", {})
+    tested = folder / "trials" / name / "test.json"
+    test = Scores.from_json(tested.read_text("utf-8")).means if tested.exists() else {}
+    return Model(
+        trial=number,
+        folder=name,
+        params=arguments_of(trials[number]),
+        dev=scores.get(config.metric),
+        test=test.get(config.metric),
+        dev_all=scores,
+        test_all=test,
+    )
+
+
+def _checkpoint(folder: Path, model: Model, best: Best) -> Path:
+    checkpoint = trial_folder(folder, model.folder) / "checkpoint"
+    if (checkpoint / "config.json").is_file():
+        return checkpoint
+    if model is best:
+        raise RequestError(
+            [f"{folder}: the winner's weights are to be in {checkpoint}, but they are not; search again"]
+        )
+    raise RequestError(
+        [
+            f"--trial {model.trial}: its weights are to be in {checkpoint}, but they were not kept; name another "
+            "trial, or raise --keep_checkpoints and search again"
+        ]
+    )
+
+
+def _read_result(folder: Path) -> tuple[Verdict, Best]:
     if not (folder / "config.yaml").is_file():
         raise RequestError(
             [f"{folder}: a run directory has a config.yaml, but this has none; give the --run_dir of a search"]
         )
-    if not (folder / "result.json").is_file():
+    result = Verdict.read(folder)
+    if result is None:
         raise RequestError(
             [f"{folder}: the search has not ended (no result.json); --resume {folder} takes it up again"]
         )
-    result: dict[str, Any] = json.loads((folder / "result.json").read_text("utf-8"))
-    if result["best"] is None:
+    if result.best is None:
         raise RequestError([f"{folder}: no trial was trained to its end, so there is nothing to export; search again"])
-    return result
+    return result, result.best
 
 
 def _trained(trial: Path, config: SearchConfig, params: Mapping[str, Any]) -> dict[str, Any]:

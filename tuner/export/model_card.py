@@ -2,7 +2,7 @@
 
 import html
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,10 @@ from tuner.export.negatives import Negatives
 from tuner.export.train_script import memory_note, tokens_note
 from tuner.request.config import HEADS, MEASURES
 from tuner.run_dir.object_storage import is_url
-from tuner.verdict.result import KEEP, metric_label, modes
+from tuner.verdict.decision import KEEP, metric_label, modes, sentence, settings_notes
+from tuner.verdict.encoding import shown_settings
+from tuner.verdict.result import Verdict
+from tuner.verdict.statistics import Comparison
 
 _PACKAGES = (
     "torch",
@@ -42,22 +45,48 @@ def model_card(run: FinishedRun, arguments: Mapping[str, Any], step: Negatives, 
     """Returns the text of README.md.
 
     Args:
-        run: The search.
+        run: The search, and the trained model of it.
         arguments: What best_config.json holds.
         step: What a training step with them is.
         bundle: The folder with the model in it.
     """
-    header = yaml.safe_dump(_header(run), sort_keys=False, allow_unicode=True)
-    name = _name(run)
+    guarded = run.is_best and run.result.guard is not None
     parts = [
-        f"# {name}\n\n{_verdict(run)}",
+        f"# {_name(run)}\n\n{_verdict(run)}",
         f"## Scores\n\n{_scores(run)}",
-        *([f"## Elsewhere\n\n{_guards(run)}"] if run.result["guard"] else []),
-        f"## Use\n\n{_use(run, bundle)}",
+        *([f"## Elsewhere\n\n{_guards(run)}"] if guarded else []),
+        f"## Use\n\n{_use(run)}\n\n{_heads_note(run, bundle)}",
         f"## Training\n\n{_training(run, arguments, step, bundle)}",
         f"## Provenance\n\n{_provenance(run)}",
     ]
-    return f"---\n{header}---\n\n" + "\n\n".join(parts) + "\n"
+    return _with_header(run, parts)
+
+
+def base_card(run: FinishedRun, arguments: Mapping[str, Any], bundle: Path) -> str:
+    """Returns the text of README.md of the base model, which the verdict is to keep; arguments as for `model_card`."""
+    heads = "" if has_heads(bundle) else " It has no sparse and colbert heads: FlagEmbedding makes random ones."
+    shown = "\n".join(
+        f"| {_code(name)} | {_cell(value)} |" for name, value in arguments.items() if name != "model_name_or_path"
+    )
+    parts = [
+        f"# {_name(run)}\n\n{_verdict(run)}",
+        f"## Scores\n\n{_scores(run)}",
+        f"## Use\n\n{_use(run)}\n\nNothing of this model was trained.{heads} {_lengths_note(run, 'These files cut')}",
+        f"## Settings\n\n| argument | value |\n|---|---|\n{shown}\n\n{_BASE_NOTE.format(trial=run.best.trial)}",
+        f"## Provenance\n\n{_provenance(run)}",
+    ]
+    return _with_header(run, parts)
+
+
+_BASE_NOTE = (
+    "`best_config.json` and `best_config.yaml` hold them, too. A trained model of the search, and the command that "
+    "trains it again, are written by `python -m tuner.export RUN_DIR --trial {trial} --to DIR`."
+)
+
+
+def _with_header(run: FinishedRun, parts: Sequence[str]) -> str:
+    header = yaml.safe_dump(_header(run), sort_keys=False, allow_unicode=True)
+    return f"---\n{header}---\n\n" + "\n\n".join(part.rstrip() for part in parts) + "\n"
 
 
 def _base_name(run: FinishedRun) -> str:
@@ -71,12 +100,13 @@ def _is_local(run: FinishedRun) -> bool:
 
 
 def _name(run: FinishedRun) -> str:
-    return f"{_base_name(run).rpartition('/')[2]}-fine-tuned"
+    name = _base_name(run).rpartition("/")[2]
+    return name if run.is_base else f"{name}-fine-tuned"
 
 
 def _header(run: FinishedRun) -> dict[str, Any]:
     base = {} if _is_local(run) else {"base_model": run.base_model}
-    results = [_result(run, head) for head in HEADS if f"{head}.{MEASURES[0]}" in run.result["best"]["test_all"]]
+    results = [_result(run, head) for head in HEADS if f"{head}.{MEASURES[0]}" in run.model.test_all]
     return {
         **base,
         "library_name": "sentence-transformers",
@@ -88,7 +118,7 @@ def _header(run: FinishedRun) -> dict[str, Any]:
 
 def _result(run: FinishedRun, head: str) -> dict[str, Any]:
     """One head's scores as mteb writes them into cards: in percent."""
-    test = run.result["best"]["test_all"]
+    test = run.model.test_all
     return {
         "task": {"type": "Retrieval", "name": f"Retrieval, {head}"},
         "dataset": {
@@ -109,58 +139,96 @@ def _judged_on(run: FinishedRun) -> str:
 
 
 def _verdict(run: FinishedRun) -> str:
-    verdict, reason = run.result["verdict"], run.result["reason"]
-    text = f"**Verdict: {verdict}.** {reason}"
+    verdict, reason = run.result.verdict, run.result.reason
+    text = " ".join([f"**Verdict: {verdict}.** {reason}", *map(sentence, settings_notes(run.result))])
+    if run.is_base:
+        return f"{text}\n\n{_of_base(run)}"
     if verdict == KEEP:
+        return (
+            f"{text}\n\nUse `{_base_name(run)}` as it is{_with_settings(run)}. The weights here are those of trial "
+            f"{run.number}, exported because they were asked for."
+        )
+    if not run.is_best:
         text += (
-            f"\n\nUse `{_base_name(run)}` as it is. The weights here are those of the best trial, kept for inspection."
+            f"\n\nThe verdict is about trial {run.best.trial}. The weights here are those of trial {run.number}, "
+            "exported because they were asked for."
         )
     return text
 
 
+def _of_base(run: FinishedRun) -> str:
+    return (
+        f"The weights here are those of `{_base_name(run)}`, as they were{_with_settings(run)}. With these files both "
+        "libraries encode as it was scored."
+    )
+
+
+def _with_settings(run: FinishedRun) -> str:
+    settings = run.result.recommended.settings if run.result.recommended else {}
+    return f", with `{shown_settings(settings)}`" if settings else ""
+
+
 def _scores(run: FinishedRun) -> str:
-    best, gains = run.result["best"], run.result["gains"]
+    if not (run.is_base or run.is_best):
+        return _scores_of_other(run)
+    best, gains, result = run.best, run.result.gains, run.result
     queries = run.dataset.manifest["eval"]["queries"]
+    encoded = result.base.encoded_as_best if result.base else None
+    title = "base model, encoded alike" if encoded else "base model"
     rows = [
-        "| on test | base model | own settings | best trial | gain (95% interval) |",
+        f"| on test | {title} | own settings | best trial | gain (95% interval) |",
         "|---|---|---|---|---|",
-        *(_score_row(run.result, metric, gains[metric]) for metric in best["test_all"] if metric in gains),
+        *(_score_row(run.result, metric, gains[metric]) for metric in best.test_all if metric in gains),
     ]
     about = (
         f"{queries['test']} held-out test queries, scored once; {queries['dev']} dev queries chose among the trials. "
-        f"Objective: {metric_label(run.result['metric'])}; on dev the best trial has {best['dev']:.4f}. "
-        f"The interval is a paired bootstrap over queries, p = {best['p_value']:.4f}."
+        f"Objective: {metric_label(result.metric)}; on dev the best trial has {_score(best.dev)}. "
+        f"The interval is a paired bootstrap over queries, p = {best.p_value:.4f}."
     )
     return "\n".join(rows) + f"\n\n{about}"
 
 
-def _score_row(result: Mapping[str, Any], metric: str, gain: Mapping[str, Any]) -> str:
+def _scores_of_other(run: FinishedRun) -> str:
+    """Of a trial that the verdict is not about: dev, and test where it is known."""
+    known = {"base model": run.result.base, "best trial": run.best, f"trial {run.number}": run.model}
+    splits = [(split, f"{split}_all") for split in ("dev", "test") if getattr(run.model, f"{split}_all")]
+    rows = [f"| | {' | '.join(known)} |", "|---|---|---|---|"]
+    for split, values in splits:
+        for metric in getattr(run.model, values):
+            cells = [_score(getattr(model, values).get(metric)) if model else "-" for model in known.values()]
+            rows.append(f"| {metric} on {split} | {' | '.join(cells)} |")
+    untested = "" if run.model.test_all else " It was not scored on test."
+    return "\n".join(rows) + f"\n\nTrial {run.number} was not judged.{untested}"
+
+
+def _score_row(result: Verdict, metric: str, gain: Comparison) -> str:
     head, _, measure = metric.partition(".")
     name = f"objective `{metric}`" + (", the mean of both" if "," in metric else "")
     if measure in _MEASURE_NAMES and "*" not in metric:
         name = f"{head.replace('_tuned', ', tuned weights')} {_MEASURE_NAMES[measure]}"
-    models = (result["base"], result["user"], result["best"])
-    values = [(model or {}).get("test_all", {}).get(metric) for model in models]
+    models = (result.compared, result.user, result.best)
+    values = [model.test_all.get(metric) if model else None for model in models]
     cells = [_score(value) for value in values]
-    low, high = gain["ci95"]
-    return f"| {name} | {' | '.join(cells)} | {gain['gain']:+.4f} ({low:+.4f} to {high:+.4f}) |"
+    low, high = gain.ci95
+    return f"| {name} | {' | '.join(cells)} | {gain.gain:+.4f} ({low:+.4f} to {high:+.4f}) |"
 
 
 def _guards(run: FinishedRun) -> str:
-    guard, mixtures = run.result["guard"], run.result["mixtures"]
-    cells = ((_cell(task), _score(scores["base"]), _score(scores["best"])) for task, scores in guard["tasks"].items())
+    guard, mixtures = run.result.guard, run.result.mixtures
+    assert guard is not None
+    cells = ((_cell(task), _score(scores.base), _score(scores.best)) for task, scores in guard.tasks.items())
     rows = ["| guard task | base model | best trial |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in cells)]
-    about = f"Main scores of the dense head, by mteb; a loss of more than {guard['tolerance']:g} turns the verdict."
-    return "\n".join(rows) + f"\n\n{about}" + (f" {mixtures['reason']}" if mixtures else "")
+    about = f"Main scores of the dense head, by mteb; a loss of more than {guard.tolerance:g} turns the verdict."
+    return "\n".join(rows) + f"\n\n{about}" + (f" {mixtures.reason}" if mixtures else "")
 
 
 def _score(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def _use(run: FinishedRun, bundle: Path) -> str:
-    sentence = _SENTENCE_SNIPPET.format(trust=", trust_remote_code=True" if run.argument("trust_remote_code") else "")
-    return f"```python\n{_flag_snippet(run)}\n```\n\n```python\n{sentence}\n```\n\n{_heads_note(run, bundle)}"
+def _use(run: FinishedRun) -> str:
+    trusted = ", trust_remote_code=True" if run.argument("trust_remote_code") else ""
+    return f"```python\n{_flag_snippet(run)}\n```\n\n```python\n{_SENTENCE_SNIPPET.format(trust=trusted)}\n```"
 
 
 def _flag_snippet(run: FinishedRun) -> str:
@@ -213,7 +281,7 @@ def _heads_note(run: FinishedRun, bundle: Path) -> str:
             "Only the dense vectors were trained, and the base model has no sparse and colbert heads: "
             "FlagEmbedding makes random ones, so do not use them."
         )
-    if weights := run.result["hybrid_weights"]:
+    if (weights := run.result.hybrid_weights) and run.is_best:
         notes.append(
             f"The hybrid score is `colbert+sparse+dense` of `compute_score` with `{modes(weights['default'])}`; with "
             f"tuned weights, chosen on dev, it takes `{modes(weights['best'])}`."
@@ -223,26 +291,31 @@ def _heads_note(run: FinishedRun, bundle: Path) -> str:
             "`compute_score` puts no instruction before texts: format them with it yourself, as in best_config.json, "
             "before you call it."
         )
-    query, passage = run.argument("query_max_len"), run.argument("passage_max_len")
-    if query != passage:
-        notes.append(
-            f"Training cut queries after {query} tokens and passages after {passage}, as `encode_query` and "
-            f"`encode_document` of sentence-transformers do from version 6 on; its `encode` has one length, "
-            f"{max(query, passage)}. An earlier version opens the model when `query_length` and `document_length` are "
-            "taken out of sentence_bert_config.json."
-        )
+    notes.append(_lengths_note(run, "Training cut"))
     if has_suffixes(run):
         notes.append(
             "An instruction goes on after the text, which prompts of sentence-transformers cannot say: format texts "
             "yourself there, as in best_config.json."
         )
-    return " ".join(notes)
+    return " ".join(note for note in notes if note)
+
+
+def _lengths_note(run: FinishedRun, cut: str) -> str:
+    query, passage = run.argument("query_max_len"), run.argument("passage_max_len")
+    if query == passage:
+        return ""
+    return (
+        f"{cut} queries after {query} tokens and passages after {passage}, as `encode_query` and "
+        f"`encode_document` of sentence-transformers do from version 6 on; its `encode` has one length, "
+        f"{max(query, passage)}. An earlier version opens the model when `query_length` and `document_length` are "
+        "taken out of sentence_bert_config.json."
+    )
 
 
 def _training(run: FinishedRun, arguments: Mapping[str, Any], step: Negatives, bundle: Path) -> str:
-    best, rung = run.result["best"], run.rung
+    rung = run.rung
     notes = "".join(f" {note}" for note in (memory_note(run), tokens_note(lacking_tokens(run, bundle))) if note)
-    shown = "\n".join(f"| {_code(name)} | {_cell(value)} |" for name, value in best["params"].items())
+    shown = "\n".join(f"| {_code(name)} | {_cell(value)} |" for name, value in run.model.params.items())
     return (
         f"Trial {run.number} of the search, {rung['step']} steps with seed {arguments['seed']}, "
         f"{rung['examples']} rows seen ({rung['fraction']:.0%} of its training): the best of its scores on dev.\n\n"
@@ -270,7 +343,7 @@ def _one_line(value: Any) -> str:
 
 
 def _mixed(run: FinishedRun) -> str:
-    alpha = run.result["best"]["alpha"]
+    alpha = run.model.alpha
     if alpha is None:
         return ""
     return (
@@ -307,5 +380,7 @@ def _data_rows(run: FinishedRun) -> Iterator[str]:
 
 def _seed_rows(run: FinishedRun) -> Iterator[str]:
     yield f"| seed of split, search and training | {run.config.seed} |"
-    scores = ", ".join(f"{item['seed']}: {item['dev']:.4f}" for item in run.result["best"]["seeds"])
+    if not run.is_best:
+        return
+    scores = ", ".join(f"{item.seed}: {item.dev:.4f}" for item in run.best.seeds)
     yield f"| dev score by training seed | {scores} |"

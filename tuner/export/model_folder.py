@@ -16,6 +16,11 @@ from tuner.request.config import MEASURES
 HEADS = ("colbert_linear.pt", "sparse_linear.pt")
 _KEPT = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", *HEADS)
 """Weights and tokenizer. The two heads are the only pickles."""
+_OF_BASE = (
+    *("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "special_tokens_map.json"),
+    *("added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.jinja", *HEADS),
+)
+"""The same of a base model, whose folder is not the search's own: nothing else that lies there goes along."""
 _CODE = "*.py"
 """The model's own, which goes along where it was trusted."""
 
@@ -30,8 +35,11 @@ _POOLING = {"cls": "cls_token", "mean": "mean_tokens", "last_token": "lasttoken"
 
 
 def write_model(run: FinishedRun, folder: Path) -> None:
-    """Writes the winner's checkpoint into `folder`, with the files that make it a sentence-transformers model."""
-    _copy_checkpoint(run.checkpoint, folder, (*_KEPT, _CODE) if run.argument("trust_remote_code") else _KEPT)
+    """Writes the model into `folder`, with the files that make it a sentence-transformers model."""
+    kept = _OF_BASE if run.is_base else _KEPT
+    _copy_checkpoint(run.checkpoint, folder, (*kept, _CODE) if run.argument("trust_remote_code") else kept)
+    if not any(folder.glob("*.safetensors")):
+        _convert(run, folder)
     _add_heads_of_base(run, folder)
     _write_modules(run, folder)
 
@@ -52,7 +60,7 @@ def lacking_tokens(run: FinishedRun, folder: Path) -> list[str]:
 
 
 def prompts(run: FinishedRun) -> dict[str, str]:
-    """Returns sentence-transformers' prompts for the instructions it was trained with, empty without any."""
+    """Returns sentence-transformers' prompts for the instructions of the model, empty without any."""
     return {"query": _prefix(run, "query") or "", "document": _prefix(run, "passage") or ""}
 
 
@@ -65,17 +73,24 @@ def _copy_checkpoint(checkpoint: Path, folder: Path, kept: Sequence[str]) -> Non
     for pattern in kept:
         for file in checkpoint.glob(pattern):
             shutil.copyfile(file, folder / file.name)
-    for name in ("config.json", "tokenizer_config.json"):
-        path = folder / name
+    for path in (folder / name for name in ("config.json", "tokenizer_config.json") if (folder / name).is_file()):
         settings = json.loads(path.read_text("utf-8"))
         _write_json(path, {key: value for key, value in settings.items() if key not in _PLACES})
+
+
+def _convert(run: FinishedRun, folder: Path) -> None:
+    """Writes the weights of a base model that has them as a pickle only, as safetensors."""
+    from transformers import AutoModel
+
+    trusted = run.argument("trust_remote_code")
+    AutoModel.from_pretrained(str(run.checkpoint), trust_remote_code=trusted).save_pretrained(str(folder))
 
 
 def _add_heads_of_base(run: FinishedRun, folder: Path) -> None:
     """Where only the dense vectors were trained, the base model's heads go along: they are what scores the rest."""
     base = Path(run.trained.get("model_name_or_path", run.config.model_name_or_path))
     places = [place for place in (base, run.folder / "best") if has_heads(place)]
-    if has_heads(folder) or not (places or _is_scored_with_heads(run)):
+    if run.is_base or has_heads(folder) or not (places or _is_scored_with_heads(run)):
         return
     places = places or [place for place in _base_now(run) if has_heads(place)]
     if not places:
@@ -93,7 +108,7 @@ def _base_now(run: FinishedRun) -> Iterator[Path]:
 
 
 def _is_scored_with_heads(run: FinishedRun) -> bool:
-    return f"sparse.{MEASURES[0]}" in run.result["best"]["test_all"]
+    return f"sparse.{MEASURES[0]}" in (run.model.test_all or run.best.test_all)
 
 
 def _write_modules(run: FinishedRun, folder: Path) -> None:

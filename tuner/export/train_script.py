@@ -33,7 +33,7 @@ _MODELS = ("model_name_or_path", "config_name", "tokenizer_name")
 
 
 def arguments_of(run: FinishedRun) -> dict[str, Any]:
-    """Returns the winner's arguments, ready for FlagEmbedding's dataclasses on this machine.
+    """Returns the model's arguments, ready for FlagEmbedding's dataclasses on this machine.
 
     The base model is named as on the hub, or by its folder or URL; the training data is the run's.
 
@@ -50,6 +50,8 @@ def arguments_of(run: FinishedRun) -> dict[str, Any]:
     left_out = _PLACES | _REPORTING | _MEMORY | _SAVING | {*SECRETS}
     arguments = {name: value for name, value in run.trained.items() if name not in left_out and value is not None}
     arguments["model_name_or_path"] = run.base_model
+    if run.is_base:
+        return arguments
     arguments["train_data"] = list(_train_data(run))
     if run.workers == 1:
         arguments.pop(CROSS, None)  # nobody to share with, and FlagEmbedding alone makes no process group for one
@@ -65,7 +67,8 @@ def portable(arguments: Mapping[str, Any], bundle: Path, home: Path) -> dict[str
         RequestError: The DeepSpeed configuration is not here.
     """
     changed = dict(arguments)
-    changed["train_data"] = [_relative(path, home) for path in arguments["train_data"]]
+    if "train_data" in arguments:
+        changed["train_data"] = [_relative(path, home) for path in arguments["train_data"]]
     for name in _MODELS:
         if name in arguments and Path(arguments[name]).is_dir():
             changed[name] = _relative(arguments[name], home)
@@ -124,7 +127,7 @@ def _notes(run: FinishedRun, arguments: Mapping[str, Any]) -> Iterator[str]:
         yield _ON_CPUS
     if note := memory_note(run):
         yield textwrap.fill(note, 118, initial_indent="# ", subsequent_indent="# ") + "\n"
-    if (alpha := run.result["best"]["alpha"]) is not None:
+    if (alpha := run.model.alpha) is not None:
         yield _MIXTURE.format(alpha=alpha)
 
 

@@ -5,7 +5,7 @@ A figure is left out where there is too little to draw; the report says so in it
 
 import math
 import warnings
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from tuner.study.study import has_failed, value_of
+from tuner.verdict.result import Finalist
 
 INK, MUTED, RULE = "#1f2933", "#66727f", "#dde2e7"
 ACCENT, FADED, WARM = "#2171b5", "#b9c3cc", "#b4622d"
@@ -79,17 +80,17 @@ def search_pictures(study: Study, *, metric: str, rungs: Sequence[float], winner
     ]
 
 
-def seeds_picture(finalists: Sequence[Mapping[str, Any]], base: float | None, metric: str) -> Picture:
+def seeds_picture(finalists: Sequence[Finalist], base: float | None, metric: str) -> Picture:
     """Draws each finalist's dev score by seed, its mean and the lower bound that ranks it."""
     title = "Spread between seeds"
     if not finalists:
         return Picture(title=title, caption="No finalist was trained with several seeds.", html="")
-    names = [f"trial {row['trial']}" for row in finalists]
+    names = [f"trial {row.trial}" for row in finalists]
     figure = go.Figure()
     for name, row in zip(names, finalists, strict=True):
-        lows, scores = [row["dev_lower"], row["dev_mean"]], [seed["dev"] for seed in row["seeds"]]
+        lows, scores = [row.dev_lower, row.dev_mean], [seed.dev for seed in row.seeds]
         figure.add_scatter(x=lows, y=[name] * 2, mode="lines", line={"color": FADED, "width": 2}, hoverinfo="skip")
-        labels = [f"seed {seed['seed']}" for seed in row["seeds"]]
+        labels = [f"seed {seed.seed}" for seed in row.seeds]
         figure.add_scatter(x=scores, y=[name] * len(scores), mode="markers", text=labels, marker=_dot(ACCENT, 9, 0.55))
         figure.add_scatter(x=lows[1:], y=[name], mode="markers", marker=_mark("line-ns", INK), name="mean")
         figure.add_scatter(x=lows[:1], y=[name], mode="markers", marker=_mark("line-ns", WARM), name="lower bound")

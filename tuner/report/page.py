@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ from trainables.scoring.measures import objectives
 from tuner.errors import EXIT_DONE, EXIT_REQUEST, EXIT_STOPPED, RequestError
 from tuner.report.figures import search_pictures, seeds_picture
 from tuner.report.queries import moved_queries
-from tuner.run_dir.names import bundle_of
 from tuner.run_dir.store import open_run_dir, run_folder
 from tuner.run_dir.written import is_foreign
 from tuner.study.study import arguments_of, has_failed, read_studies, value_of
-from tuner.verdict.result import FINE_TUNE, metric_label, modes
+from tuner.verdict.decision import FINE_TUNE, interval, metric_label, modes, sentence, settings_notes
+from tuner.verdict.result import Best, Verdict, bundle_of
+from tuner.verdict.statistics import Comparison
 
 REPORT_FILE = "report.html"
 _TEMPLATE = "report_template.html"
@@ -38,6 +39,8 @@ _READ = (
 )
 """What a report is written from, in a run directory: no weights, no training states."""
 _PARTS = {"test": "final test"}
+Guarded = Mapping[str, float | None]
+"""Guard task -> score."""
 
 
 def write_report(run_dir: Path, storage: str | None = None) -> Path:
@@ -105,8 +108,8 @@ def _contents(run_dir: Path, storage: str | None) -> dict[str, Any]:
     """Everything that the template shows, by name."""
     config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
     search, _ = read_studies(run_dir, storage or config["storage"], config.get("study_name"))
-    trials, result = search.get_trials(deepcopy=False), _json(run_dir / "result.json")
-    best = result["best"] if result else None
+    trials, result = search.get_trials(deepcopy=False), Verdict.read(run_dir)
+    best = result.best if result else None
     metric = metric_label(config["metric"])
     return {
         "name": run_dir.resolve().name,
@@ -114,68 +117,92 @@ def _contents(run_dir: Path, storage: str | None) -> dict[str, Any]:
         "is_dense": {name.partition(".")[0] for part in objectives(config["metric"]) for name in part} == {"dense"},
         "result": result,
         "best": best,
-        "fine_tune": result is not None and result["verdict"] == FINE_TUNE,
-        "facts": _facts(result) if best else [],
+        "fine_tune": result is not None and result.verdict == FINE_TUNE,
         "interval_width": _INTERVAL_WIDTH,
-        "heads": _heads(result) if best else [],
-        "guarded": _guarded(result) if best else None,
-        "parameters": _parameters(result) if best else [],
-        "queries": moved_queries(run_dir / "data" / "eval", result["queries"]) if best else {},
-        "seeds": seeds_picture(result["finalists"], result["base"]["dev"], metric) if best else None,
-        "pictures": search_pictures(
-            search, metric=metric, rungs=config["rungs"], winner=best["trial"] if best else None
-        ),
-        "spent": _spent(result["seconds"]) if result else [],
+        "pictures": search_pictures(search, metric=metric, rungs=config["rungs"], winner=best.trial if best else None),
+        "spent": _spent(result.seconds) if result else [],
         "trials": [_trial_row(trial) for trial in trials],
         "parameter_names": list(dict.fromkeys(name for trial in trials for name in arguments_of(trial))),
         "manifest": _json(run_dir / "data" / "manifest.json"),
         "search_command": config["command"],
-        "train_command": _train_command(run_dir, result) if best else None,
         "plotly": Markup(get_plotlyjs()),
+        **(_findings(run_dir, result, best, metric) if result and best else _NOTHING),
     }
 
 
-def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+_NOTHING: Mapping[str, Any] = {
+    "alike": None,
+    "facts": [],
+    "heads": [],
+    "guarded": None,
+    "parameters": [],
+    "queries": {},
+    "seeds": None,
+    "train_command": None,
+}
+
+
+def _findings(run_dir: Path, result: Verdict, best: Best, metric: str) -> dict[str, Any]:
+    """What there is to show of a search in which a trial was trained to its end."""
+    return {
+        "alike": result.base.encoded_as_best if result.base else None,
+        "facts": _facts(result, best),
+        "heads": _heads(result, best),
+        "guarded": _guarded(result, best),
+        "parameters": _parameters(result, best),
+        "queries": moved_queries(run_dir / "data" / "eval", result.queries),
+        "seeds": seeds_picture(result.finalists, result.compared.dev if result.compared else None, metric),
+        "train_command": _train_command(run_dir, result, best),
+    }
+
+
+def _facts(result: Verdict, best: Best) -> list[tuple[str, str]]:
     """What there is to know beside the verdict: a word and a sentence each."""
-    best, versus, base = result["best"], result["versus_user"], result["base"]
-    count = best["win_tie_loss"]
-    facts = [("Queries", f"{count['win']} rank better, {count['tie']} the same, {count['loss']} worse.")]
-    if versus:
-        low, high = versus["ci95"]
-        interval = f"95% interval {low:+.4f} to {high:+.4f}, p = {versus['p_value']:.4f}"
-        facts.append(("Against your settings", f"{versus['gain']:+.4f} on test ({interval})."))
-    elif result["user"] and result["user"]["folder"] == best["folder"]:
-        facts.append(("Your settings", "They are the best that was found."))
-    detects = f"detect gains of about {best['detectable']:.4f} and more"
-    if count["tie"] == best["queries"]:
+    settings = [("Settings", sentence(note)) for note in settings_notes(result)]
+    return [*settings, *_gain_facts(result, best), *_other_facts(result)]
+
+
+def _gain_facts(result: Verdict, best: Best) -> Iterator[tuple[str, str]]:
+    count, base = best.win_tie_loss, result.compared
+    yield "Queries", f"{count.win} rank better, {count.tie} the same, {count.loss} worse."
+    if result.versus_user:
+        yield "Against your settings", _on_test(result.versus_user)
+    elif result.user and result.user.folder == best.folder:
+        yield "Your settings", "They are the best that was found."
+    if result.versus_base:
+        yield "Settings and training", f"Together {_on_test(result.versus_base)}"
+    detects = f"detect gains of about {best.detectable:.4f} and more"
+    if count.tie == best.queries:
         detects = "do not tell how small a gain they detect: none of them changed"
-    facts.append(("Test set", f"{best['queries']} queries {detects}."))
-    for name, gain in (result.get("objectives") or {}).items():
-        low, high = gain["ci95"]
-        interval = f"95% interval {low:+.4f} to {high:+.4f}, p = {gain['p_value']:.4f}"
-        facts.append((name, f"{gain['gain']:+.4f} on test ({interval})."))
-    drop = f"Dev minus test of the best trial is {result['optimism']:+.4f}; of the base model, which was not selected, "
-    facts.append(("Optimism", drop + f"{base['dev'] - base['test']:+.4f}."))
-    if weights := result["hybrid_weights"]:
-        facts.append(("Hybrid", f"The score of compute_score with {modes(weights['default'])}."))
-        facts.append(("Hybrid, tuned", f"{modes(weights['best'])} is best for the best trial on dev."))
-    if result["front"]:
-        on_it = ", ".join(str(row["trial"]) for row in result["front"])
-        facts.append(("Pareto front", f"No other trial is better on both objectives than trial {on_it}."))
-    if result["noise"] is not None:
-        facts.append(("Noise", f"Seeds of one configuration differ by {result['noise']:.4f} (standard deviation)."))
-    if result["ties"]:
-        tied = ", ".join(str(number) for number in result["ties"])
-        facts.append(
-            ("Tie", f"On dev, the best trial cannot be told from trial {tied}: they differ by less than the noise.")
-        )
-    return facts
+    yield "Test set", f"{best.queries} queries {detects}."
+    for name, gain in (result.objectives or {}).items():
+        yield name, _on_test(gain)
+    if result.optimism is not None and base is not None and base.dev is not None and base.test is not None:
+        drop = f"Dev minus test of the best trial is {result.optimism:+.4f}; of the base model, not selected, "
+        yield "Optimism", drop + f"{base.dev - base.test:+.4f}."
 
 
-def _heads(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _other_facts(result: Verdict) -> Iterator[tuple[str, str]]:
+    if weights := result.hybrid_weights:
+        yield "Hybrid", f"The score of compute_score with {modes(weights['default'])}."
+        yield "Hybrid, tuned", f"{modes(weights['best'])} is best for the best trial on dev."
+    if result.front:
+        on_it = ", ".join(str(row.trial) for row in result.front)
+        yield "Pareto front", f"No other trial is better on both objectives than trial {on_it}."
+    if result.noise is not None:
+        yield "Noise", f"Seeds of one configuration differ by {result.noise:.4f} (standard deviation)."
+    if result.ties:
+        tied = ", ".join(str(number) for number in result.ties)
+        yield "Tie", f"On dev, the best trial cannot be told from trial {tied}: they differ by less than the noise."
+
+
+def _on_test(gain: Comparison) -> str:
+    return f"{gain.gain:+.4f} on test ({interval(gain)}, p = {gain.p_value:.4f})."
+
+
+def _heads(result: Verdict, best: Best) -> list[dict[str, Any]]:
     """One row a metric: scores on test, gain over the base model, and where to draw its interval."""
-    gains, user = result["gains"], result["user"]
-    ends: list[float] = [0.0, *(end for gain in gains.values() for end in gain["ci95"])]
+    ends: list[float] = [0.0, *(end for gain in result.gains.values() for end in gain.ci95)]
     left, width = min(ends), (max(ends) - min(ends)) or 1.0
 
     def place(value: float) -> float:
@@ -186,19 +213,20 @@ def _heads(result: Mapping[str, Any]) -> list[dict[str, Any]]:
         {
             "head": _head(metric),
             "measure": metric.rpartition(".")[2] if "*" not in metric and "," not in metric else "",
-            "is_objective": metric == result["metric"],
-            "base": result["base"]["test_all"][metric],
-            "user": user["test_all"].get(metric) if user else None,
-            "best": result["best"]["test_all"][metric],
+            "is_objective": metric == result.metric,
+            **{
+                name: model.test_all.get(metric) if model else None
+                for name, model in (("base", result.compared), ("user", result.user), ("best", best))
+            },
             "drawn": {
                 "zero": place(0.0),
-                "low": place(gain["ci95"][0]),
-                "gain": place(gain["gain"]),
-                "high": place(gain["ci95"][1]),
+                "low": place(gain.ci95[0]),
+                "gain": place(gain.gain),
+                "high": place(gain.ci95[1]),
             },
-            **gain,
+            **vars(gain),
         }
-        for metric, gain in gains.items()
+        for metric, gain in result.gains.items()
     ]
 
 
@@ -209,30 +237,36 @@ def _head(metric: str) -> str:
     return metric.partition(".")[0].replace("_", ", ")
 
 
-def _guarded(result: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The guard table: base model, every finalist, the mixtures of the winner, and what was chosen."""
-    guard, mixtures, best = result["guard"], result["mixtures"], result["best"]
+def _guarded(result: Verdict, best: Best) -> dict[str, Any] | None:
+    """The guard table: base model, every finalist, the mixtures of the winner, and what was chosen.
+
+    Each is compared with the base model encoded alike.
+    """
+    guard, number = result.guard, best.trial
     if guard is None:
         return None
-    tasks, number = list(guard["tasks"]), best["trial"]
-    base = {task: scores["base"] for task, scores in guard["tasks"].items()}
-    rows = [("base model", result["base"]["dev"], base)]
-    dev = {row["trial"]: row["seeds"][0]["dev"] for row in [*result["finalists"], best]}
-    rows += [(f"trial {n}", dev.get(int(n)), scores) for n, scores in guard["finalists"].items()]
-    for row in (mixtures or {"rows": []})["rows"][1:-1]:
-        rows.append((f"trial {number}, alpha {row['alpha']:g}", row["dev"], row["guard"]))
-    chosen = f"trial {number}" + (f", alpha {best['alpha']:g}" if best["alpha"] is not None else "")
+    base: Guarded = {task: scores.base for task, scores in guard.tasks.items()}
+    rows: list[tuple[str, float | None, Guarded, Guarded]] = [
+        ("base model", result.compared.dev if result.compared else None, base, base)
+    ]
+    seeds = [*((row.trial, row.seeds) for row in result.finalists), (best.trial, best.seeds)]
+    dev = {trial: scores[0].dev for trial, scores in seeds}
+    for n, scores in guard.finalists.items():
+        rows.append((f"trial {n}", dev.get(int(n)), scores, guard.finalist_bases.get(n, base)))
+    for row in (result.mixtures.rows if result.mixtures else ())[1:-1]:
+        rows.append((f"trial {number}, alpha {row.alpha:g}", row.dev, row.guard, base))
+    chosen = f"trial {number}" + (f", alpha {best.alpha:g}" if best.alpha is not None else "")
     return {
-        "tasks": tasks,
+        "tasks": list(guard.tasks),
         "rows": [
             {
                 "name": name,
                 "dev": dev,
                 "chosen": name == chosen,
                 "is_base": scores is base,
-                "cells": [_guard_cell(base[task], scores.get(task), guard["tolerance"]) for task in tasks],
+                "cells": [_guard_cell(of.get(task), scores.get(task), guard.tolerance) for task in guard.tasks],
             }
-            for name, dev, scores in rows
+            for name, dev, scores, of in rows
         ],
     }
 
@@ -243,10 +277,10 @@ def _guard_cell(base: float | None, score: float | None, tolerance: float) -> tu
     return score, change, change is None or change < -tolerance
 
 
-def _parameters(result: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+def _parameters(result: Verdict, best: Best) -> list[tuple[str, Any, Any]]:
     """Name, value in the user's settings (None where there are none), value in the best trial."""
-    yours = result["user"]["params"] if result["user"] else {}
-    return [(name, yours.get(name), value) for name, value in result["best"]["params"].items()]
+    yours = result.user.params if result.user else {}
+    return [(name, yours.get(name), value) for name, value in best.params.items()]
 
 
 def _spent(seconds: Mapping[str, float]) -> list[tuple[str, float, float]]:
@@ -270,12 +304,12 @@ def _trial_row(trial: FrozenTrial) -> dict[str, Any]:
     }
 
 
-def _train_command(run_dir: Path, result: Mapping[str, Any]) -> str:
-    """The bundle's train.sh; without a bundle, the parameters as flags of FlagEmbedding's own command."""
+def _train_command(run_dir: Path, result: Verdict, best: Best) -> str:
+    """The bundle's train.sh; without one, the parameters as flags of FlagEmbedding's own command."""
     bundle = bundle_of(run_dir, result)
-    if bundle is not None:
+    if bundle is not None and (bundle / "train.sh").is_file():
         return (bundle / "train.sh").read_text(encoding="utf-8")
-    return " \\\n".join(f"--{name} {value}" for name, value in result["best"]["params"].items())
+    return " \\\n".join(f"--{name} {value}" for name, value in best.params.items())
 
 
 def _json(path: Path) -> Any:

@@ -5,39 +5,44 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
+from tuner.verdict.result import MovedQueries, MovedQuery
+
 _SHOWN = 3
 _CHARACTERS = 260
 
 
-def moved_queries(
-    eval_data: Path, queries: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> dict[str, list[dict[str, Any]]]:
-    """Adds texts and relevance to the ``queries`` of result.json.
+def moved_queries(eval_data: Path, queries: MovedQueries) -> dict[str, list[dict[str, Any]]]:
+    """Adds texts and relevance to the queries that moved.
 
     Args:
         eval_data: BEIR folder with corpus.jsonl and qrels/test.tsv; the corpus is read through once, never held.
-        queries: ``gained`` and ``lost``, rows with "id", "retrieved_before", "retrieved_after" and more.
+        queries: Those that gained and lost most.
 
     Returns:
-        The same rows with ``before_passages`` and ``after_passages`` (the first three: "text", "relevant") and
-        ``before_rank`` and ``after_rank``: rank of the first relevant passage, None where it is below 10.
+        ``gained`` and ``lost``: the same rows with ``before_passages`` and ``after_passages`` (the first three: "text",
+        "relevant") and ``before_rank`` and ``after_rank``: rank of the first relevant passage, None where it is below
+        10.
     """
-    rows = [row for side in queries.values() for row in side]
-    relevant = _relevant(eval_data / "qrels" / "test.tsv", {row["id"] for row in rows})
-    shown = {passage for row in rows for when in ("before", "after") for passage in row[f"retrieved_{when}"][:_SHOWN]}
+    sides = {"gained": queries.gained, "lost": queries.lost}
+    rows = [row for side in sides.values() for row in side]
+    relevant = _relevant(eval_data / "qrels" / "test.tsv", {row.id for row in rows})
+    shown = {passage for row in rows for ranking in _rankings(row).values() for passage in ranking[:_SHOWN]}
     texts = _texts(eval_data / "corpus.jsonl", shown)
-    return {side: [_with_passages(row, relevant[row["id"]], texts) for row in moved] for side, moved in queries.items()}
+    return {side: [_with_passages(row, relevant[row.id], texts) for row in moved] for side, moved in sides.items()}
 
 
-def _with_passages(row: Mapping[str, Any], relevant: Set[str], texts: Mapping[str, str]) -> dict[str, Any]:
+def _rankings(row: MovedQuery) -> dict[str, Sequence[str]]:
+    return {"before": row.retrieved_before, "after": row.retrieved_after}
+
+
+def _with_passages(row: MovedQuery, relevant: Set[str], texts: Mapping[str, str]) -> dict[str, Any]:
     added: dict[str, Any] = {}
-    for when in ("before", "after"):
-        ranking = row[f"retrieved_{when}"]
+    for when, ranking in _rankings(row).items():
         ranks = (rank for rank, passage in enumerate(ranking, start=1) if passage in relevant)
         added[f"{when}_rank"] = next(ranks, None)
         shown = [{"text": texts[passage], "relevant": passage in relevant} for passage in ranking[:_SHOWN]]
         added[f"{when}_passages"] = shown
-    return {**row, **added}
+    return {**vars(row), **added}
 
 
 def _relevant(path: Path, queries: Set[str]) -> dict[str, set[str]]:

@@ -1,9 +1,6 @@
 """What the files and folders of a run directory are called."""
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 
 def task_name(guard: str) -> str:
@@ -20,12 +17,3 @@ def mixture_name(number: int, alpha: float) -> str:
 def weights_of(run_dir: Path, number: int) -> Path:
     """Returns the folder of a trial's weights; it is there while they are kept."""
     return run_dir / "trials" / f"{number:04d}" / "checkpoint"
-
-
-def bundle_of(run_dir: Path, result: Mapping[str, Any]) -> Path | None:
-    """Returns RUN/best where it is the bundle of the winner of `result`, and not an earlier one's; None otherwise."""
-    written = run_dir / "best" / "result.json"
-    if result["best"] is None or not written.is_file():
-        return None
-    best = json.loads(written.read_text("utf-8"))["best"]
-    return written.parent if all(best[key] == result["best"][key] for key in ("trial", "folder")) else None

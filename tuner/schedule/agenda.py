@@ -28,7 +28,10 @@ from tuner.schedule.time_budget import TimeBudget
 from tuner.study.study import SearchStudy, arguments_of
 from tuner.study.trials import BASE, SAMPLED
 from tuner.verdict import selection
-from tuner.verdict.result import rests_on
+from tuner.verdict.judge import rests_on
+
+_ROLES = {None: "guards", "dev": "encoding", "test": "test"}
+"""What a job that only scores is for, by its split."""
 
 _NO_TIME = "no time for its next rung"
 
@@ -259,7 +262,7 @@ class Agenda:
         self.failures.append(failure)
         self._base_failed |= job.row.role == BASE  # nothing can be compared with
         self._mirror.study_changed()
-        if job.trial is None and rests_on(job.config, self._run_dir, self._study, self._config.guard_tolerance):
+        if job.trial is None and rests_on(job.config, self._run_dir, self._study, self._config):
             self._unscored = f"{job.config.name} could not be scored on test: {failure.message}"
         if job.trial is None:
             return
@@ -414,7 +417,7 @@ class Agenda:
         if not self._scorings:
             return None
         config = self._scorings.pop(0)
-        role = "test" if config.split == "test" else "mixtures" if config.alphas else "guards"
+        role = "mixtures" if config.alphas else _ROLES[config.split]
         return Job(config=config, row=self._row(config.name, role, {}))
 
     def _drop_weights(self, *, fewest: bool = False) -> None:

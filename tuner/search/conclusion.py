@@ -1,23 +1,20 @@
 """The end of a search: result.json, the bundle, the report, and the last lines on screen."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from trainables.files import remove_folder, write_text
+from trainables.files import remove_folder
 from tuner.errors import BundleRefusedError, RequestError
 from tuner.export.bundle import write_bundle
 from tuner.report.page import write_report
 from tuner.request.config import SearchConfig
-from tuner.run_dir.names import bundle_of
 from tuner.search.progress import shown
 from tuner.study.study import read_studies
-from tuner.verdict import result as verdict
-
-RESULT_FILE = "result.json"
+from tuner.verdict.decision import FINE_TUNE, interval, metric_label, sentence, settings_notes
+from tuner.verdict.judge import judge
+from tuner.verdict.result import Model, Verdict, bundle_of
 
 
 def conclude(config: SearchConfig, run_dir: Path, console: Console, *, seconds: float) -> None:
@@ -35,7 +32,7 @@ def conclude(config: SearchConfig, run_dir: Path, console: Console, *, seconds: 
         RequestError: The bundle needs something that is not here any more; verdict and report are there too.
     """
     search, finalists = read_studies(run_dir, config.storage, config.study_name)
-    result = verdict.judge(
+    result = judge(
         run_dir,
         search,
         finalists,
@@ -44,16 +41,18 @@ def conclude(config: SearchConfig, run_dir: Path, console: Console, *, seconds: 
         total_seconds=seconds,
         guard=config.guard,
         tolerance=config.guard_tolerance,
+        arguments=config.arguments,
     )
-    write_text(run_dir / RESULT_FILE, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    result.write(run_dir)
     refusal = _refusal(run_dir, result, trusted=bool(config.arguments.get("trust_remote_code")))
-    _say(result, run_dir, console, refused=refusal is not None)
+    _say(result, console)
+    _say_where(result, run_dir, console, refused=refusal is not None)
     _report(config, run_dir, console)
     if refusal:
         raise refusal
 
 
-def _refusal(run_dir: Path, result: Mapping[str, Any], *, trusted: bool) -> BundleRefusedError | RequestError | None:
+def _refusal(run_dir: Path, result: Verdict, *, trusted: bool) -> BundleRefusedError | RequestError | None:
     """Writes the bundle, or returns why there is none: the verdict is to be said first. An earlier winner's goes."""
     try:
         write_bundle(run_dir, run_dir / "best", trust_remote_code=trusted)
@@ -81,42 +80,58 @@ def _report(config: SearchConfig, run_dir: Path, console: Console) -> None:
         )
 
 
-def _say(result: Mapping[str, Any], run_dir: Path, console: Console, *, refused: bool) -> None:
-    def say(line: str, style: str = "") -> None:
-        console.print(line, style=style, markup=False, soft_wrap=True)
-
-    best, spent = result["best"], result["seconds"]
-    low, high = best["ci95"]
+def _say(result: Verdict, console: Console) -> None:
+    """Says the verdict and what it rests on."""
+    best, base, spent, say = result.best, result.base, result.seconds, _sayer(console)
+    assert best is not None, "a search without a winner has no conclusion"
     say("")
-    say(f"verdict     {result['verdict']}", "bold green" if result["verdict"] == verdict.FINE_TUNE else "bold yellow")
-    say(f"            {result['reason']}")
-    say(f"{'':12}{'dev':>8}{'test':>8}   {verdict.metric_label(result['metric'])}")
-    for name, title in (("base", "base model"), ("user", "your own"), ("best", "best")):
-        if (model := result[name]) is not None:
-            say(f"{title:<12}{_score(model['dev'])}{_score(model['test'])}   {_which(model)}")
-    say(f"{'gain':<12}{'':>8}{best['gain']:>+8.4f}   95% interval {low:+.4f} to {high:+.4f}, p = {best['p_value']:.4f}")
-    if result["ties"]:
-        tied = ", ".join(map(str, result["ties"]))
-        level = result["noise"] or 0.0
+    say(f"verdict     {result.verdict}", "bold green" if result.verdict == FINE_TUNE else "bold yellow")
+    for line in [result.reason, *map(sentence, settings_notes(result))]:
+        say(f"            {line}")
+    say(f"{'':12}{'dev':>8}{'test':>8}   {metric_label(result.metric)}")
+    alike = base.encoded_as_best if base else None
+    for title, model in (("base model", base), ("  as best", alike), ("your own", result.user), ("best", best)):
+        if model is not None:
+            say(f"{title:<12}{_score(model.dev)}{_score(model.test)}   {_which(model)}")
+    say(f"{'gain':<12}{'':>8}{best.gain:>+8.4f}   {interval(best)}, p = {best.p_value:.4f}")
+    if result.ties:
+        tied = ", ".join(map(str, result.ties))
+        level = result.noise or 0.0
         say(f"tie         on dev with trial {tied}: their means are closer than the noise between seeds, {level:.4f}")
-    for task, scores in (result["guard"] or {"tasks": {}})["tasks"].items():
-        say(f"{'guard':<12}{_score(scores['base'])}{_score(scores['best'])}   {task}, base model and best")
-    if best["alpha"] is not None:
-        say(f"mixture     {result['mixtures']['reason']}")
-    counts, parts = result["trials"], ("training", "scoring", "overhead")
-    say(f"trials      {counts['complete']} complete, {counts['pruned']} pruned, {counts['failed']} failed")
+    for task, scores in (result.guard.tasks if result.guard else {}).items():
+        say(f"{'guard':<12}{_score(scores.base)}{_score(scores.best)}   {task}, base model and best")
+    if best.alpha is not None and result.mixtures is not None:
+        say(f"mixture     {result.mixtures.reason}")
+    counts, parts = result.trials, ("training", "scoring", "overhead")
+    say(f"trials      {counts.complete} complete, {counts.pruned} pruned, {counts.failed} failed")
     say(f"seconds     {spent['total']:.0f} in all: " + ", ".join(f"{spent[part]:.0f} {part}" for part in parts))
-    say(f"checkpoint  {run_dir / 'trials' / best['folder'] / 'checkpoint' if refused else run_dir / 'best'}")
+
+
+def _say_where(result: Verdict, run_dir: Path, console: Console, *, refused: bool) -> None:
+    """Says where what the verdict recommends is found; a worse model is not offered."""
+    best, say = result.best, _sayer(console)
+    assert best is not None, "a search without a winner has no conclusion"
+    if result.verdict == FINE_TUNE:
+        say(f"checkpoint  {run_dir / 'trials' / best.folder / 'checkpoint' if refused else run_dir / 'best'}")
+    elif not refused:
+        say(f"base model  {run_dir / 'best'}")
     say(f"report      {run_dir / 'report.html'}")
     if refused:
         say(f"export      python -m tuner.export {run_dir} --to DIR tries again")
-    else:
+    elif result.verdict == FINE_TUNE:
         say(f"train again bash {run_dir / 'best' / 'train.sh'}")
+
+
+def _sayer(console: Console) -> Callable[..., None]:
+    def say(line: str, style: str = "") -> None:
+        console.print(line, style=style, markup=False, soft_wrap=True)
+
+    return say
 
 
 def _score(value: float | None) -> str:
     return f"{'-':>8}" if value is None else f"{value:>8.4f}"
 
 
-def _which(model: Mapping[str, Any]) -> str:
-    return f"trial {model['trial']}  {shown(model['params'])}".rstrip()
+def _which(model: Model) -> str:
+    return f"trial {model.trial}  {shown(model.params)}".rstrip()

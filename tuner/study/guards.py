@@ -5,7 +5,7 @@ decided here, on dev and guards alone.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,14 +46,6 @@ def excess(base: GuardScores, scores: GuardScores, tolerance: float) -> float:
     Only what both were scored on counts: the guards may have been changed since the base model was scored.
     """
     return max((value - scores[task] for task, value in base.items() if task in scores), default=0.0) - tolerance
-
-
-def forgetful(run_dir: Path, numbers: Iterable[int], tolerance: float) -> list[int]:
-    """Returns those of `numbers` that lose a guard task beyond `tolerance`; none where no guard was scored."""
-    base = read_scores(run_dir, "0000")
-    if base is None:
-        return []
-    return [number for number in numbers if lost(base, read_scores(run_dir, f"{number:04d}"), tolerance)]
 
 
 def read_mixtures(run_dir: Path, number: int, metric: str) -> list[Mixture]:

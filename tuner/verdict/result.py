@@ -1,344 +1,267 @@
-"""Whether the winner is better than the base model at all: what result.json holds.
-
-Reads a finished run: the study, the finalists' retrainings and the scores under trials/.
-"""
+"""What result.json holds, as values: written by the verdict, read by export, report and API."""
 
 import dataclasses
 import json
-from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from optuna import Study
-from optuna.trial import FrozenTrial, TrialState
+from pydantic import TypeAdapter
 
-from trainables.config import TrialConfig
-from trainables.scoring.measures import Scores
-from tuner.run_dir.names import mixture_name, task_name
-from tuner.study import guards
-from tuner.study.guards import Mixture
-from tuner.study.study import SearchStudy, arguments_of, has_failed
-from tuner.verdict.selection import Standing, chosen_mixture, mixtures, noise, standings, ties, winner
-from tuner.verdict.statistics import Comparison, compare
-from tuner.verdict.time_spent import time_spent
+from trainables.files import write_text
+from tuner.verdict.statistics import Comparison
 
-FINE_TUNE, KEEP = "fine-tune", "keep the base model"
-SIGNIFICANT = 0.05
-"""p-value up to which a gain is not put down to chance."""
-QUERIES_SHOWN = 10
+RESULT_FILE = "result.json"
 
 
-def judge(
-    run_dir: Path,
-    study: Study,
-    retrains: Study | None = None,
-    *,
-    metric: str,
-    seed: int,
-    total_seconds: float,
-    guard: Sequence[str] = (),
-    tolerance: float = 0.0,
-) -> dict[str, Any]:
-    """Builds what result.json holds.
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A model and its scores: metric name -> mean over the queries of a split."""
 
-    Args:
-        run_dir: Holds trials/NNNN/test.json of the base model (0000), of the user's settings and of the winner,
-            data/eval/queries.jsonl and, where guard tasks were scored, trials/NNNN/guard.json.
-        study: The search.
-        retrains: The finalists' retrainings, if any.
-        metric: The objective, as ``dense.ndcg_at_10``.
-        seed: Seed of the resampling.
-        total_seconds: Wall clock of the whole search.
-        guard: Names of the guard tasks that were asked for.
-        tolerance: What a guard task may lose.
+    trial: int
+    """Its number in the study; the base model is 0."""
+    folder: str
+    """RUN/trials/FOLDER has its scores, and its weights where they were kept."""
+    alpha: float | None = None
+    """Its share in the mixture with the base model; None: no mixture."""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    """What its trial varied."""
+    dev: float | None = None
+    """The objective on dev; None where it was not scored."""
+    test: float | None = None
+    dev_all: Mapping[str, float] = field(default_factory=dict)
+    test_all: Mapping[str, float] = field(default_factory=dict)
 
-    Returns:
-        The stable keys of result.json, and beside them guard, noise, ties, finalists and, with several objectives,
-        front; with a trained trial also gains (by metric), objectives (the gain in each of several), versus_user,
-        optimism (its dev minus its test score), mixtures, hybrid_weights and queries (gained and lost most).
 
-    Raises:
-        ValueError: If the base model or the winner was not scored on test.
+@dataclass(frozen=True, kw_only=True)
+class EncodedBase(Model, Comparison):
+    """The base model with other settings than the user's, which are `params`.
+
+    The comparison is of the objective on test, with the base model as it is: what the settings alone give.
     """
-    ranked = standings(study, retrains)
-    base, user = (_model_of(run_dir, study, role, metric) for role in ("base", "user"))
-    result: dict[str, Any] = {
-        "metric": metric,
-        "verdict": KEEP,
-        "reason": "No trial was trained to its end.",
-        "base": base,
-        "user": user,
-        "best": None,
-        "trials": _counts(study),
-        "seconds": time_spent(run_dir, [study, retrains], total_seconds),
-        "guard": None,
-        "noise": noise(ranked),
-        "ties": [],
-        "finalists": [{"trial": s.trial} | _over_seeds(s) for s in ranked if s.lower is not None],
-        "front": _front(study, metric),
-    }
-    number = winner(study, retrains, run_dir=run_dir, tolerance=tolerance)
-    if number is None:
-        return result
-    mixed = chosen_mixture(run_dir, study, number, metric, tolerance)
-    best = _model(run_dir, study.get_trials(deepcopy=False)[number], metric, mixed)
-    folder = _folder(number, mixed)
-    before, after = _test_scores(run_dir, "0000"), _test_scores(run_dir, folder)
-    gains = {name: compare(values, after.per_query[name], seed=seed) for name, values in before.per_query.items()}
-    guarded = _guard(run_dir, folder, [s.trial for s in ranked], guard, tolerance)
-    parts = {
-        part: compare(*(scores.with_metric(part).per_query[part] for scores in (before, after)), seed=seed)
-        for part in (metric.split(",") if "," in metric else ())
-    }
-    verdict, reason = decide(gains[metric], guarded, parts)
-    standing = next(standing for standing in ranked if standing.trial == number)
-    return result | {
-        "verdict": verdict,
-        "reason": reason,
-        "best": best | _as_dict(gains[metric]) | _over_seeds(standing),
-        "guard": guarded,
-        "ties": ties([standing, *(other for other in ranked if other is not standing)]),
-        "objectives": {name: _as_dict(part) for name, part in parts.items()} or None,
-        "gains": {name: _as_dict(gain) for name, gain in gains.items()},
-        "versus_user": _versus_user(run_dir, user, folder, metric, seed),
-        "optimism": best["dev"] - best["test"],
-        "mixtures": _swept(run_dir, study, number, metric, tolerance),
-        "hybrid_weights": _hybrid_weights(run_dir, {"base": base, "user": user, "best": best}),
-        "queries": _moved_queries(run_dir / "data" / "eval", before, after, metric),
-    }
 
 
-def rests_on(config: TrialConfig, run_dir: Path, study: SearchStudy, tolerance: float) -> bool:
-    """Whether there is no verdict without a job: it scores the base model or the winner on test.
+@dataclass(frozen=True, kw_only=True)
+class Base(Model):
+    """The base model with the user's own settings."""
 
-    The user's own settings, where they do not win, are only shown beside those.
+    encoded_as_best: EncodedBase | None = None
+    """With the settings of the best trial, which `gain` is measured against; None where those are the user's own."""
+    at_its_best: EncodedBase | None = None
+    """With the settings that it has the highest score on dev with; None where those are the user's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recommended:
+    """The model that the verdict recommends, which RUN/best holds."""
+
+    trial: int
+    """Its number in the study; the base model is 0."""
+    folder: str
+    """RUN/trials/FOLDER has its scores."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Of the base model: what it is to be used with otherwise than the user does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedScore:
+    """The objective on dev of one training."""
+
+    seed: int
+    dev: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Best(Model, Comparison):
+    """The best trained model.
+
+    The comparison is of the objective on test, with the base model encoded alike: what training alone gave.
     """
-    number = winner(study.search, study.finalists, run_dir=run_dir, tolerance=tolerance)
-    shown = {_folder(user, None) for user in study.users if user != number}
-    return config.split == "test" and config.name not in shown
+
+    dev_mean: float | None = None
+    """Mean over its seeds of the objective on dev."""
+    dev_lower: float | None = None
+    """One-sided 95% lower bound of that mean; None for a single seed."""
+    seeds: Sequence[SeedScore] = ()
 
 
-def decide(
-    gain: Comparison, guard: Mapping[str, Any] | None = None, parts: Mapping[str, Comparison] | None = None
-) -> tuple[str, str]:
-    """Returns the verdict and its reason in a sentence or two.
+@dataclass(frozen=True, kw_only=True)
+class Finalist:
+    """A trial that was trained with several seeds."""
 
-    "fine-tune" is said only when the whole 95% interval of the gain on test lies above 0, the permutation test agrees,
-    and no guard task loses more than its tolerance. The bootstrap alone is too sure where few queries moved: of four
-    that all gained, hardly a resample has none. Of several objectives none may be worse for certain.
-
-    Args:
-        gain: Of the objective; of several, of their mean.
-        guard: As in result.json.
-        parts: Several objectives, each by its name.
-    """
-    low, high = gain.ci95
-    measured = f"{gain.gain:+.4f} on {gain.queries} test queries ({_interval(gain)})"
-    if parts:
-        measured = f"{measured} in the mean of {len(parts)} objectives: {'; '.join(map(_part, parts.items()))}"
-    if guard is not None and guard["lost"]:
-        return KEEP, f"{_losses(guard)} The gain is {measured}."
-    if worse := [name for name, part in (parts or {}).items() if part.ci95[1] < 0]:
-        return KEEP, f"The best trial is worse than the base model in {' and '.join(worse)}. The gain is {measured}."
-    if low > 0 and gain.p_value <= SIGNIFICANT:
-        return FINE_TUNE, f"The gain is {measured}."
-    if low > 0:
-        return KEEP, f"Too few queries changed to tell the gain from chance: {_changed(gain)}. The gain is {measured}."
-    if high < 0:
-        return KEEP, f"The best trial is worse than the base model: {measured}."
-    if gain.win_tie_loss[1] == gain.queries:
-        return KEEP, f"The best trial and the base model score the same on each of the {gain.queries} test queries."
-    return KEEP, (
-        f"The gain cannot be told from chance: {measured}. "
-        f"A test set of this size detects gains of about {gain.detectable:.4f} and more."
-    )
+    trial: int
+    dev_mean: float
+    dev_lower: float | None
+    seeds: Sequence[SeedScore]
+    base_dev: float | None = None
+    """The objective on dev of the base model encoded alike; None where it was not scored."""
 
 
-def metric_label(metric: str) -> str:
-    """Returns what a value of the objective is called: of several objectives it is their mean."""
-    return f"mean of {' and '.join(metric.split(','))}" if "," in metric else metric
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Trials of the search by how they ended."""
+
+    complete: int
+    pruned: int
+    failed: int
 
 
-def modes(weights: Mapping[str, float]) -> str:
-    """Returns weights of the hybrid score as FlagEmbedding's ``compute_score`` takes them."""
-    return f"weights_for_different_modes=[{', '.join(f'{weights[head]:g}' for head in ('dense', 'sparse', 'colbert'))}]"
+@dataclass(frozen=True, kw_only=True)
+class GuardTask:
+    """Main scores of the dense head on one guard task; None where it could not be scored."""
+
+    base: float | None
+    """Of the base model encoded as the best trial is."""
+    best: float | None
+    base_as_is: float | None = None
+    """Of the base model with the user's own settings, where the best trial has others."""
 
 
-def _changed(gain: Comparison) -> str:
-    win, _, loss = gain.win_tie_loss
-    return f"{win} better and {loss} worse of {gain.queries}, p = {gain.p_value:.4f}"
+@dataclass(frozen=True, kw_only=True)
+class Guard:
+    """What was forgotten elsewhere."""
+
+    tolerance: float
+    """What a task may lose."""
+    tasks: Mapping[str, GuardTask]
+    lost: Sequence[str]
+    """Tasks that lose more than the tolerance against either base model, or could not be scored."""
+    finalists: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Number of a trial -> task -> score."""
+    finalist_bases: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Number of a trial -> task -> score of the base model encoded alike."""
 
 
-def _interval(gain: Comparison) -> str:
-    low, high = gain.ci95
-    return f"95% interval {low:+.4f} to {high:+.4f}"
+@dataclass(frozen=True, kw_only=True)
+class SweepRow:
+    """One mixture of base and trained model; `alpha` 0 and 1 are the two themselves."""
+
+    alpha: float
+    dev: float
+    guard: Mapping[str, float]
 
 
-def _part(named: tuple[str, Comparison]) -> str:
-    name, gain = named
-    return f"{name} {gain.gain:+.4f} ({_interval(gain)})"
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """The mixtures of the winner with the base model, and which of them was chosen on dev and guards."""
+
+    alpha: float
+    reason: str
+    rows: Sequence[SweepRow]
 
 
-def _losses(guard: Mapping[str, Any]) -> str:
-    """A sentence on what was lost, and another on what could not be scored, where there is any."""
-    tasks = {task: guard["tasks"][task] for task in guard["lost"]}
-    unscored = [task for task, scores in tasks.items() if None in scores.values()]
-    lost = [f"{task} ({s['base']:.4f} to {s['best']:.4f})" for task, s in tasks.items() if task not in unscored]
-    sentences = [f"Guard tasks lose more than {guard['tolerance']:g}: {', '.join(lost)}."] if lost else []
-    if unscored:
-        sentences.append(f"Guard tasks could not be scored, and may have lost anything: {', '.join(unscored)}.")
-    return " ".join(sentences)
+@dataclass(frozen=True, kw_only=True)
+class FrontRow:
+    """A trial that no other beats on both objectives."""
+
+    trial: int
+    values: Mapping[str, float]
+    params: Mapping[str, Any]
 
 
-def _guard(
-    run_dir: Path, folder: str, ranked: Sequence[int], asked: Sequence[str], tolerance: float
-) -> dict[str, Any] | None:
-    """Guard tasks of base model and winner; None where none was asked for. What was not scored counts as lost."""
-    if not asked:
-        return None
-    names = [task_name(guard) for guard in asked]
-    base, best = (guards.read_scores(run_dir, name) or {} for name in ("0000", folder))
-    tasks = {name: {"base": base.get(name), "best": best.get(name)} for name in names}
-    unscored = [name for name, scores in tasks.items() if None in scores.values()]
-    others = {number: guards.read_scores(run_dir, f"{number:04d}") for number in ranked}
-    return {
-        "tolerance": tolerance,
-        "tasks": tasks,
-        "lost": [*unscored, *(name for name in guards.lost(base, best, tolerance) if name not in unscored)],
-        "finalists": {str(number): scores for number, scores in others.items() if scores is not None},
-    }
+@dataclass(frozen=True, kw_only=True)
+class MovedQuery:
+    """A test query whose objective moved, and the ids of what the dense head retrieved for it."""
+
+    id: str
+    text: str
+    before: float
+    after: float
+    retrieved_before: Sequence[str]
+    retrieved_after: Sequence[str]
 
 
-def _swept(run_dir: Path, study: Study, number: int, metric: str, tolerance: float) -> dict[str, Any] | None:
-    """The mixtures with the base model and what was chosen on dev and guards; None where none was scored."""
-    found = mixtures(run_dir, study, number, metric)
-    if found is None:
-        return None
-    choice, reason = guards.choose(*found, tolerance)
-    base, trained, between = found
-    rows = [base, *between, trained]
-    return {
-        "alpha": choice.alpha,
-        "reason": reason,
-        "rows": [{"alpha": row.alpha, "dev": row.dev, "guard": dict(row.guard)} for row in rows],
-    }
+@dataclass(frozen=True, kw_only=True)
+class MovedQueries:
+    """The test queries that gained most and lost most, the most first."""
+
+    gained: Sequence[MovedQuery] = ()
+    lost: Sequence[MovedQuery] = ()
 
 
-def _front(study: Study, metric: str) -> list[dict[str, Any]] | None:
-    """The trials that no other beats on both objectives; None for one objective."""
-    names = metric.split(",")
-    if len(names) == 1:
-        return None
-    return [
-        {
-            "trial": trial.number,
-            "values": dict(zip(names, trial.values, strict=True)),
-            "params": arguments_of(trial),
-        }
-        for trial in study.best_trials
-    ]
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What result.json holds."""
 
-
-def _hybrid_weights(run_dir: Path, models: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Any] | None:
+    metric: str
+    """The objective, as ``dense.ndcg_at_10``."""
+    verdict: str
+    """`decision.FINE_TUNE` or `decision.KEEP`."""
+    reason: str
+    base: Base | None
+    user: Model | None
+    """The user's own settings."""
+    best: Best | None
+    """None where no trial was trained to its end; what follows from it is then empty, too."""
+    trials: Counts
+    seconds: Mapping[str, float]
+    """By part; ``total`` is the clock's."""
+    recommended: Recommended | None = None
+    """None where no trial was trained to its end, and in results of older versions."""
+    guard: Guard | None = None
+    """None where no guard was asked for."""
+    noise: float | None = None
+    """Standard deviation between seeds of one configuration, on dev."""
+    ties: Sequence[int] = ()
+    """Trials that the best cannot be told from, on dev."""
+    finalists: Sequence[Finalist] = ()
+    front: Sequence[FrontRow] | None = None
+    """None for one objective."""
+    objectives: Mapping[str, Comparison] | None = None
+    """The gain in each of several objectives."""
+    gains: Mapping[str, Comparison] = field(default_factory=dict)
+    """The gain on test by metric."""
+    versus_base: Comparison | None = None
+    """The best against the base model as it is, settings and training together; None where they are encoded alike."""
+    versus_user: Comparison | None = None
+    """The best against the user's own settings; None where they are one, or the user's were not scored on test."""
+    optimism: float | None = None
+    """The best's dev minus its test score."""
+    mixtures: Sweep | None = None
+    hybrid_weights: Mapping[str, Mapping[str, float]] | None = None
     """Weights of dense, sparse and colbert in the hybrid score: the default's, and those tuned on dev, by model."""
-    weights: dict[str, Any] = {}
-    for name, model in models.items():
-        path = run_dir / "trials" / model["folder"] / "hybrid.json" if model else None
-        if path is not None and path.exists():
-            found = json.loads(path.read_text(encoding="utf-8"))
-            weights |= {"default": found["default"], name: found["tuned"]}
-    return weights or None
+    queries: MovedQueries = field(default_factory=MovedQueries)
+
+    @property
+    def compared(self) -> Model | None:
+        """The base model that the best is compared with: encoded alike."""
+        return self.base.encoded_as_best or self.base if self.base else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Verdict":
+        """Returns the inverse of `to_dict`; keys that an older version did not write are empty.
+
+        Raises:
+            pydantic.ValidationError: A value is missing or of the wrong type; it is a ValueError.
+        """
+        return _VALUES.validate_python(values)
+
+    def write(self, folder: Path) -> None:
+        """Writes FOLDER/result.json."""
+        write_text(folder / RESULT_FILE, json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> "Verdict | None":
+        """Returns what FOLDER/result.json holds; None where there is none."""
+        path = folder / RESULT_FILE
+        return cls.from_dict(json.loads(path.read_text("utf-8"))) if path.is_file() else None
 
 
-def _counts(study: Study) -> dict[str, int]:
-    trials = study.get_trials(deepcopy=False)
-    failed = sum(map(has_failed, trials))
-    states = Counter(trial.state for trial in trials if not has_failed(trial))
-    return {"complete": states[TrialState.COMPLETE], "pruned": states[TrialState.PRUNED], "failed": failed}
+_VALUES = TypeAdapter(Verdict)
 
 
-def _folder(number: int, mixed: Mixture | None) -> str:
-    return f"{number:04d}" if mixed is None else mixture_name(number, mixed.alpha)
-
-
-def _test_file(run_dir: Path, folder: str) -> Path:
-    return run_dir / "trials" / folder / "test.json"
-
-
-def _test_scores(run_dir: Path, folder: str) -> Scores:
-    path = _test_file(run_dir, folder)
-    if not path.exists():
-        raise ValueError(
-            f"Trial {folder} must be scored on test, but {path} does not exist: take the search up again with --resume."
-        )
-    return Scores.from_json(path.read_text(encoding="utf-8"))
-
-
-def _model(run_dir: Path, trial: FrozenTrial, metric: str, mixed: Mixture | None = None) -> dict[str, Any]:
-    folder = _folder(trial.number, mixed)
-    dev = trial.user_attrs.get("scores", {}) if mixed is None else mixed.dev_all
-    test = _test_scores(run_dir, folder).means if _test_file(run_dir, folder).exists() else {}
-    return {
-        "trial": trial.number,
-        "folder": folder,
-        "alpha": None if mixed is None else mixed.alpha,
-        "params": arguments_of(trial),
-        "dev": dev.get(metric),
-        "test": test.get(metric),
-        "dev_all": dict(dev),
-        "test_all": test,
-    }
-
-
-def _model_of(run_dir: Path, study: Study, role: str, metric: str) -> dict[str, Any] | None:
-    trials = (trial for trial in study.get_trials(deepcopy=False) if trial.user_attrs.get("role") == role)
-    return next((_model(run_dir, trial, metric) for trial in trials), None)
-
-
-def _over_seeds(standing: Standing) -> dict[str, Any]:
-    seeds = [{"seed": seed, "dev": dev} for seed, dev in standing.seeds.items()]
-    return {"dev_mean": standing.mean, "dev_lower": standing.lower, "seeds": seeds}
-
-
-def _versus_user(
-    run_dir: Path, user: Mapping[str, Any] | None, folder: str, metric: str, seed: int
-) -> dict[str, Any] | None:
-    """The winner against the user's own settings; None where they are one, or the user's did not reach the test."""
-    if user is None or user["test"] is None or user["folder"] == folder:
+def bundle_of(run_dir: Path, result: Verdict) -> Path | None:
+    """Returns RUN/best where it is the bundle that the verdict recommends, and not an earlier one's; None otherwise."""
+    bundle = run_dir / "best"
+    written = Verdict.read(bundle)
+    if result.best is None or written is None or written.best is None:
         return None
-    before, after = (_test_scores(run_dir, name).per_query[metric] for name in (user["folder"], folder))
-    return _as_dict(compare(before, after, seed=seed))
-
-
-def _as_dict(comparison: Comparison) -> dict[str, Any]:
-    counts = dict(zip(("win", "tie", "loss"), comparison.win_tie_loss, strict=True))
-    return dataclasses.asdict(comparison) | {"ci95": list(comparison.ci95), "win_tie_loss": counts}
-
-
-def _moved_queries(eval_data: Path, before: Scores, after: Scores, metric: str) -> dict[str, list[dict[str, Any]]]:
-    """The queries that gained and lost most, with what the dense head retrieved before and after."""
-    old, new = before.per_query[metric], after.per_query[metric]
-    gains = {query: new[query] - old[query] for query in old}
-    ordered = sorted(gains, key=lambda query: gains[query])
-    gained = [query for query in reversed(ordered[-QUERIES_SHOWN:]) if gains[query] > 0]
-    lost = [query for query in ordered[:QUERIES_SHOWN] if gains[query] < 0]
-    texts = _query_texts(eval_data, {*gained, *lost})
-
-    def row(query: str) -> dict[str, Any]:
-        return {
-            "id": query,
-            "text": texts[query],
-            "before": old[query],
-            "after": new[query],
-            "retrieved_before": before.retrieved[query],
-            "retrieved_after": after.retrieved[query],
-        }
-
-    return {"gained": [row(query) for query in gained], "lost": [row(query) for query in lost]}
-
-
-def _query_texts(eval_data: Path, wanted: Set[str]) -> dict[str, str]:
-    with (eval_data / "queries.jsonl").open(encoding="utf-8") as lines:
-        queries = (json.loads(line) for line in lines if line.strip())
-        return {query["_id"]: query["text"] for query in queries if query["_id"] in wanted}
+    if result.recommended or written.recommended:
+        return bundle if written.recommended == result.recommended else None
+    same = (written.best.trial, written.best.folder) == (result.best.trial, result.best.folder)
+    return bundle if same else None

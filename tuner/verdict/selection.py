@@ -3,19 +3,23 @@
 Everything here is decided on dev and guards; the test set is not looked at.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from trainables.scoring.measures import Scores
 from tuner.run_dir.names import weights_of
 from tuner.study import guards
 from tuner.study.guards import Mixture
-from tuner.study.study import value_of
+from tuner.study.study import arguments_of, value_of
 from tuner.study.trials import GUARD_EXCESS
+from tuner.verdict.encoding import BASE_FOLDER, base_folder, settings_of
 from tuner.verdict.statistics import lower_bound, pooled_spread
 
 
@@ -74,7 +78,12 @@ def standings(study: Study, retrains: Study | None = None) -> list[Standing]:
 
 
 def winner(
-    study: Study, retrains: Study | None = None, *, run_dir: Path | None = None, tolerance: float = 0.0
+    study: Study,
+    retrains: Study | None = None,
+    *,
+    run_dir: Path | None = None,
+    tolerance: float = 0.0,
+    own: Mapping[str, Any] | None = None,
 ) -> int | None:
     """Returns the number of the winning trial; None when no trained trial completed.
 
@@ -84,37 +93,79 @@ def winner(
         run_dir: Where weights are and guards were scored: of those with weights, the best that keeps the guards wins,
             and the best of all where none does.
         tolerance: What a guard may lose.
+        own: The user's own values of what is not training, from `encoding.own_settings`.
     """
     ranked = [standing.trial for standing in standings(study, retrains)]
     if run_dir:
         ranked = [number for number in ranked if weights_of(run_dir, number).is_dir()] or ranked
     guarded = [number for number in ranked if run_dir and guards.read_scores(run_dir, f"{number:04d}")]
-    forgetful = guards.forgetful(run_dir, guarded, tolerance) if run_dir else []
-    kept = [number for number in guarded if number not in forgetful]
+    kept = [n for n in guarded if run_dir and not _forgets(run_dir, _trial(study, n), tolerance, own or {})]
     return next(iter([*kept, *ranked]), None)
 
 
-def chosen_mixture(run_dir: Path, study: Study, number: int, metric: str, tolerance: float) -> Mixture | None:
+def _forgets(run_dir: Path, trial: FrozenTrial, tolerance: float, own: Mapping[str, Any]) -> bool:
+    """Whether a trial loses a guard beyond the tolerance: of the base model as it is, or encoded as the trial is."""
+    folders = {BASE_FOLDER, base_folder(settings_of(arguments_of(trial), own))}
+    known = (guards.read_scores(run_dir, folder) for folder in folders)
+    scores = guards.read_scores(run_dir, f"{trial.number:04d}")
+    return any(guards.lost(base, scores, tolerance) for base in known if base)
+
+
+def best_settings(run_dir: Path, study: Study, metric: str, tolerance: float, own: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings that the base model is best used with, by dev: its own (empty), or those of a trial.
+
+    Only settings that it was scored with count, and where guards were scored, those that lose none beyond the
+    tolerance.
+    """
+    best, best_dev = dict[str, Any](), base_scores(run_dir, study, BASE_FOLDER).get(metric, -math.inf)
+    kept = guards.read_scores(run_dir, BASE_FOLDER)
+    for trial in _complete(study):
+        settings = settings_of(arguments_of(trial), own)
+        dev = base_scores(run_dir, study, base_folder(settings)).get(metric, -math.inf)
+        keeps = not kept or not guards.lost(kept, guards.read_scores(run_dir, base_folder(settings)), tolerance)
+        if dev > best_dev and keeps:
+            best, best_dev = settings, dev
+    return best
+
+
+def base_scores(run_dir: Path, study: Study, folder: str) -> dict[str, float]:
+    """Returns metric -> mean on dev of the base model in RUN/trials/`folder`; empty where it was not scored."""
+    if folder == BASE_FOLDER:
+        return dict(_trial(study, 0).user_attrs.get("scores", {}))
+    path = run_dir / "trials" / folder / "dev.json"
+    return Scores.from_json(path.read_text("utf-8")).means if path.exists() else {}
+
+
+def chosen_mixture(
+    run_dir: Path, study: Study, number: int, metric: str, tolerance: float, own: Mapping[str, Any] | None = None
+) -> Mixture | None:
     """Returns the mixture of trial `number` with the base model that replaces it; None where none was better."""
-    found = mixtures(run_dir, study, number, metric)
+    found = mixtures(run_dir, study, number, metric, own)
     choice = guards.choose(*found, tolerance)[0] if found else None
     return None if choice is None or choice.alpha == 1.0 else choice
 
 
 def mixtures(
-    run_dir: Path, study: Study, number: int, metric: str
+    run_dir: Path, study: Study, number: int, metric: str, own: Mapping[str, Any] | None = None
 ) -> tuple[Mixture, Mixture, Sequence[Mixture]] | None:
-    """Returns the base model, trial `number` itself, and the mixtures of both; None where none were scored."""
-    between = guards.read_mixtures(run_dir, number, metric)
-    trials = study.get_trials(deepcopy=False)
-    base, trained = (_end(run_dir, trials[index], metric, alpha) for index, alpha in ((0, 0.0), (number, 1.0)))
+    """Returns the base model, trial `number` itself, and the mixtures of both; None where none were scored.
+
+    All of them are encoded as the trial is.
+    """
+    between, trial = guards.read_mixtures(run_dir, number, metric), _trial(study, number)
+    folder = base_folder(settings_of(arguments_of(trial), own or {}))
+    base = _end(run_dir, folder, base_scores(run_dir, study, folder), metric, 0.0)
+    trained = _end(run_dir, f"{number:04d}", trial.user_attrs.get("scores", {}), metric, 1.0)
     return (base, trained, between) if between and base and trained else None
 
 
-def _end(run_dir: Path, trial: FrozenTrial, metric: str, alpha: float) -> Mixture | None:
-    scores = guards.read_scores(run_dir, f"{trial.number:04d}")
-    dev = trial.user_attrs.get("scores")
+def _end(run_dir: Path, folder: str, dev: Mapping[str, float], metric: str, alpha: float) -> Mixture | None:
+    scores = guards.read_scores(run_dir, folder)
     return Mixture(alpha=alpha, dev=dev[metric], guard=scores, dev_all=dev) if scores and dev else None
+
+
+def _trial(study: Study, number: int) -> FrozenTrial:
+    return study.get_trials(deepcopy=False)[number]
 
 
 def noise(ranked: Sequence[Standing]) -> float | None:

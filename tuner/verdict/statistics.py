@@ -22,6 +22,15 @@ _CHUNK_VALUES = 2_000_000
 _ROUNDING = 1e-12
 
 
+@dataclass(frozen=True)
+class WinTieLoss:
+    """Numbers of queries with a better, the same and a worse value after."""
+
+    win: int
+    tie: int
+    loss: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     """One measure of two models on the same queries, `after` minus `before`."""
@@ -34,8 +43,7 @@ class Comparison:
     """95% bootstrap interval of the gain."""
     p_value: float
     """Two-sided paired permutation p-value of "no difference"."""
-    win_tie_loss: tuple[int, int, int]
-    """Number of queries with a better, the same and a worse value after."""
+    win_tie_loss: WinTieLoss
     detectable: float
     """Smallest true gain that a test of this many queries finds with 80% power at the 5% level."""
 
@@ -61,7 +69,7 @@ def compare(
         gain=float(differences.mean()),
         ci95=bootstrap_interval(differences, seed=seed, resamples=resamples),
         p_value=permutation_p_value(differences, seed=seed, resamples=resamples),
-        win_tie_loss=(wins, len(differences) - wins - losses, losses),
+        win_tie_loss=WinTieLoss(wins, len(differences) - wins - losses, losses),
         detectable=detectable_difference(differences),
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 from optuna import Study
 
 from trainables.files import whole_records
+from tuner.verdict.encoding import BASE_FOLDER
 
 TRIALS = ("training", "scoring", "overhead")
 """Parts of a trial's time, and of a retraining's."""
@@ -28,15 +29,24 @@ def time_spent(run_dir: Path, studies: Sequence[Study | None], total: float) -> 
         for part in TRIALS:
             seconds[part] += trial.user_attrs.get("seconds", {}).get(part, 0.0)
     for path in (run_dir / "trials").glob("*/metrics.jsonl"):
-        for record in _finals(path):
-            seconds[_stage(path.parent.name, record)] += sum(record["seconds"].values())
+        for part, record in _final_records(path):
+            seconds[part] += sum(record["seconds"].values())
     return seconds
 
 
-def _finals(path: Path) -> Iterator[Mapping[str, Any]]:
-    """Yields the records of jobs that only scored; the base model's first is its trial, which the study counts."""
+def _final_records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yields what jobs that only scored were for, and their records.
+
+    The base model is scored on dev before it is on test: the study counts that, but not of one that encodes as a trial.
+    """
+    name = path.parent.name
     scorings = [record for record in whole_records(path) if record["rung"] == 0]
-    yield from scorings[1:] if path.parent.name == "0000" else scorings
+    if name == BASE_FOLDER:
+        scorings = scorings[1:]
+    first = next((record for record in scorings if record["scores"]), None)
+    for record in scorings:
+        on_dev = record is first and name.startswith(f"{BASE_FOLDER}-as-")
+        yield "scoring" if on_dev else _stage(name, record), record
 
 
 def _stage(name: str, record: Mapping[str, Any]) -> str:
