@@ -73,7 +73,7 @@ PARTS = [
     Part(name="5", title="resume", seconds=40, function="trials.resume"),
     Part(name="7", title="out of memory", seconds=70, function="trials.out_of_memory"),
     Part(name="8", title="many trials", seconds=45, function="trials.many"),
-    Part(name="14", title="scoring", seconds=45, function="operators.scoring"),
+    Part(name="14", title="scoring", seconds=90, function="operators.scoring"),
     Part(name="16", title="memory estimate", seconds=10, function="speed.estimates"),
     Part(name="15", title="saving a state", seconds=30, function="trials.saving"),
     Part(name="9", title="vocabulary", seconds=15, function="parity.vocabulary"),
