@@ -123,6 +123,7 @@ def test_ctrl_c_saves_the_running_trial(flags: list[str], tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(800)
 def test_a_line_run_again_loses_nothing(flags: list[str], tmp_path: Path) -> None:
     """FlagEmbedding's published lines carry --overwrite_output_dir; Ctrl-C, arrow up, Enter deleted every trial."""
     line, run_dir = [*flags, "--overwrite_output_dir"], tmp_path / "run"
@@ -141,15 +142,6 @@ def test_a_line_run_again_loses_nothing(flags: list[str], tmp_path: Path) -> Non
     assert read_studies(kept)[0].trials[0] == base
     _until("0003  running", tmp_path, "--resume", str(kept))
     assert read_studies(kept)[0].trials[0] == base
-
-    make_rows(tmp_path / "rows.jsonl", rows=140)
-    said = _until("0001 user  running", tmp_path, *line, "--temperature", "0.05")
-    assert f"{run_dir} holds the search of another request: data_hash was" in said
-    assert len(list(run_dir.glob("replaced-*"))) == 2
-
-    _until("0001 user  running", tmp_path, *line, "--temperature", "0.05", "--replace")
-    assert len(list(run_dir.glob("replaced-*"))) == 2
-    assert len(_states(tmp_path)) == 2
 
 
 def _until(words: str, tmp_path: Path, *flags: str) -> str:
@@ -263,6 +255,21 @@ def test_python_is_refused_like_the_command(finished: Path, tmp_path: Path) -> N
     with pytest.raises(RequestError, match="data_hash was"):
         tuner.run(tuner.SearchConfig(resume=str(finished)))
     assert (_contents(finished), _study(finished)) == (before, study)
+
+
+@pytest.mark.slow
+def test_the_same_line_over_other_data_is_another_request(finished: Path, tmp_path: Path) -> None:
+    make_rows(tmp_path / "rows.jsonl", rows=140)
+    data = ["--model_name_or_path", str(tmp_path / "model"), "--train_data", str(tmp_path / "rows.jsonl")]
+    before = _study(finished)
+    said = _until("0001 user  running", tmp_path, *data, "--run_dir", "run", "--overwrite_output_dir")
+    assert f"{finished} holds the search of another request: data_hash was" in said
+    (kept,) = finished.glob("replaced-*")
+    assert _study(kept) == before
+
+    _until("0001 user  running", tmp_path, *data, "--run_dir", "run", "--replace")
+    assert list(finished.glob("replaced-*")) == [kept]
+    assert len(_states(tmp_path)) == 2
 
 
 def test_data_that_was_damaged_is_prepared_anew_on_resume(finished: Path) -> None:

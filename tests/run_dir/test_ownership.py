@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+import tuner
 from tests.support.m3_fixtures import make_eval, make_model, make_rows
 from trainables.files import new_folder
 from tuner.errors import RequestError
@@ -87,6 +88,14 @@ def test_a_project_is_no_run_directory(
     assert contents(project) == before
 
 
+def test_python_is_refused_a_project_too(project: Path) -> None:
+    before = contents(project)
+    arguments = {"train_data": ["data/train"], "output_dir": ".", "overwrite_output_dir": True}
+    with pytest.raises(RequestError, match=r"--output_dir .*: must be new, empty or the run directory of a search"):
+        tuner.run(tuner.SearchConfig(arguments=arguments))
+    assert contents(project) == before
+
+
 def test_a_project_is_not_resumed(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (project / "config.yaml").write_text("train_data: data/train\n")
     before = contents(project)
@@ -106,6 +115,14 @@ def test_nothing_is_left_where_nothing_was(
     request = ["--model_name_or_path", str(inputs / "model"), "--train_data", str(inputs / "rows.jsonl")]
     assert main([*request, "--run_dir", "runs/new", *flags]) == (0 if "--dry_run" in flags else 2)
     assert set(contents(tmp_path)) == ({"runs", "runs/new"} if there else set())
+
+
+def test_a_plan_from_python_leaves_nothing(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tuner.search.estimate.describe", lambda _: [])
+    arguments = {"model_name_or_path": str(inputs / "model"), "train_data": [str(inputs / "rows.jsonl")]}
+    tuner.run(tuner.SearchConfig(arguments=arguments, dry_run=True))
+    assert contents(tmp_path) == {}
 
 
 def test_a_plan_of_the_example_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Where a search goes: its place is the program's own, and what was there before it goes on, is kept, or is deleted."""
 
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -119,7 +120,7 @@ def _inputs(config: SearchConfig, argv: Sequence[str] | None) -> Iterator[tuple[
     for name, value in given.items():
         for path in [value] if isinstance(value, str) else value or ():
             yield f"--{name}", str(path)
-    for word, following in zip(argv or (), [*(argv or ())[1:], ""], strict=True):
+    for word, following in itertools.pairwise([*(argv or ()), ""]):
         flag, equals, path = word.partition("=")
         if flag == "--config":
             yield flag, path if equals else following
