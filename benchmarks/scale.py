@@ -39,6 +39,7 @@ from tuner.cluster.slot import Slots
 from tuner.request.config import SearchConfig
 from tuner.schedule.agenda import Agenda
 from tuner.study.storage import open_storage
+from tuner.study.strategy import strategy_of
 from tuner.study.study import SearchStudy
 
 START = {"learning_rate": 1e-5, "temperature": 0.02, "train_group_size": 8, "per_device_train_batch_size": 2}
@@ -169,8 +170,7 @@ def main() -> None:
             open_storage(config.storage, run_dir),
             space=load_search_space("m3"),
             context=Context(rows=ROWS, negatives=7, start=START),
-            sampler=config.sampler,
-            pruner=config.pruner,
+            strategy=strategy_of(config),
             seed=config.seed,
             num_trials=config.num_trials,
             objectives=config.objectives,

@@ -42,6 +42,7 @@ from tuner.request.config import SearchConfig
 from tuner.schedule.agenda import Agenda
 from tuner.search.plan import honoured
 from tuner.study.storage import open_storage
+from tuner.study.strategy import strategy_of
 from tuner.study.study import SearchStudy
 
 STEPS = 4
@@ -114,8 +115,7 @@ class Bench:
             open_storage(None, run_dir),
             space=_one_setting,
             context=Context(rows=STEPS * 4, negatives=1, start=START),
-            sampler=config.sampler,
-            pruner=config.pruner,
+            strategy=strategy_of(config),
             seed=config.seed,
             num_trials=trials,
             objectives=config.objectives,

@@ -77,6 +77,8 @@ class RungReport:
     """Guard task -> main score, where guards were scored."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """``training``, ``scoring`` and ``overhead`` so far, in seconds."""
+    queries: str = ""
+    """The objective of each query, in the order of their ids, as `trainables.scoring.measures.packed` writes it."""
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values."""

@@ -11,9 +11,10 @@ from tuner.cluster.executor import run_in_process
 from tuner.errors import RequestError
 from tuner.request.config import SearchConfig
 from tuner.schedule.retries import Failure
+from tuner.study.pruners import pruner_names
 from tuner.study.samplers import sampler_names
 from tuner.study.storage import open_storage
-from tuner.study.study import has_failed, pruner_names, read_studies, require_untaken, value_of
+from tuner.study.study import has_failed, read_studies, require_untaken, value_of
 
 
 def _run(config: SearchConfig, run_dir: Path, *, break_after: int | None = None) -> list[tuple[object, ...]]:
@@ -132,7 +133,7 @@ def test_a_trial_that_diverges_is_a_violated_constraint_and_counts_as_failed(tmp
     for trial in read_studies(tmp_path)[0].trials[1:]:
         assert trial.state == optuna.trial.TrialState.PRUNED
         assert trial.user_attrs["error_kind"] == "non_finite"
-        assert trial.system_attrs["constraints"][0] > 0
+        assert trial.constraints["infeasible"] > 0
         assert has_failed(trial)
 
 
@@ -155,7 +156,7 @@ def test_a_trial_taken_up_again_keeps_its_constraint(tmp_path: Path) -> None:
     again.ask()
     user, _ = again.ask()
     again.infeasible(user, "out_of_memory", "CUDA out of memory")
-    assert read_studies(tmp_path)[0].trials[1].system_attrs["constraints"][0] > 0
+    assert read_studies(tmp_path)[0].trials[1].constraints["infeasible"] > 0
 
 
 def _only_score() -> RungReport:

@@ -17,6 +17,7 @@ from tuner.request.config import SearchConfig
 from tuner.run_dir.mirror import Mirror
 from tuner.schedule.agenda import Agenda
 from tuner.study.storage import open_storage
+from tuner.study.strategy import strategy_of
 from tuner.study.study import SearchStudy
 
 METRIC = "dense.ndcg_at_10"
@@ -112,8 +113,7 @@ def new_study(config: SearchConfig, storage: BaseStorage) -> SearchStudy:
         storage,
         space=load_search_space(config.search_space or "m3"),
         context=Context(rows=1000, negatives=7, start=START),
-        sampler=config.sampler,
-        pruner=config.pruner,
+        strategy=strategy_of(config),
         seed=config.seed,
         num_trials=config.num_trials,
         objectives=config.objectives,

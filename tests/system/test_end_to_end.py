@@ -16,6 +16,7 @@ from tuner.schedule.agenda import Agenda
 from tuner.search.conclusion import conclude
 from tuner.search.plan import honoured, make_plan, write_config
 from tuner.study.storage import open_storage
+from tuner.study.strategy import strategy_of
 from tuner.study.study import SearchStudy, read_studies
 
 METRIC = "dense.ndcg_at_10,0.5*sparse.ndcg_at_10+0.5*colbert.ndcg_at_10"
@@ -45,8 +46,7 @@ def test_two_objectives_with_a_guard_as_constraint(tmp_path: Path) -> None:
         open_storage(None, run_dir),
         space=plan.space,
         context=plan.context,
-        sampler=config.sampler,
-        pruner=config.pruner,
+        strategy=strategy_of(config),
         seed=config.seed,
         num_trials=config.num_trials,
         objectives=config.objectives,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+
+import numpy as np
 
 HEADS = ("dense", "sparse", "colbert", "hybrid")
 """The ways a BGE-M3 model compares a query with a passage; ``hybrid`` is the weighted sum of the other three."""
@@ -115,6 +119,10 @@ class Scores:
         shown = rankings.get("dense") or next(iter(rankings.values()))
         return cls(split=split, per_query=per_query, retrieved={query: ids[:10] for query, ids in shown.items()})
 
+    def packed(self, metric: str) -> str:
+        """Return the values of a metric in the order of the query ids, as `packed` writes them."""
+        return packed([value for _, value in sorted(self.per_query[metric].items())])
+
     def to_json(self) -> str:
         """Return the text of ``dev.json`` and ``test.json`` in a trial's folder."""
         return json.dumps(asdict(self), ensure_ascii=False)
@@ -124,3 +132,14 @@ class Scores:
         """Read what `to_json` wrote."""
         fields = json.loads(text)
         return cls(split=fields["split"], per_query=fields["per_query"], retrieved=fields["retrieved"])
+
+
+def packed(values: Sequence[float]) -> str:
+    """Write values in [0, 1] as a short text: half-precision floats, compressed; about 1 character a query."""
+    return base64.b85encode(zlib.compress(np.asarray(values, dtype="<f2").tobytes(), 9)).decode()
+
+
+def unpacked(text: str) -> list[float]:
+    """Read what `packed` wrote, to 3 digits."""
+    values: list[float] = np.frombuffer(zlib.decompress(base64.b85decode(text)), dtype="<f2").astype(float).tolist()
+    return values

@@ -159,6 +159,7 @@ class Rungs(TrainerCallback):
             last=number == len(rungs),
             guards=guards if number == len(rungs) else {},
             seconds=self._clock.seconds,
+            queries=scores.packed(self._config.metric),
         )
         return write_record(self._folder, record)
 

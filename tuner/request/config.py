@@ -74,7 +74,9 @@ class SearchConfig:
     sampler: str = "tpe"
     """Optuna sampler: tpe, random, qmc or gp."""
     pruner: str = "successive_halving"
-    """Optuna pruner: successive_halving, hyperband, median or none."""
+    """Who is stopped at a rung: successive_halving, paired, hyperband, median or none."""
+    reduction_factor: int = 2
+    """successive_halving: one trial in so many goes on at each rung."""
     metric: str = "dense.ndcg_at_10"
     """What the study maximises: HEAD.MEASURE (dense, sparse, colbert, hybrid; ndcg_at_10, mrr_at_10, recall_at_10,
     recall_at_100), a weighted sum (0.7*dense.ndcg_at_10+0.3*hybrid.ndcg_at_10), or two of these joined by a comma: then
@@ -141,6 +143,7 @@ class SearchConfig:
                 self.num_trials >= 2,
                 f"num_trials >= 2 must hold (base model and your settings), but got {self.num_trials}",
             ),
+            (self.reduction_factor >= 2, f"reduction_factor >= 2 must hold, but got {self.reduction_factor}"),
             (self.concurrent_trials >= 1, f"concurrent_trials >= 1 must hold, but got {self.concurrent_trials}"),
             ((self.finalists or 0) >= 0, f"finalists >= 0 must hold, but got {self.finalists}"),
             (self.finalist_seeds >= 0, f"finalist_seeds >= 0 must hold, but got {self.finalist_seeds}"),

@@ -33,8 +33,9 @@ from tuner.run_dir.object_storage import is_url
 from tuner.run_dir.written import CONFIG_FILE, MANIFEST
 from tuner.schedule.disk import fit_to_disk, weights_bytes
 from tuner.search.space import rehearse
+from tuner.study.pruners import pruner_names
 from tuner.study.samplers import sampler_names
-from tuner.study.study import check_claim, pruner_names
+from tuner.study.study import check_claim
 
 DEFAULT_SPACE = "m3"
 _SEARCHABLE = (

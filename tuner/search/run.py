@@ -261,6 +261,7 @@ def _open_storage(config: SearchConfig, run_dir: Path, console: Console) -> "Pat
 def _open_study(plan: "Plan", storage: "PatientStorage") -> "SearchStudy":
     from tuner.search.plan import facts
     from tuner.study.storage import readable
+    from tuner.study.strategy import strategy_of
     from tuner.study.study import SearchStudy, require_untaken
 
     config = plan.config
@@ -271,8 +272,7 @@ def _open_study(plan: "Plan", storage: "PatientStorage") -> "SearchStudy":
             storage,
             space=plan.space,
             context=plan.context,
-            sampler=config.sampler,
-            pruner=config.pruner,
+            strategy=strategy_of(config),
             seed=config.seed,
             num_trials=config.num_trials,
             objectives=config.objectives,

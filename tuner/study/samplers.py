@@ -4,15 +4,23 @@ Suggestions are a function of (seed, trial number, history) alone, so that a res
 CMA-ES is not among them: Optuna keeps its state in the study as a pickle, which a resume would have to read.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from tuner.study.priors import ANYWHERE, BEST, MIDDLE, OWN, PriorSampler
+from tuner.study.strategy import Strategy
 from tuner.study.trials import BASE, GUARD_EXCESS, INFEASIBLE, ROLE
+
+HAS_CONSTRAINTS = hasattr(Trial, "set_constraint")
+"""Optuna 5 and newer."""
 
 
 def sampler_names() -> list[str]:
@@ -20,10 +28,10 @@ def sampler_names() -> list[str]:
     return sorted(_SAMPLERS)
 
 
-def make_sampler(name: str, *, seed: int, number: int, trials: int) -> BaseSampler:
-    """Returns the sampler `name` for trial `number` of a search of `trials`."""
-    mixed = (seed * 1_000_003 + number) % 2**32
-    return _OfTrials(_SAMPLERS[name](seed, number, mixed, trials))
+def make_sampler(strategy: Strategy, *, seed: int, number: int, trials: int) -> BaseSampler:
+    """Returns the sampler of `strategy` for trial `number` of a search of `trials`."""
+    ask = _Ask(strategy=strategy, seed=seed, number=number, trials=trials)
+    return _OfTrials(_SAMPLERS[strategy.sampler](ask), extrapolates=strategy.extrapolate)
 
 
 def draw_again(sampler: BaseSampler, trial: Trial, known: FrozenTrial) -> None:
@@ -39,7 +47,16 @@ def draw_again(sampler: BaseSampler, trial: Trial, known: FrozenTrial) -> None:
             sampler.sample_independent(trial.study, known, name, distribution)
 
 
-def constraints(trial: FrozenTrial) -> Sequence[float]:
+def constrain(trial: Trial, name: str, value: float) -> None:
+    """Tells samplers to stay away from `trial` where `value` is above 0; told again, it is as it was.
+
+    Optuna before 5 asks `_constraints` instead.
+    """
+    if HAS_CONSTRAINTS and name not in trial.constraints:
+        trial.set_constraint(name, value)
+
+
+def _constraints(trial: FrozenTrial) -> Sequence[float]:
     """Above 0 where the trial did not fit the device, diverged, or lost more on a guard than it may: stay away."""
     return (1.0 if trial.user_attrs.get(INFEASIBLE) else -1.0, trial.user_attrs.get(GUARD_EXCESS, -1.0))
 
@@ -49,48 +66,73 @@ class _OfTrials(BaseSampler):
     nor the trial itself, which may have some from before a kill.
     """
 
-    def __init__(self, inner: BaseSampler) -> None:
-        self._inner = inner
+    def __init__(self, inner: BaseSampler, *, extrapolates: bool) -> None:
+        self._inner, self._extrapolates = inner, extrapolates
+
+    def _seen(self, study: Study, trial: FrozenTrial) -> Study:
+        return _Others(study, trial.number, extrapolates=self._extrapolates)  # type: ignore[return-value]
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return self._inner.infer_relative_search_space(_seen_by(trial, study), trial)
+        return self._inner.infer_relative_search_space(self._seen(study, trial), trial)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        return self._inner.sample_relative(_seen_by(trial, study), trial, search_space)
+        return self._inner.sample_relative(self._seen(study, trial), trial, search_space)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        return self._inner.sample_independent(_seen_by(trial, study), trial, param_name, param_distribution)
+        return self._inner.sample_independent(self._seen(study, trial), trial, param_name, param_distribution)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        self._inner.before_trial(_seen_by(trial, study), trial)
+        self._inner.before_trial(self._seen(study, trial), trial)
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        self._inner.after_trial(_seen_by(trial, study), trial, state, values)
+        self._inner.after_trial(self._seen(study, trial), trial, state, values)
 
 
 class _Others:
-    def __init__(self, study: Study, number: int) -> None:
-        self._study, self._number = study, number
+    def __init__(self, study: Study, number: int, *, extrapolates: bool) -> None:
+        self._study, self._number, self._extrapolates = study, number, extrapolates
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._study, name)
 
-    def get_trials(self, *how: Any, **options: Any) -> list[FrozenTrial]:
-        return self._of(self._study.get_trials(*how, **options))
+    def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
+        return self._get_trials(deepcopy, states)
 
-    def _get_trials(self, *how: Any, **options: Any) -> list[FrozenTrial]:
-        return self._of(self._study._get_trials(*how, **options))
+    def _get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, **options: Any
+    ) -> list[FrozenTrial]:
+        trials = self._of(self._study._get_trials(deepcopy, **options))
+        return [trial for trial in trials if states is None or trial.state in states]
 
     def _of(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-        return [trial for trial in trials if trial.user_attrs.get(ROLE) != BASE and trial.number != self._number]
+        seen = [trial for trial in trials if trial.user_attrs.get(ROLE) != BASE and trial.number != self._number]
+        return extrapolated(seen) if self._extrapolates and not self._study._is_multi_objective() else seen
 
 
-def _seen_by(trial: FrozenTrial, study: Study) -> Study:
-    return _Others(study, trial.number)  # type: ignore[return-value]
+def extrapolated(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Returns `trials`, the stopped ones as if they had gone on as the complete ones did, on average.
+
+    TPE takes a stopped trial for worse than every complete one, and the GP does not see it.
+    """
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    if any(GUARD_EXCESS in trial.user_attrs for trial in complete):
+        return list(trials)  # the GP wants constraints of every trial that it sees
+    return [_extrapolated(trial, complete) for trial in trials]
+
+
+def _extrapolated(trial: FrozenTrial, complete: Sequence[FrozenTrial]) -> FrozenTrial:
+    if trial.state != TrialState.PRUNED or not trial.intermediate_values or trial.user_attrs.get(INFEASIBLE):
+        return trial
+    rung = max(trial.intermediate_values)
+    gains = [t.values[0] - t.intermediate_values[rung] for t in complete if rung in t.intermediate_values]
+    gain = sum(gains) / len(gains) if gains else 0.0
+    seen = copy.copy(trial)
+    seen.state, seen.values = TrialState.COMPLETE, [trial.intermediate_values[rung] + gain]
+    return seen
 
 
 class _QMC(QMCSampler):
@@ -105,21 +147,87 @@ class _QMC(QMCSampler):
         return self._number
 
 
-def _tpe(mixed: int, trials: int) -> BaseSampler:
-    """TPE: a random start of a third of the trials, at most Optuna's own 10, of which the base model is one."""
+@dataclass(frozen=True, kw_only=True)
+class _Ask:
+    """For which trial a sampler is made."""
+
+    strategy: Strategy
+    seed: int
+    number: int
+    trials: int
+
+    @property
+    def mixed(self) -> int:
+        """A seed of this trial's own."""
+        return (self.seed * 1_000_003 + self.number) % 2**32
+
+    @property
+    def startup(self) -> int:
+        """Finished trials before a model is asked; the base model is none of them."""
+        return self.strategy.startup(self.trials)
+
+    @property
+    def deprecated(self) -> dict[str, Any]:
+        """What older samplers are made with."""
+        return {} if HAS_CONSTRAINTS else {"constraints_func": _constraints}
+
+
+class _Started(BaseSampler):
+    """Draws from one sampler until enough trials have ended, and from another one then."""
+
+    def __init__(self, first: BaseSampler, then: BaseSampler, startup: int) -> None:
+        self._first, self._then, self._startup = first, then, startup
+
+    def _now(self, study: Study) -> BaseSampler:
+        ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        return self._first if len(ended) < self._startup else self._then
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self._now(study).infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return self._now(study).sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self._now(study).sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        self._then.after_trial(study, trial, state, values)
+
+
+def _tpe(ask: _Ask) -> BaseSampler:
     return TPESampler(
-        seed=mixed,
+        seed=ask.mixed,
         multivariate=True,
         group=True,
         constant_liar=True,
-        n_startup_trials=max(3, min(10, trials // 3)) - 1,
-        constraints_func=constraints,
+        n_startup_trials=ask.startup,
+        **ask.deprecated,
     )
 
 
-_SAMPLERS: Mapping[str, Callable[[int, int, int, int], BaseSampler]] = {
-    "tpe": lambda _seed, _number, mixed, trials: _tpe(mixed, trials),
-    "random": lambda _seed, _number, mixed, _trials: RandomSampler(seed=mixed),
-    "qmc": lambda seed, number, mixed, _trials: _QMC(seed, number, mixed),
-    "gp": lambda _seed, _number, mixed, _trials: GPSampler(seed=mixed, constraints_func=constraints),
+def _gp(ask: _Ask) -> BaseSampler:
+    return GPSampler(seed=ask.mixed, n_startup_trials=ask.startup, **ask.deprecated)
+
+
+def _from_priors(model: BaseSampler, ask: _Ask) -> BaseSampler:
+    """`model`, its first trials and some of the later ones drawn from priors, where the strategy says so."""
+    strategy = ask.strategy
+    if np.random.default_rng(ask.mixed).random() < strategy.exploit:
+        return PriorSampler({BEST: 1.0}, ask.mixed)
+    if not strategy.prior:
+        return model
+    return _Started(PriorSampler(_SHARES, ask.mixed), model, ask.startup)
+
+
+_SHARES: Mapping[str, float] = {OWN: 0.25, MIDDLE: 0.25, BEST: 0.25, ANYWHERE: 0.25}
+_SAMPLERS: Mapping[str, Callable[[_Ask], BaseSampler]] = {
+    "tpe": lambda ask: _from_priors(_tpe(ask), ask),
+    "random": lambda ask: RandomSampler(seed=ask.mixed),
+    "qmc": lambda ask: _QMC(ask.seed, ask.number, ask.mixed),
+    "gp": lambda ask: _from_priors(_gp(ask), ask),
 }

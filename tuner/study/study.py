@@ -5,7 +5,7 @@ Two studies share a storage: ``search`` holds the trials, ``finalists`` the retr
 
 import functools
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ from trainables.config import RungReport
 from trainables.scoring.measures import combined
 from tuner.errors import AnotherSearchError, RequestError
 from tuner.study import guards
-from tuner.study.samplers import draw_again, make_sampler
+from tuner.study.pruners import make_pruner
+from tuner.study.samplers import constrain, draw_again, make_sampler
 from tuner.study.storage import RememberedStorage, open_storage, readable
-from tuner.study.trials import ARGUMENTS, BASE, GUARD_EXCESS, INFEASIBLE, ROLE, SAMPLED, USER
+from tuner.study.strategy import Strategy
+from tuner.study.trials import ARGUMENTS, BASE, GUARD_EXCESS, INFEASIBLE, QUERIES, ROLE, SAMPLED, USER
 
 SEARCH, FINALISTS = "search", "finalists"
 _PRUNED_AT = "pruned_at"
@@ -28,20 +30,6 @@ _NO_FINALIST = "no_finalist"
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-warnings.filterwarnings("ignore", message=".*constraints_func", category=FutureWarning)
-
-
-_PRUNERS: Mapping[str, Callable[[], optuna.pruners.BasePruner]] = {
-    "successive_halving": lambda: optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2),
-    "hyperband": lambda: optuna.pruners.HyperbandPruner(min_resource=1, max_resource=4, reduction_factor=2),
-    "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=3),
-    "none": optuna.pruners.NopPruner,
-}
-
-
-def pruner_names() -> list[str]:
-    """What ``--pruner`` takes."""
-    return sorted(_PRUNERS)
 
 
 def has_failed(trial: FrozenTrial) -> bool:
@@ -68,8 +56,7 @@ class SearchStudy:
         *,
         space: SearchSpace,
         context: Context,
-        sampler: str,
-        pruner: str,
+        strategy: Strategy,
         seed: int,
         num_trials: int,
         objectives: Sequence[str],
@@ -80,12 +67,12 @@ class SearchStudy:
         self._objectives, self._guard_tolerance = objectives, guard_tolerance
         search, finalists = study_names(name)
         storage = RememberedStorage(storage, (search, finalists))
-        self._sampler = functools.partial(make_sampler, sampler, seed=seed, trials=num_trials)
+        self._sampler = functools.partial(make_sampler, strategy, seed=seed, trials=num_trials)
         self.search = optuna.create_study(
             storage=storage,
             study_name=search,
             directions=["maximize"] * len(objectives),
-            pruner=_PRUNERS[pruner](),
+            pruner=make_pruner(strategy),
             load_if_exists=True,
         )
         self.search.set_metric_names(list(objectives))
@@ -194,6 +181,9 @@ class SearchStudy:
         for name in ("scores", "best_rung", "best_value", "guard", GUARD_EXCESS, INFEASIBLE, "error_kind", "error"):
             if name in earlier.user_attrs:
                 trial.set_user_attr(name, earlier.user_attrs[name])
+        for name in (GUARD_EXCESS, INFEASIBLE):
+            if name in earlier.user_attrs:
+                constrain(trial, name, float(earlier.user_attrs[name]))
         if earlier.state == TrialState.COMPLETE:
             self.search.tell(trial, earlier.values)
         else:
@@ -206,6 +196,8 @@ class SearchStudy:
         if self.is_pareto:
             trial.set_user_attr(f"rung_{rung.rung}", rung.value)  # Optuna takes no report of several objectives
         elif rung.rung not in self._frozen(trial).intermediate_values and self.role(trial) != BASE:
+            if rung.queries:
+                trial.set_user_attr(f"{QUERIES}_{rung.rung}", rung.queries)
             trial.report(rung.value, rung.rung)
         best = trial.user_attrs.get("best_value")
         if best is None or rung.value > best:
@@ -247,7 +239,9 @@ class SearchStudy:
         base = self.search.get_trials(deepcopy=False)[0].user_attrs.get("guard")
         scores = trial.user_attrs.get("guard")
         if base and scores and self.role(trial) != BASE:
-            trial.set_user_attr(GUARD_EXCESS, guards.excess(base, scores, self._guard_tolerance))
+            excess = guards.excess(base, scores, self._guard_tolerance)
+            trial.set_user_attr(GUARD_EXCESS, excess)
+            constrain(trial, GUARD_EXCESS, excess)
 
     def pruned(self, trial: Trial) -> None:
         """The pruner stopped the trial."""
@@ -270,6 +264,7 @@ class SearchStudy:
         """The trial fits the device in no way, or diverges: a violated constraint, which the sampler learns from."""
         self._explain(trial, kind, message)
         trial.set_user_attr(INFEASIBLE, True)
+        constrain(trial, INFEASIBLE, 1.0)
         self.search.tell(trial, state=TrialState.PRUNED)
 
     def _explain(self, trial: Trial, kind: str, message: str) -> None:
