@@ -1,0 +1,115 @@
+"""Regret over compute, of many replays: means, their bootstrap intervals, and the compute that reaches a level."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import optuna
+
+from benchmarks.recorded_table import Floats
+from benchmarks.replay.peers import PEERS, replay_peer
+from benchmarks.replay.strategies import OURS, SLOW
+from benchmarks.replay.tasks import ReplayTask
+from tuner.verdict.statistics import bootstrap_interval
+
+RANDOM_TRIALS = 60
+SHARES = np.geomspace(1 / 64, 1.0, 97)
+"""Compute, as shares of that of 60 random full trials."""
+_CHUNK = 10
+_OURS_MOST = 0.5
+"""Share of it up to which our own strategies are replayed: beyond, the table is nearly exhausted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regret:
+    """Of one strategy on one task."""
+
+    dev: Floats
+    """(replays, shares): the best of the table less the best found."""
+    test: Floats
+    """The same, of what was best on dev."""
+
+    def mean(self) -> Floats:
+        """(shares,): on dev."""
+        means: Floats = self.dev.mean(axis=0)
+        return means
+
+    def at(self, share: float, split: str = "dev") -> tuple[float, tuple[float, float]]:
+        """Returns the mean at a share of the compute, and its 95% bootstrap interval over replays."""
+        values: Floats = getattr(self, split)[:, np.searchsorted(SHARES, share - 1e-9)]
+        interval = bootstrap_interval(values, seed=0, resamples=1000)
+        return float(values.mean()), interval
+
+
+def full_cost(task: ReplayTask) -> float:
+    """What 60 random full trials cost, in full trainings: each is scored once."""
+    return RANDOM_TRIALS * (1 + task.scoring)
+
+
+def replay_all(
+    tasks: Sequence[ReplayTask], names: Sequence[str], *, replays: int, processes: int
+) -> dict[tuple[str, str], Regret]:
+    """Replays every strategy on every task; returns (task, strategy) -> regret."""
+    jobs = [
+        (task, name, range(start, min(start + _CHUNK, count)))
+        for task in tasks
+        for name in names
+        for count in (max(_CHUNK, replays // 10) if name in SLOW else replays,)
+        for start in range(0, count, _CHUNK)
+    ]
+    with ProcessPoolExecutor(processes, initializer=_quiet) as pool:
+        parts = list(pool.map(_replays, *zip(*jobs, strict=True)))
+    found: dict[tuple[str, str], list[tuple[Floats, Floats]]] = {}
+    for (task, name, _), part in zip(jobs, parts, strict=True):
+        found.setdefault((task.name, name), []).append(part)
+    return {
+        key: Regret(dev=np.concatenate([dev for dev, _ in rows]), test=np.concatenate([test for _, test in rows]))
+        for key, rows in found.items()
+    }
+
+
+def _quiet() -> None:
+    import logging
+    import warnings
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")  # Optuna's of experimental features, once a study
+
+
+def _replays(task: ReplayTask, name: str, seeds: Iterable[int]) -> tuple[Floats, Floats]:
+    rows = [_replay(task, name, seed) for seed in seeds]
+    return np.array([dev for dev, _ in rows]), np.array([test for _, test in rows])
+
+
+def _replay(task: ReplayTask, name: str, seed: int) -> tuple[Floats, Floats]:
+    """The user's own settings are any configuration of the table, the same for every strategy."""
+    user = int(np.random.default_rng([seed, 1]).integers(task.configs))
+    whole = full_cost(task)
+    if name in PEERS:
+        most = whole * (_OURS_MOST if name in SLOW else 1.0)
+        trace = replay_peer(name, task, user=user, seed=seed, most=most)
+    else:
+        trace = OURS[name].replay(task, user=user, seed=seed, most=whole * _OURS_MOST)
+    return trace.regret_at(SHARES * whole)
+
+
+def share_to_reach(curve: Floats, level: float) -> float | None:
+    """Returns the least share of the compute at which a mean regret is at `level` or below; None: at none."""
+    below = np.flatnonzero(curve <= level + 1e-12)
+    return float(SHARES[below[0]]) if len(below) else None
+
+
+def mean_curve(curves: Iterable[Regret]) -> Floats:
+    """(shares,): the mean over tasks of the mean regret on dev."""
+    means: Floats = np.mean([regret.mean() for regret in curves], axis=0)
+    return means
+
+
+def chosen_without(task: str, candidates: Sequence[str], regrets: Mapping[tuple[str, str], Regret]) -> str:
+    """Returns the candidate with the least regret on the other tasks, from 1/32 to 1/4 of the compute."""
+    others = sorted({other for other, _ in regrets if other != task} or {task})
+    early = (SHARES >= 1 / 32) & (SHARES <= 1 / 4)
+    scores = {name: sum(regrets[other, name].mean()[early].mean() for other in others) for name in candidates}
+    return min(scores, key=lambda name: scores[name])
