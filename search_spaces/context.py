@@ -1,5 +1,6 @@
 """What a search space may know besides the Optuna trial."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,18 @@ class Context:
     def batch_sizes(self, sizes: Iterable[int]) -> list[int]:
         """Returns the `sizes` that leave at least 8 steps an epoch, the user's own among them."""
         return self.with_start("per_device_train_batch_size", [size for size in sizes if size * 8 <= self.rows] or [1])
+
+    def group_bounds(self, low: int, high: int) -> tuple[int, int]:
+        """Returns (low, high) of `train_group_size`: what the negatives can fill, and the user's own value."""
+        return self._whole("train_group_size", low, min(high, 1 + self.negatives))
+
+    def batch_bounds(self, low: int, high: int) -> tuple[int, int]:
+        """Returns (low, high) of `per_device_train_batch_size`: at least 8 steps an epoch, and the user's own value."""
+        return self._whole("per_device_train_batch_size", low, min(high, self.rows // 8))
+
+    def _whole(self, name: str, low: int, high: int) -> tuple[int, int]:
+        wide_low, wide_high = self.bounds(name, min(low, max(1, high)), max(1, high))
+        return math.floor(wide_low), math.ceil(wide_high)
 
     def with_start(self, name: str, choices: Iterable[int]) -> list[int]:
         """Returns `choices` with the user's own value of `name`, sorted."""

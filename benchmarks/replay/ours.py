@@ -33,7 +33,15 @@ class _Spent(Interrupted):
 
 
 def replay_ours(
-    task: ReplayTask, strategy: Strategy, *, rungs: tuple[float, ...], ordinal: bool, user: int, seed: int, most: float
+    task: ReplayTask,
+    strategy: Strategy,
+    *,
+    rungs: tuple[float, ...],
+    ordinal: bool,
+    user: int,
+    seed: int,
+    most: float,
+    restarts: bool = False,
 ) -> Trace:
     """Searches `task` until it has cost `most` full trainings, or nothing is left.
 
@@ -45,6 +53,7 @@ def replay_ours(
         user: The configuration of the user's own settings, trial 1.
         seed: Of the search.
         most: Full trainings, scorings included.
+        restarts: Whether a promoted trial is trained from its start, as where its state was not kept.
     """
     trace, taken = Trace(task=task), set[int]()
     space = snapping(task, task.distributions(ordinal=ordinal), taken)
@@ -62,7 +71,7 @@ def replay_ours(
         )
         agenda = Agenda(config, study, run_dir=Path(folder), arguments={}, eval_data=folder)
         with contextlib.suppress(_Spent, Exhausted):
-            run_in_process(agenda, _Reader(task, trace, most).train)
+            run_in_process(agenda, _Reader(task, trace, most, restarts=restarts).train)
     return trace
 
 
@@ -96,8 +105,8 @@ def snap(
 class _Reader:
     """A train function that reads a table; trials that are stopped and taken up again go on where they were."""
 
-    def __init__(self, task: ReplayTask, trace: Trace, most: float) -> None:
-        self._task, self._trace, self._most = task, trace, most
+    def __init__(self, task: ReplayTask, trace: Trace, most: float, *, restarts: bool) -> None:
+        self._task, self._trace, self._most, self._restarts = task, trace, most, restarts
         self._columns = {round(float(fraction), 6): index for index, fraction in enumerate(task.fractions)}
         self._reached: dict[str, int] = {}
 
@@ -115,7 +124,7 @@ class _Reader:
         columns = [self._columns[round(fraction, 6)] for fraction in job.rungs]
         before = 0.0
         for rung, (fraction, column) in enumerate(zip(job.rungs, columns, strict=True), start=1):
-            if rung > self._reached.get(job.name, 0):
+            if self._restarts or rung > self._reached.get(job.name, 0):
                 self._trace.spend(fraction - before)
                 self._reached[job.name] = rung
             before = fraction

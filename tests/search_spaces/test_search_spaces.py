@@ -94,6 +94,20 @@ def test_ranges_that_optuna_does_not_take_are_refused(entry: str, words: str, tm
         _from_yaml(f"weight_decay: {{{entry}}}", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("context", "group", "batch"),
+    [
+        (Context(rows=1000, negatives=7), (2, 8), (2, 125)),  # 8 steps of 125 rows
+        (Context(rows=10, negatives=0), (1, 1), (1, 1)),
+        (Context(rows=10**6, negatives=31, start={"train_group_size": 20}), (2, 20), (2, 256)),
+    ],
+)
+def test_whole_ranges_hold_what_the_rows_and_negatives_allow(
+    context: Context, group: tuple[int, int], batch: tuple[int, int]
+) -> None:
+    assert (context.group_bounds(2, 16), context.batch_bounds(2, 256)) == (group, batch)
+
+
 def test_group_sizes_stop_at_the_negatives_there_are() -> None:
     assert Context(rows=1000, negatives=7).group_sizes([2, 4, 8, 16]) == [2, 4, 8]
 

@@ -221,8 +221,7 @@ class Agenda:
         if job.finalist:
             self._study.finalists.tell(job.trial, job.best)
         elif job.stopped:
-            job.row.state = "pruned"
-            self._study.pruned(job.trial)
+            job.row.state = "paused" if self._study.stopped(job.trial) else "pruned"
         else:
             self._study.complete(job.trial)
         self._drop_weights()
@@ -323,7 +322,19 @@ class Agenda:
             if self._has_time(f"{trial.number:04d}", self._study.role(trial), 0):
                 return trial, params
             self._leave_out(trial, params)
-        return self._study.ask() if self._may_issue() else None
+        may_issue = self._may_issue()
+        return self._promoted(closing=not may_issue) or (self._study.ask() if may_issue else None)
+
+    def _promoted(self, *, closing: bool) -> tuple[Trial, Mapping[str, Any]] | None:
+        """A paused trial that may go on; once no other is to come, the best at each rung."""
+        last = closing and not self._is_searching
+        while (asked := self._study.promote(closing=last)) is not None:
+            trial, params = asked
+            rung = max(trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
+            if self._has_time(f"{trial.number:04d}", SAMPLED, rung):
+                return asked
+            self._leave_out(trial, params)
+        return None
 
     def _has_time(self, name: str, role: str, rung: int) -> bool:
         """Whether a trial at `rung`, or at a later one that it repeats the reports up to, reaches the one after it."""
@@ -375,14 +386,20 @@ class Agenda:
     # Finalists and test
 
     def _after_search(self) -> Job | None:
-        searching = any(job.trial is not None and not job.finalist for job in self._running.values())
-        if searching or not self.has_winner:
+        if self._is_searching:
+            return None
+        self._study.stop_paused()
+        if not self.has_winner:
             return None
         self._mirror.settle()
         job = self._finalist_job()
         if job is None:
             self._give_up_retrainings()
         return job or self._final_job()
+
+    @property
+    def _is_searching(self) -> bool:
+        return any(job.trial is not None and not job.finalist for job in self._running.values())
 
     def _give_up_retrainings(self) -> None:
         finalists = [trial.number for trial in self._candidates()] if self._config.finalist_count else []

@@ -30,12 +30,24 @@ class HalvingPruner(BasePruner):
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Whether `trial` stops at the rung that it has reported last."""
+        return not self.promotes(study, trial, least=1)
+
+    def promotes(self, study: Study, trial: FrozenTrial, *, least: int) -> bool:
+        """Whether `trial` is among those that may go on from its last rung, at least `least` of all that came there."""
         rung = max(trial.intermediate_values)
         own = trial.intermediate_values[rung]
         rivals = [t for t in others_at(study, trial, rung) if self._user_competes or t.user_attrs.get(ROLE) != USER]
         values = [own, *(other.intermediate_values[rung] for other in rivals)]
-        places = max(1, len(values) // self._reduction_factor)
-        return own < sorted(values, reverse=True)[places - 1]
+        places = max(least, len(values) // self._reduction_factor)
+        return places > 0 and own >= sorted(values, reverse=True)[places - 1]
+
+
+class PausingPruner(HalvingPruner):
+    """Successive halving that waits: no trial goes on before there are enough to tell that it is worth it."""
+
+    def prune(self, study: Study, trial: FrozenTrial) -> bool:
+        """Whether `trial` is paused at the rung that it has reported last."""
+        return not self.promotes(study, trial, least=0)
 
 
 class PairedPruner(BasePruner):
@@ -84,7 +96,8 @@ def worse(values: Sequence[float], rival: Sequence[float], level: float) -> bool
 
 
 def _halving(strategy: Strategy) -> BasePruner:
-    return HalvingPruner(strategy.reduction_factor, user_competes=strategy.user_competes)
+    kind = PausingPruner if strategy.promotes else HalvingPruner
+    return kind(strategy.reduction_factor, user_competes=strategy.user_competes)
 
 
 _PRUNERS: Mapping[str, Callable[[Strategy], BasePruner]] = {

@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from tuner.study.priors import ANYWHERE, BEST, MIDDLE, OWN, PriorSampler
 from tuner.study.strategy import Strategy
-from tuner.study.trials import BASE, GUARD_EXCESS, INFEASIBLE, ROLE
+from tuner.study.trials import BASE, GUARD_EXCESS, INFEASIBLE, ROLE, is_paused
 
 HAS_CONSTRAINTS = hasattr(Trial, "set_constraint")
 """Optuna 5 and newer."""
@@ -109,8 +109,19 @@ class _Others:
         return [trial for trial in trials if states is None or trial.state in states]
 
     def _of(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-        seen = [trial for trial in trials if trial.user_attrs.get(ROLE) != BASE and trial.number != self._number]
+        seen = [
+            as_ended(trial) for trial in trials if trial.user_attrs.get(ROLE) != BASE and trial.number != self._number
+        ]
         return extrapolated(seen) if self._extrapolates and not self._study._is_multi_objective() else seen
+
+
+def as_ended(trial: FrozenTrial) -> FrozenTrial:
+    """Returns a paused trial as a pruned one: its scores are known, and it may never go on."""
+    if not is_paused(trial):
+        return trial
+    seen = copy.copy(trial)
+    seen.state = TrialState.PRUNED
+    return seen
 
 
 def extrapolated(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:

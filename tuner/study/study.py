@@ -18,11 +18,23 @@ from trainables.config import RungReport
 from trainables.scoring.measures import combined
 from tuner.errors import AnotherSearchError, RequestError
 from tuner.study import guards
-from tuner.study.pruners import make_pruner
+from tuner.study.pruners import PausingPruner, make_pruner
 from tuner.study.samplers import constrain, draw_again, make_sampler
 from tuner.study.storage import RememberedStorage, open_storage, readable
 from tuner.study.strategy import Strategy
-from tuner.study.trials import ARGUMENTS, BASE, GUARD_EXCESS, INFEASIBLE, QUERIES, ROLE, SAMPLED, USER
+from tuner.study.trials import (
+    ARGUMENTS,
+    BASE,
+    GUARD_EXCESS,
+    INFEASIBLE,
+    PAUSED,
+    PROMOTED,
+    QUERIES,
+    ROLE,
+    SAMPLED,
+    USER,
+    is_paused,
+)
 
 SEARCH, FINALISTS = "search", "finalists"
 _PRUNED_AT = "pruned_at"
@@ -40,6 +52,11 @@ def has_failed(trial: FrozenTrial) -> bool:
 def value_of(trial: FrozenTrial) -> float:
     """Returns the one value that ranks a complete trial: its objective, or the mean of several."""
     return float(trial.values[0] if len(trial.values) == 1 else trial.user_attrs["best_value"])
+
+
+def _standing(trial: FrozenTrial) -> tuple[int, float]:
+    rung = trial.user_attrs[PAUSED]
+    return rung, trial.intermediate_values[rung]
 
 
 def arguments_of(trial: FrozenTrial) -> dict[str, Any]:
@@ -80,7 +97,8 @@ class SearchStudy:
             storage=storage, study_name=finalists, direction="maximize", load_if_exists=True
         )
         self.finalists.set_metric_names([", ".join(objectives)])
-        self._unfinished = list(self.search.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
+        running = self.search.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        self._unfinished = [trial for trial in running if not is_paused(trial)]
         known = {trial.user_attrs.get(ROLE) for trial in self.search.get_trials(deepcopy=False)}
         for role, params in ((BASE, {}), (USER, dict(context.start))):
             if role not in known:
@@ -121,6 +139,34 @@ class SearchStudy:
         """Trials that were handed out, the unfinished ones of a broken search included."""
         waiting = (TrialState.WAITING,)
         return len(self.search.get_trials(deepcopy=False)) - len(self.search.get_trials(deepcopy=False, states=waiting))
+
+    @property
+    def paused(self) -> list[FrozenTrial]:
+        """Trials that stand at a rung and may be promoted, those at the latest rung first and the best of it."""
+        running = self.search.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return sorted((trial for trial in running if is_paused(trial)), key=_standing, reverse=True)
+
+    def promote(self, *, closing: bool) -> tuple[Trial, dict[str, Any]] | None:
+        """Takes up a paused trial that may go on by now; None where there is none.
+
+        Args:
+            closing: Nothing else is to come, so that the best at each rung goes on, however few there are.
+        """
+        pruner = self.search.pruner
+        if not isinstance(pruner, PausingPruner):
+            return None
+        for known in self.paused:
+            if pruner.promotes(self.search, known, least=int(closing)):
+                trial = Trial(self.search, known._trial_id)
+                trial.set_user_attr(PROMOTED, known.user_attrs[PAUSED])
+                trial.set_user_attr(PAUSED, 0)
+                return trial, arguments_of(known)
+        return None
+
+    def stop_paused(self) -> None:
+        """Ends the trials that wait to be promoted: the search is over."""
+        for known in self.paused:
+            self.search.tell(known.number, state=TrialState.PRUNED)
 
     def ask(self) -> tuple[Trial, dict[str, Any]]:
         """Returns the next trial and the arguments it varies: an unfinished one first, under its own number."""
@@ -212,9 +258,12 @@ class SearchStudy:
 
     def _goes_on(self, trial: Trial, rung: int) -> bool:
         """Asks the pruner, which answers a rung once: told again by a trial taken up again, it is as it was."""
-        if trial.user_attrs.get(_PRUNED_AT) == rung:
+        if trial.user_attrs.get(_PRUNED_AT) == rung and rung > trial.user_attrs.get(PROMOTED, 0):
             return False
-        if max(self._frozen(trial).intermediate_values, default=rung) > rung:
+        if (
+            rung <= trial.user_attrs.get(PROMOTED, 0)
+            or max(self._frozen(trial).intermediate_values, default=rung) > rung
+        ):
             return True
         pruned = trial.should_prune()
         if pruned:
@@ -243,8 +292,17 @@ class SearchStudy:
             trial.set_user_attr(GUARD_EXCESS, excess)
             constrain(trial, GUARD_EXCESS, excess)
 
+    def stopped(self, trial: Trial) -> bool:
+        """The pruner stopped the trial; returns whether it is only paused."""
+        rung = trial.user_attrs.get(_PRUNED_AT, 0)
+        if not isinstance(self.search.pruner, PausingPruner) or rung < max(self._frozen(trial).intermediate_values):
+            self.pruned(trial)
+            return False
+        trial.set_user_attr(PAUSED, rung)
+        return True
+
     def pruned(self, trial: Trial) -> None:
-        """The pruner stopped the trial."""
+        """The trial ends at its rung."""
         self.search.tell(trial, state=TrialState.PRUNED)
 
     def retried(self, trial: Trial, kind: str, message: str) -> None:

@@ -1,6 +1,6 @@
 """User attributes of the study's trials that more than one module reads."""
 
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 ROLE = "role"
 BASE, USER, SAMPLED = "base", "user", "sampled"
@@ -13,6 +13,16 @@ GUARD_EXCESS = "guard_excess"
 """How much more it lost on a guard than it may; below 0 where it did not."""
 QUERIES = "queries"
 """With the number of a rung: the objective of each dev query there, packed."""
+
+PAUSED = "paused_at"
+"""The rung at which a trial waits to be promoted; 0 once it is taken up again."""
+PROMOTED = "promoted_at"
+"""The rung up to which it was told to go on."""
+
+
+def is_paused(trial: FrozenTrial) -> bool:
+    """Whether the trial stands at a rung and may be promoted: to Optuna it is running."""
+    return trial.state == TrialState.RUNNING and trial.user_attrs.get(PAUSED, 0) > 0
 
 
 def queries_at(trial: FrozenTrial, rung: int) -> str:
