@@ -1,6 +1,7 @@
 """Replays a search through the product's own study and agenda; only the training is read off a table."""
 
 import contextlib
+import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.storages import InMemoryStorage
 
 from benchmarks.replay.tasks import Exhausted, ReplayTask, Trace
 from search_spaces.context import Context, SearchSpace
-from trainables.config import NonFiniteScore, Progress, Report, RungReport, Train, TrialConfig
+from trainables.config import Progress, Report, RungReport, Train, TrialConfig
+from trainables.failures import NonFiniteScore
 from trainables.scoring.measures import packed
 from tuner.cluster.executor import run_in_process
 from tuner.interrupts import Interrupted
@@ -96,8 +98,10 @@ def snap(
     """Writes `arguments` over what was suggested for `trial`."""
     storage = trial.storage
     for name, distribution in distributions.items():
-        value = distribution.to_internal_repr(arguments[name])
-        storage.set_trial_param(trial._trial_id, name, value, distribution)
+        value = arguments[name]
+        if isinstance(distribution, CategoricalDistribution):
+            value = min(distribution.choices, key=lambda choice: abs(math.log(choice / arguments[name])))  # type: ignore[operator, arg-type]
+        storage.set_trial_param(trial._trial_id, name, distribution.to_internal_repr(value), distribution)
     trial._cached_frozen_trial = storage.get_trial(trial._trial_id)
     return dict(arguments)
 

@@ -1,7 +1,7 @@
 """A recorded table as a search meets it: configurations that can be taken once, their scores, and what they cost."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +22,9 @@ class ReplayTask:
 
     name: str
     table: RecordedTable
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "table", _trained(self.table))
 
     @cached_property
     def runs(self) -> Integers:
@@ -101,7 +104,7 @@ class ReplayTask:
         return logs
 
     def distributions(self, *, ordinal: bool) -> dict[str, BaseDistribution]:
-        """The table's ranges as a search space: sizes as integers on a log scale, or as categories without an order."""
+        """The table's ranges as a search space: sizes as integers on a log scale, or as categories, powers of 2."""
         floats = {name: getattr(self.table, name) for name in FLOATS}
         sizes = {name: sorted({int(size) for size in getattr(self.table, name)}) for name in SIZES}
         space: dict[str, BaseDistribution] = {
@@ -109,8 +112,9 @@ class ReplayTask:
             for name, values in floats.items()
         }
         for name, values in sizes.items():
+            powers = [2**power for power in range(10) if values[0] <= 2**power <= values[-1]]
             space[name] = (
-                IntDistribution(values[0], values[-1], log=True) if ordinal else CategoricalDistribution(values)
+                IntDistribution(values[0], values[-1], log=True) if ordinal else CategoricalDistribution(powers)
             )
         return space
 
@@ -125,6 +129,15 @@ class ReplayTask:
             raise Exhausted
         point = (np.log([arguments[name] for name in self.names]) - self._logs.min(axis=0)) / np.ptp(self._logs, axis=0)
         return int(free[np.argmin(((self.unit[free] - point) ** 2).sum(axis=1))])
+
+
+def _trained(table: RecordedTable) -> RecordedTable:
+    """Returns `table` without the configurations that no full run was made of."""
+    known = np.unique(table.config[table.rows()])
+    runs = np.isin(table.config, known)
+    of_runs = {name: getattr(table, name)[runs] for name in ("seed", "budget", "schedule", "dev", "test")}
+    of_configs = {name: getattr(table, name)[known] for name in (*FLOATS, *SIZES)}
+    return replace(table, **of_runs, **of_configs, config=np.searchsorted(known, table.config[runs]))
 
 
 class Exhausted(Exception):  # noqa: N818

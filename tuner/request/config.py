@@ -31,7 +31,7 @@ _METRIC_WORDS = f"HEAD one of {', '.join(HEADS)} and MEASURE one of {', '.join(M
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)"
 _TERM = rf"(?:{_NUMBER}\*)?(?:{'|'.join(HEADS)})\.(?:{'|'.join(MEASURES)})"
 _METRIC = rf"{_TERM}(?:\+{_TERM})*(?:,{_TERM}(?:\+{_TERM})*)?"
-_TUPLES = ("rungs", "guard")
+_TUPLES = ("rungs", "guard", "warm_start")
 _SUM = "0.7*dense.ndcg_at_10+0.3*hybrid.ndcg_at_10"
 _TIME_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -74,9 +74,17 @@ class SearchConfig:
     sampler: str = "tpe"
     """Optuna sampler: tpe, random, qmc or gp."""
     pruner: str = "successive_halving"
-    """Who is stopped at a rung: successive_halving, paired, hyperband, median or none."""
+    """Who is stopped at a rung: successive_halving; promotion (stopped trials go on once they are among the best);
+    paired (by a test over dev's queries against the best at the rung), halving_paired (both), hyperband, median, none.
+    """
     reduction_factor: int = 2
-    """successive_halving: one trial in so many goes on at each rung."""
+    """successive_halving and promotion: one trial in so many goes on at each rung."""
+    warm_start: tuple[str, ...] = ()
+    """Run directories of earlier searches, of other data or another model too: the first trials are drawn near what
+    won there."""
+    patience: int | None = None
+    """Start no further trial once the ones that are left are expected to add less than dev can tell apart, by what the
+    last so many have added. None: all of --num_trials are made."""
     metric: str = "dense.ndcg_at_10"
     """What the study maximises: HEAD.MEASURE (dense, sparse, colbert, hybrid; ndcg_at_10, mrr_at_10, recall_at_10,
     recall_at_100), a weighted sum (0.7*dense.ndcg_at_10+0.3*hybrid.ndcg_at_10), or two of these joined by a comma: then
@@ -144,6 +152,7 @@ class SearchConfig:
                 f"num_trials >= 2 must hold (base model and your settings), but got {self.num_trials}",
             ),
             (self.reduction_factor >= 2, f"reduction_factor >= 2 must hold, but got {self.reduction_factor}"),
+            (self.patience is None or self.patience >= 1, f"patience >= 1 must hold, but got {self.patience}"),
             (self.concurrent_trials >= 1, f"concurrent_trials >= 1 must hold, but got {self.concurrent_trials}"),
             ((self.finalists or 0) >= 0, f"finalists >= 0 must hold, but got {self.finalists}"),
             (self.finalist_seeds >= 0, f"finalist_seeds >= 0 must hold, but got {self.finalist_seeds}"),

@@ -80,6 +80,8 @@ class Agenda:
         self._finals = Finals(config, study, run_dir=run_dir, job=self._job)
         self._scorings: list[TrialConfig] = []
         self._base_failed = False
+        self.ended_early = ""
+        """Why further trials were not worth their time."""
         self.note = ""
         """Why no job is handed out."""
         self.rows: list[Row] = []
@@ -144,7 +146,7 @@ class Agenda:
     def left_out(self) -> str:
         """What a finished search had no time for, and the remedy; nothing where it started every trial."""
         issued, planned = self._study.issued, self._config.num_trials
-        if self._config.time_budget is None or self._base_failed or issued >= planned:
+        if self._config.time_budget is None or self._base_failed or issued >= planned or self.ended_early:
             return ""
         why = self._budget.shortage(self.rows)
         return f"time budget: {issued} of {planned} trials were started: {why}; raise --time_budget"
@@ -361,7 +363,10 @@ class Agenda:
         self.rows.append(row)
 
     def _may_issue(self) -> bool:
-        return self._study.issued < self._config.num_trials and self._budget.allows_trial(self.rows)
+        left = self._config.num_trials - self._study.issued
+        if left > 0 and not self.ended_early and self._config.patience is not None:
+            self.ended_early = self._study.no_longer_pays(left=left, patience=self._config.patience)
+        return left > 0 and not self.ended_early and self._budget.allows_trial(self.rows)
 
     def _trial_job(self, trial: Trial, params: Mapping[str, Any]) -> Job:
         role = self._study.role(trial)
@@ -446,4 +451,5 @@ class Agenda:
         others = [*candidates, *self._study.users, *([] if winner is None else [winner])]
         kept = {f"{number:04d}" for number in [*best, *others]}
         alive = {*self._running, *(job.config.name for job in self._waiting), *self._study.unfinished_names}
+        alive |= set() if fewest else self._study.next_names
         self._mirror.drop([f"trials/{folder}" for folder in self._folders.keep(kept, alive)])

@@ -8,7 +8,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from tuner.request.config import SearchConfig
 from tuner.study.guards import ALPHAS
-from tuner.study.trials import BASE
+from tuner.study.trials import BASE, ROLE, SAMPLED
 
 _MARGIN = 1.1  # what is kept back for a retraining must be enough when its time comes
 _TELLING = 0.05  # share of the steps after which their pace tells how long all of them take
@@ -69,7 +69,9 @@ class TimeBudget:
 
     def allows_trial(self, rows: Iterable[Timed]) -> bool:
         """Whether a trial that starts now reaches its first rung, and leaves the finalists their time."""
-        return self.allows_next_rung(0, rows)
+        if self._config.time_budget is None:
+            return True
+        return self.left > self._needed(0, rows) + self._promotion(rows)
 
     def allows_next_rung(self, rung: int, rows: Iterable[Timed]) -> bool:
         """Whether a trial that stands at `rung` reaches the next one, and leaves the finalists their time."""
@@ -86,13 +88,19 @@ class TimeBudget:
 
     def shortage(self, rows: Iterable[Timed]) -> str:
         """Says why no trial may start."""
-        needed, left = self._needed(0, rows), max(0.0, self.left)
+        rows = list(rows)
+        needed, left = self._needed(0, rows) + self._promotion(rows), max(0.0, self.left)
         return f"the next one, the finalists and the test need {needed:.0f} s, and {left:.0f} s are left"
 
     def _needed(self, rung: int, rows: Iterable[Timed]) -> float:
         whole, scoring = self._longest(rows)
         before, after = (0.0, *self._config.rungs)[rung : rung + 2]
         return whole * (after - before) + self._reserve(whole, scoring)
+
+    def _promotion(self, rows: Iterable[Timed]) -> float:
+        """What the best of the paused trials will need to come to its end, while none has."""
+        ended = any(_is_sampled(trial) and trial.state == TrialState.COMPLETE for trial in self._told())
+        return 0.0 if ended or self._config.pruner != "promotion" else self._longest(rows)[0]
 
     def _reserve(self, whole: float, scoring: float) -> float:
         retrainings = self._config.finalist_count * self._config.finalist_seeds
@@ -129,6 +137,10 @@ class TimeBudget:
 
 def _is_base(trial: FrozenTrial) -> bool:
     return trial.user_attrs.get("role") == BASE
+
+
+def _is_sampled(trial: FrozenTrial) -> bool:
+    return trial.user_attrs.get(ROLE, SAMPLED) == SAMPLED and "source" not in trial.user_attrs
 
 
 def _seconds(trial: FrozenTrial) -> Mapping[str, float]:

@@ -33,6 +33,7 @@ from tuner.run_dir.object_storage import is_url
 from tuner.run_dir.written import CONFIG_FILE, MANIFEST
 from tuner.schedule.disk import fit_to_disk, weights_bytes
 from tuner.search.space import rehearse
+from tuner.study.lessons import Lesson, read_lessons
 from tuner.study.pruners import pruner_names
 from tuner.study.samplers import sampler_names
 from tuner.study.study import check_claim
@@ -81,6 +82,8 @@ class Plan:
     """What holds for every trial: the user's arguments, upstream's numbers where the user gave none."""
     weights_bytes: int
     """Size of the base model's weights, and of each checkpoint."""
+    lessons: Sequence[Lesson] = ()
+    """What `--warm_start` has found; a search that is resumed has them in its study."""
     warnings: list[str] = field(default_factory=list)
     """What is done otherwise than asked, one line each."""
 
@@ -99,6 +102,7 @@ def make_plan(config: SearchConfig, run_dir: Path, say: Callable[[str], None], *
     """
     warnings: list[str] = []
     space = _check_names(config)
+    lessons = [] if config.resume else read_lessons(config.warm_start)
     arguments = {name: value for name, value in config.arguments.items() if name not in _OWN_BUSINESS}
     arguments = _absolute(_with_deepspeed_config(arguments, warnings))
     arguments = _without_none_prefix(arguments, warnings)
@@ -133,6 +137,7 @@ def make_plan(config: SearchConfig, run_dir: Path, say: Callable[[str], None], *
         guards=guards,
         arguments={**arguments, **context.start},
         weights_bytes=weights,
+        lessons=lessons,
         warnings=warnings,
     )
 

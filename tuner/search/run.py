@@ -173,6 +173,7 @@ def _search(
     if not config.dry_run:
         write_config(replace(plan, config=keep(config, run_dir)), argv)
     _say_plan(plan, console)
+    _say_lessons(plan, console)
     if config.dry_run:
         _say_estimate(plan, console)
         return
@@ -222,6 +223,8 @@ def _search(
         check()
         if not agenda.has_winner:
             raise _without_winner(agenda)
+    if agenda.ended_early:
+        console.print(f"patience: {agenda.ended_early}", markup=False, soft_wrap=True)
     _warn([note for note in (agenda.left_out, agenda.passed_over) if note], console)
     try:
         with _ending_in_order(again, console), interrupting():  # again: Ray has put handlers of its own in place
@@ -278,6 +281,7 @@ def _open_study(plan: "Plan", storage: "PatientStorage") -> "SearchStudy":
             objectives=config.objectives,
             guard_tolerance=config.guard_tolerance,
             name=config.study_name,
+            lessons=[lesson.to_dict() for lesson in plan.lessons],
         )
     study.claim(facts(config, plan.dataset))
     return study
@@ -330,6 +334,11 @@ def _say_plan(plan: "Plan", console: Console) -> None:
         markup=False,
         soft_wrap=True,
     )
+
+
+def _say_lessons(plan: "Plan", console: Console) -> None:
+    for lesson in plan.lessons:
+        console.print(str(lesson), markup=False, soft_wrap=True)
 
 
 def _say_estimate(plan: "Plan", console: Console) -> None:

@@ -17,8 +17,14 @@ from optuna.trial import FrozenTrial, TrialState
 
 from tuner.study.trials import INFEASIBLE, ROLE, USER
 
-OWN, MIDDLE, BEST, ANYWHERE = "own", "middle", "best", "anywhere"
-_SPREAD: Mapping[str, float] = {OWN: 0.25, MIDDLE: 0.25, BEST: 0.15}
+OWN, MIDDLE, BEST, EARLIER, ANYWHERE = "own", "middle", "best", "earlier", "anywhere"
+SHARES: Mapping[str, float] = {OWN: 0.25, MIDDLE: 0.25, BEST: 0.25, ANYWHERE: 0.25}
+"""Of the first trials."""
+WARM_SHARES: Mapping[str, float] = {EARLIER: 0.6, OWN: 0.1, ANYWHERE: 0.3}
+"""Of the first trials where earlier searches are known."""
+LESSONS = "lessons"
+"""User attribute of a study: what earlier searches found."""
+_SPREAD: Mapping[str, float] = {OWN: 0.25, MIDDLE: 0.25, BEST: 0.15, EARLIER: 0.1}
 """Standard deviation of a draw around a component's centre, as a share of the range."""
 _KEPT = 0.5
 """Probability that a draw near another trial keeps its category."""
@@ -35,6 +41,8 @@ class PriorSampler(BaseSampler):
     def __init__(self, shares: Mapping[str, float], seed: int) -> None:
         self._generator = np.random.default_rng(seed)
         self._component = str(self._generator.choice(list(shares), p=list(shares.values())))
+        self._pick = int(self._generator.integers(2**31))
+        """Which of several earlier trials."""
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:  # noqa: ARG002
         return {}
@@ -65,6 +73,9 @@ class PriorSampler(BaseSampler):
 
     def _centre(self, study: Study) -> Mapping[str, Any]:
         """The parameters of the trial that is drawn near; none of the middle and of anywhere."""
+        if self._component == EARLIER:
+            known = [params for lesson in study.user_attrs.get(LESSONS, []) for params in lesson["params"]]
+            return known[self._pick % len(known)] if known else {}
         trials = study.get_trials(deepcopy=False)
         if self._component == OWN:
             return next((trial.params for trial in trials if trial.user_attrs.get(ROLE) == USER), {})

@@ -96,12 +96,12 @@ def worse(values: Sequence[float], rival: Sequence[float], level: float) -> bool
 
 
 def _halving(strategy: Strategy) -> BasePruner:
-    kind = PausingPruner if strategy.promotes else HalvingPruner
-    return kind(strategy.reduction_factor, user_competes=strategy.user_competes)
+    return HalvingPruner(strategy.reduction_factor, user_competes=strategy.user_competes)
 
 
 _PRUNERS: Mapping[str, Callable[[Strategy], BasePruner]] = {
     "successive_halving": _halving,
+    "promotion": lambda strategy: PausingPruner(strategy.reduction_factor, user_competes=strategy.user_competes),
     "hyperband": lambda _: optuna.pruners.HyperbandPruner(min_resource=1, max_resource=4, reduction_factor=2),
     "median": lambda _: optuna.pruners.MedianPruner(n_startup_trials=3),
     "paired": lambda strategy: PairedPruner(strategy.paired_level),

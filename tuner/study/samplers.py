@@ -15,7 +15,7 @@ from optuna.samplers import BaseSampler, GPSampler, QMCSampler, RandomSampler, T
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from tuner.study.priors import ANYWHERE, BEST, MIDDLE, OWN, PriorSampler
+from tuner.study.priors import BEST, SHARES, WARM_SHARES, PriorSampler
 from tuner.study.strategy import Strategy
 from tuner.study.trials import BASE, GUARD_EXCESS, INFEASIBLE, ROLE, is_paused
 
@@ -28,9 +28,9 @@ def sampler_names() -> list[str]:
     return sorted(_SAMPLERS)
 
 
-def make_sampler(strategy: Strategy, *, seed: int, number: int, trials: int) -> BaseSampler:
+def make_sampler(strategy: Strategy, *, seed: int, number: int, trials: int, warm: bool = False) -> BaseSampler:
     """Returns the sampler of `strategy` for trial `number` of a search of `trials`."""
-    ask = _Ask(strategy=strategy, seed=seed, number=number, trials=trials)
+    ask = _Ask(strategy=strategy, seed=seed, number=number, trials=trials, warm=warm)
     return _OfTrials(_SAMPLERS[strategy.sampler](ask), extrapolates=strategy.extrapolate)
 
 
@@ -166,6 +166,8 @@ class _Ask:
     seed: int
     number: int
     trials: int
+    warm: bool
+    """Earlier searches are known."""
 
     @property
     def mixed(self) -> int:
@@ -230,12 +232,11 @@ def _from_priors(model: BaseSampler, ask: _Ask) -> BaseSampler:
     strategy = ask.strategy
     if np.random.default_rng(ask.mixed).random() < strategy.exploit:
         return PriorSampler({BEST: 1.0}, ask.mixed)
-    if not strategy.prior:
+    if not strategy.prior and not ask.warm:
         return model
-    return _Started(PriorSampler(_SHARES, ask.mixed), model, ask.startup)
+    return _Started(PriorSampler(WARM_SHARES if ask.warm else SHARES, ask.mixed), model, ask.startup)
 
 
-_SHARES: Mapping[str, float] = {OWN: 0.25, MIDDLE: 0.25, BEST: 0.25, ANYWHERE: 0.25}
 _SAMPLERS: Mapping[str, Callable[[_Ask], BaseSampler]] = {
     "tpe": lambda ask: _from_priors(_tpe(ask), ask),
     "random": lambda ask: RandomSampler(seed=ask.mixed),

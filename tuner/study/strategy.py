@@ -18,8 +18,6 @@ class Strategy:
     """A name in `tuner.study.pruners.pruner_names`."""
     reduction_factor: int = 2
     """One in so many trials goes on at each rung."""
-    promotes: bool = False
-    """What successive halving stops is paused, and goes on once it is among the best of those that came after it."""
     user_competes: bool = False
     """The user's own settings, which no pruner stops, count among those that a trial has to be better than."""
     startup_share: float = 1 / 3

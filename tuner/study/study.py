@@ -18,13 +18,16 @@ from trainables.config import RungReport
 from trainables.scoring.measures import combined
 from tuner.errors import AnotherSearchError, RequestError
 from tuner.study import guards
+from tuner.study.priors import LESSONS
 from tuner.study.pruners import PausingPruner, make_pruner
-from tuner.study.samplers import constrain, draw_again, make_sampler
+from tuner.study.samplers import as_ended, constrain, draw_again, make_sampler
+from tuner.study.stopping import no_longer_pays
 from tuner.study.storage import RememberedStorage, open_storage, readable
 from tuner.study.strategy import Strategy
 from tuner.study.trials import (
     ARGUMENTS,
     BASE,
+    ENDED_EARLY,
     GUARD_EXCESS,
     INFEASIBLE,
     PAUSED,
@@ -79,12 +82,12 @@ class SearchStudy:
         objectives: Sequence[str],
         guard_tolerance: float,
         name: str | None = None,
+        lessons: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self._space, self._context = space, context
         self._objectives, self._guard_tolerance = objectives, guard_tolerance
         search, finalists = study_names(name)
         storage = RememberedStorage(storage, (search, finalists))
-        self._sampler = functools.partial(make_sampler, strategy, seed=seed, trials=num_trials)
         self.search = optuna.create_study(
             storage=storage,
             study_name=search,
@@ -93,6 +96,11 @@ class SearchStudy:
             load_if_exists=True,
         )
         self.search.set_metric_names(list(objectives))
+        if lessons and LESSONS not in self.search.user_attrs:
+            self.search.set_user_attr(LESSONS, list(lessons))
+        self._sampler = functools.partial(
+            make_sampler, strategy, seed=seed, trials=num_trials, warm=LESSONS in self.search.user_attrs
+        )
         self.finalists = optuna.create_study(
             storage=storage, study_name=finalists, direction="maximize", load_if_exists=True
         )
@@ -163,6 +171,14 @@ class SearchStudy:
                 return trial, arguments_of(known)
         return None
 
+    def no_longer_pays(self, *, left: int, patience: int) -> str:
+        """Returns why no further trial is worth its time (`tuner.study.stopping`), and writes it down."""
+        trials = [as_ended(trial) for trial in self.search.get_trials(deepcopy=False)]
+        why = no_longer_pays(trials, left=left, patience=patience)
+        if why:
+            self.search.set_user_attr(ENDED_EARLY, why)
+        return why
+
     def stop_paused(self) -> None:
         """Ends the trials that wait to be promoted: the search is over."""
         for known in self.paused:
@@ -203,6 +219,12 @@ class SearchStudy:
         sources = [trial.user_attrs for trial in retrainings if "seed" in trial.user_attrs]
         names = {f"{known['source']:04d}-seed{known['seed']}" for known in sources}
         return names | {f"{trial.number:04d}" for trial in self._unfinished}
+
+    @property
+    def next_names(self) -> set[str]:
+        """Folders of the paused trials that are promoted next, one a rung: others are trained from their start."""
+        best = {trial.user_attrs[PAUSED]: trial for trial in reversed(self.paused)}
+        return {f"{trial.number:04d}" for trial in best.values()}
 
     @property
     def has_unfinished(self) -> bool:

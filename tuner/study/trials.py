@@ -14,6 +14,8 @@ GUARD_EXCESS = "guard_excess"
 QUERIES = "queries"
 """With the number of a rung: the objective of each dev query there, packed."""
 
+ENDED_EARLY = "ended_early"
+"""Of the study: why not all of its trials were made."""
 PAUSED = "paused_at"
 """The rung at which a trial waits to be promoted; 0 once it is taken up again."""
 PROMOTED = "promoted_at"
