@@ -6,7 +6,7 @@ cheap rung with one of eight kept, and Hyperband. All of them begin with the use
 the table. Compute counts the examples trained and the passages scored.
 
     python benchmarks/search_efficiency.py                              # benchmarks/recorded/*.npz, 200 replays each
-    python benchmarks/search_efficiency.py --strategies default before  # and the peers
+    python benchmarks/search_efficiency.py --strategies default gp      # others of benchmarks/replay/strategies.py
     python benchmarks/search_efficiency.py --synthetic 2 --replays 20   # made-up tables
     python benchmarks/search_efficiency.py --picture docs/search_efficiency.svg
 
@@ -32,7 +32,7 @@ from benchmarks.replay.regret import (
     replay_all,
     share_to_reach,
 )
-from benchmarks.replay.strategies import OURS
+from benchmarks.replay.strategies import CANDIDATES, OURS
 from benchmarks.replay.synthetic import synthetic_table
 from benchmarks.replay.tasks import ReplayTask
 
@@ -66,7 +66,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--synthetic", type=int, default=0, metavar="N", help="N made-up tables instead")
     parser.add_argument("--replays", type=int, default=200, help="searches a strategy and task")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--strategies", nargs="+", choices=sorted(OURS), default=sorted(OURS))
+    parser.add_argument("--strategies", nargs="+", choices=sorted(OURS), default=CANDIDATES)
     parser.add_argument("--picture", type=Path, help="SVG of regret over compute")
     return parser.parse_args()
 

@@ -160,7 +160,7 @@ def _seeds(table: RecordedTable) -> dict[str, float]:
 def _importance(task: ReplayTask) -> dict[str, dict[str, float]]:
     """Of the ends on dev; a configuration that diverged counts as the worst."""
     study = optuna.create_study(direction="maximize")
-    space, ends = task.distributions(ordinal=True), task.dev[:, -1]
+    space, ends = task.distributions(), task.dev[:, -1]
     for config, value in enumerate(np.nan_to_num(ends, nan=float(np.nanmin(ends)))):
         params = task.arguments(config)
         study.add_trial(create_trial(value=float(value), params=params, distributions=space))

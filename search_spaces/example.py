@@ -12,8 +12,6 @@ def example(trial: optuna.Trial, context: Context) -> dict[str, Any]:
     return {
         "learning_rate": trial.suggest_float("learning_rate", *context.bounds("learning_rate", 2e-5, 5e-4), log=True),
         "temperature": trial.suggest_float("temperature", *context.bounds("temperature", 0.01, 0.1), log=True),
-        "train_group_size": trial.suggest_int("train_group_size", *context.group_bounds(1, 2), log=True),
-        "per_device_train_batch_size": trial.suggest_int(
-            "per_device_train_batch_size", *context.batch_bounds(8, 32), log=True
-        ),
+        "train_group_size": trial.suggest_int("train_group_size", *context.group_bounds(1, 2)),
+        "per_device_train_batch_size": trial.suggest_int("per_device_train_batch_size", *context.batch_bounds(8, 32)),
     }

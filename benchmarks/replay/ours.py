@@ -39,7 +39,7 @@ def replay_ours(
     strategy: Strategy,
     *,
     rungs: tuple[float, ...],
-    ordinal: bool,
+    sizes: str,
     user: int,
     seed: int,
     most: float,
@@ -51,14 +51,14 @@ def replay_ours(
         task: What is searched.
         strategy: How.
         rungs: The ladder, of fractions that the table has.
-        ordinal: Whether sizes are integers on a log scale to the sampler, or categories.
+        sizes: How sizes are suggested, as `ReplayTask.distributions` takes it.
         user: The configuration of the user's own settings, trial 1.
         seed: Of the search.
         most: Full trainings, scorings included.
         restarts: Whether a promoted trial is trained from its start, as where its state was not kept.
     """
     trace, taken = Trace(task=task), set[int]()
-    space = snapping(task, task.distributions(ordinal=ordinal), taken)
+    space = snapping(task, task.distributions(sizes, own=task.arguments(user)), taken)
     config = SearchConfig(num_trials=task.configs + 1, rungs=rungs, finalists=0, keep_checkpoints=0, seed=seed)
     with tempfile.TemporaryDirectory(dir=_MEMORY if _MEMORY.is_dir() else None) as folder:
         study = SearchStudy(

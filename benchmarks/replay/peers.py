@@ -22,10 +22,10 @@ _UNITS = 16
 class _Replay:
     """One search: the user's own settings first, then what the peer suggests, each configuration once."""
 
-    def __init__(self, task: ReplayTask, *, user: int, seed: int, most: float, ordinal: bool = True) -> None:
+    def __init__(self, task: ReplayTask, *, user: int, seed: int, most: float) -> None:
         self.task, self.user, self.seed, self.most = task, user, seed, most
         self.trace, self.taken = Trace(task=task), set[int]()
-        self.space = task.distributions(ordinal=ordinal)
+        self.space = task.distributions()
 
     def take(self, trial: optuna.Trial) -> int:
         """The untaken configuration nearest to what `trial` has asked for."""

@@ -17,7 +17,7 @@ RANDOM_TRIALS = 60
 SHARES = np.geomspace(1 / 64, 1.0, 97)
 """Compute, as shares of that of 60 random full trials."""
 _CHUNK = 10
-_OURS_MOST = 0.5
+_OURS_MOST = 0.3
 """Share of it up to which our own strategies are replayed: beyond, the table is nearly exhausted."""
 
 
@@ -55,7 +55,7 @@ def replay_all(
         (task, name, range(start, min(start + _CHUNK, count)))
         for task in tasks
         for name in names
-        for count in (max(_CHUNK, replays // 10) if name in SLOW else replays,)
+        for count in (max(2, replays // 20) if name in SLOW else replays,)
         for start in range(0, count, _CHUNK)
     ]
     with ProcessPoolExecutor(processes, initializer=_quiet) as pool:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from benchmarks.replay.ours import replay_ours
-from benchmarks.replay.tasks import ReplayTask, Trace
+from benchmarks.replay.tasks import CATEGORIES, LINEAR, LOG, ReplayTask, Trace
 from tuner.request.config import SearchConfig
 from tuner.study.strategy import Strategy, strategy_of
 
@@ -13,55 +13,59 @@ class Ours:
     """One way to search with the product."""
 
     strategy: Strategy
-    rungs: tuple[float, ...] = (1 / 16, 1 / 4, 1.0)
-    ordinal: bool = True
-    """Sizes are integers on a log scale; else categories."""
+    rungs: tuple[float, ...]
+    sizes: str
+    """How group and batch are suggested."""
 
     def replay(self, task: ReplayTask, *, user: int, seed: int, most: float) -> Trace:
         """Searches `task`; arguments as for `replay_ours`."""
-        ladder = {"rungs": self.rungs, "ordinal": self.ordinal}
-        return replay_ours(task, self.strategy, **ladder, user=user, seed=seed, most=most)  # type: ignore[arg-type]
+        return replay_ours(task, self.strategy, rungs=self.rungs, sizes=self.sizes, user=user, seed=seed, most=most)
 
 
-BEFORE = Ours(
-    strategy=Strategy(
-        sampler="tpe", pruner="successive_halving", reduction_factor=2, startup_share=1 / 3, startup_most=10,
-        user_competes=False, prior=False, exploit=0.0, extrapolate=False,
-    ),
-    rungs=(1 / 4, 1 / 2, 1.0),
-    ordinal=False,
-)  # fmt: skip
-_EIGHTH = (1 / 8, 1 / 2, 1.0)
-_FINE = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
-_PLAIN = {"user_competes": False, "prior": False, "exploit": 0.0, "extrapolate": False, "pruner": "successive_halving"}
+_PLAIN = {"sampler": "tpe", "user_competes": False, "prior": False, "exploit": 0.0, "extrapolate": False}
+_HALVES = (1 / 8, 1 / 4, 1 / 2, 1.0)
+_QUARTERS = (1 / 16, 1 / 4, 1.0)
+_BEFORE = (1 / 4, 1 / 2, 1.0)
 
 
-def _ours(*, rungs: tuple[float, ...] = (1 / 16, 1 / 4, 1.0), ordinal: bool = True, **options: object) -> Ours:
-    known = {**_PLAIN, "reduction_factor": 4, **options}
-    return Ours(strategy=Strategy(**known), rungs=rungs, ordinal=ordinal)  # type: ignore[arg-type]
+def _ours(
+    pruner: str = "promotion",
+    factor: int = 2,
+    rungs: tuple[float, ...] = _HALVES,
+    sizes: str = LINEAR,
+    **options: object,
+) -> Ours:
+    known = {**_PLAIN, "pruner": pruner, "reduction_factor": factor, **options}
+    return Ours(strategy=Strategy(**known), rungs=rungs, sizes=sizes)  # type: ignore[arg-type]
 
 
+_HALVING = "successive_halving"
+_ALL = {"prior": True, "exploit": 0.3, "extrapolate": True}
 OURS: dict[str, Ours] = {
-    "default": Ours(strategy=strategy_of(SearchConfig()), rungs=SearchConfig().rungs),
-    "before": BEFORE,
-    "before+ordinal": Ours(strategy=BEFORE.strategy, rungs=BEFORE.rungs),
-    "ladder": _ours(ordinal=False),
-    "ladder+ordinal": _ours(),
-    "ladder8": _ours(rungs=_EIGHTH),
-    "ladder3": _ours(reduction_factor=3),
-    "fine2": _ours(rungs=_FINE, reduction_factor=2),
-    "one_rung": _ours(rungs=(1 / 8, 1.0), reduction_factor=8),
-    "user_competes": _ours(user_competes=True),
-    "few_startup": _ours(startup_most=5),
+    "default": Ours(strategy=strategy_of(SearchConfig()), rungs=SearchConfig().rungs, sizes=LINEAR),
+    "before": _ours(_HALVING, rungs=_BEFORE, sizes=CATEGORIES),
+    "before+log": _ours(_HALVING, rungs=_BEFORE, sizes=LOG),
+    "before+linear": _ours(_HALVING, rungs=_BEFORE),
+    "before+priors": _ours(_HALVING, rungs=_BEFORE, **_ALL),
+    "quarters": _ours(_HALVING, 4, _QUARTERS),
+    "quarters+promotion": _ours("promotion", 4, _QUARTERS),
+    "quarters+priors": _ours("promotion", 4, _QUARTERS, **_ALL),
+    "halving": _ours(_HALVING),
+    "promotion": _ours(),
+    "promotion+log": _ours(sizes=LOG),
+    "promotion3": _ours("promotion", 3, (1 / 8, 1 / 2, 1.0)),
     "prior": _ours(prior=True),
-    "exploit": _ours(exploit=0.25),
+    "exploit": _ours(exploit=0.3),
     "extrapolate": _ours(extrapolate=True),
-    "paired": _ours(pruner="paired"),
-    "paired_fine": _ours(pruner="paired", rungs=_FINE),
-    "halving_paired": _ours(pruner="halving_paired"),
-    "gp": _ours(sampler="gp", extrapolate=True),
-    "random_ladder": _ours(sampler="random"),
-    "together": _ours(user_competes=True, prior=True, exploit=0.25, extrapolate=True, startup_most=5),
+    "few_startup": _ours(startup_most=6, **_ALL),
+    "user_competes": _ours(**{**_ALL, "user_competes": True}),
+    "paired": _ours("paired"),
+    "halving_paired": _ours("halving_paired"),
+    "one_rung_promotion": _ours("promotion", 8, (1 / 8, 1.0)),
+    "gp": _ours(sampler="gp", **_ALL),
+    "random_promotion": _ours(sampler="random"),
 }
+CANDIDATES = ("default", "promotion", "prior", "before+linear", "quarters+priors")
+"""Replayed where no strategy is named."""
 SLOW = ("gp", "gp_full")
-"""Replays of these take seconds each: a tenth of them are made."""
+"""Replays of these take seconds each: a twentieth of them are made."""

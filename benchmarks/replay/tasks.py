@@ -12,6 +12,8 @@ from benchmarks.recorded_table import Floats, Integers, RecordedTable
 
 FLOATS = ("learning_rate", "temperature")
 SIZES = ("train_group_size", "per_device_train_batch_size")
+LINEAR, LOG, CATEGORIES = "linear", "log", "categories"
+"""How sizes are suggested."""
 _BACKWARD = 3.0
 """Forward passes that training on a text costs: one forward, and two for its gradients."""
 
@@ -103,19 +105,24 @@ class ReplayTask:
         logs: Floats = np.log([getattr(self.table, name) for name in self.names]).T
         return logs
 
-    def distributions(self, *, ordinal: bool) -> dict[str, BaseDistribution]:
-        """The table's ranges as a search space: sizes as integers on a log scale, or as categories, powers of 2."""
-        floats = {name: getattr(self.table, name) for name in FLOATS}
-        sizes = {name: sorted({int(size) for size in getattr(self.table, name)}) for name in SIZES}
-        space: dict[str, BaseDistribution] = {
-            name: FloatDistribution(float(values.min()), float(values.max()), log=True)
-            for name, values in floats.items()
-        }
-        for name, values in sizes.items():
-            powers = [2**power for power in range(10) if values[0] <= 2**power <= values[-1]]
-            space[name] = (
-                IntDistribution(values[0], values[-1], log=True) if ordinal else CategoricalDistribution(powers)
-            )
+    def distributions(self, sizes: str = LINEAR, own: Mapping[str, Any] | None = None) -> dict[str, BaseDistribution]:
+        """The table's ranges as a search space.
+
+        Args:
+            sizes: How group and batch are suggested: whole numbers on a linear or a log scale, or categories (powers of
+                2, and the user's `own`).
+            own: The user's own settings.
+        """
+        space: dict[str, BaseDistribution] = {}
+        for name in FLOATS:
+            values = getattr(self.table, name)
+            space[name] = FloatDistribution(float(values.min()), float(values.max()), log=True)
+        for name in SIZES:
+            low, high = (int(end) for end in (getattr(self.table, name).min(), getattr(self.table, name).max()))
+            powers = [2**power for power in range(10) if low <= 2**power <= high]
+            choices = sorted({*powers, int((own or {}).get(name, powers[0]))})
+            whole = IntDistribution(low, high, log=sizes == LOG)
+            space[name] = CategoricalDistribution(choices) if sizes == CATEGORIES else whole
         return space
 
     def nearest(self, arguments: Mapping[str, Any], taken: Collection[int]) -> int:

@@ -10,7 +10,7 @@ from benchmarks.replay.ours import replay_ours
 from benchmarks.replay.peers import replay_peer
 from benchmarks.replay.regret import share_to_reach
 from benchmarks.replay.synthetic import synthetic_table
-from benchmarks.replay.tasks import Exhausted, ReplayTask
+from benchmarks.replay.tasks import CATEGORIES, LINEAR, Exhausted, ReplayTask
 from benchmarks.table_statistics import agreement
 from tuner.study.strategy import Strategy
 
@@ -68,7 +68,7 @@ def test_our_search_goes_through_the_study_and_is_pruned_there() -> None:
     """A ladder of 1/16, 1/4, 1 that lets one of four on stops some of the three sampled trials early."""
     task = _task()
     strategy = Strategy(sampler="random", pruner="successive_halving", reduction_factor=4)
-    trace = replay_ours(task, strategy, rungs=(1 / 16, 1 / 4, 1.0), ordinal=True, user=3, seed=1, most=100.0)
+    trace = replay_ours(task, strategy, rungs=(1 / 16, 1 / 4, 1.0), sizes=LINEAR, user=3, seed=1, most=100.0)
     assert trace.found[1][1] == pytest.approx(0.1, abs=1e-3)  # the user's own settings, never stopped
     assert 1.0 < trace.trained < 4.0
     assert trace.scored < 12
@@ -80,7 +80,13 @@ def test_a_configuration_that_diverged_ends_its_trial() -> None:
     dev[2, 3:] = np.nan
     task = _task(dev=dev)
     trace = replay_ours(
-        task, Strategy(pruner="none"), rungs=(1 / 4, 1 / 2, 1.0), ordinal=False, user=0, seed=0, most=100.0
+        task,
+        Strategy(pruner="none", prior=False),
+        rungs=(1 / 4, 1 / 2, 1.0),
+        sizes=CATEGORIES,
+        user=0,
+        seed=0,
+        most=100.0,
     )
     assert (trace.trained, trace.scored) == (3.5, 11)
     assert trace.found[-1][1] == pytest.approx(0.0, abs=1e-3)  # of what is left, 0.7 is the best

@@ -73,7 +73,7 @@ class SearchConfig:
     """A name in search_spaces/, a YAML file, or module:function. None: m3, and `example` for the embedded example."""
     sampler: str = "tpe"
     """Optuna sampler: tpe, random, qmc or gp."""
-    pruner: str = "successive_halving"
+    pruner: str = "promotion"
     """Who is stopped at a rung: successive_halving; promotion (stopped trials go on once they are among the best);
     paired (by a test over dev's queries against the best at the rung), halving_paired (both), hyperband, median, none.
     """
@@ -95,7 +95,7 @@ class SearchConfig:
     """Loss of a guard's main score from which the verdict turns."""
     guard_constraint: bool = False
     """Score the guards at every trial's last rung, and let the sampler stay away from trials that lose beyond it."""
-    rungs: tuple[float, ...] = (0.25, 0.5, 1.0)
+    rungs: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0)
     """Shares of the training examples after which a trial is scored on dev and may be pruned."""
     eval_data: str | None = None
     """BEIR folder with qrels/dev.tsv and qrels/test.tsv. None: dev and test are split off the training data."""

@@ -14,7 +14,7 @@ class Strategy:
 
     sampler: str = "tpe"
     """A name in `tuner.study.samplers.sampler_names`."""
-    pruner: str = "successive_halving"
+    pruner: str = "promotion"
     """A name in `tuner.study.pruners.pruner_names`."""
     reduction_factor: int = 2
     """One in so many trials goes on at each rung."""
@@ -24,11 +24,11 @@ class Strategy:
     """Share of the trials that are drawn before TPE or the GP begin."""
     startup_most: int = 10
     """The most of them."""
-    prior: bool = False
+    prior: bool = True
     """The trials before are drawn around the user's own settings, the ranges' middle and the best so far, too."""
-    exploit: float = 0.0
+    exploit: float = 0.3
     """Share of the trials after them that are drawn around the best so far."""
-    extrapolate: bool = False
+    extrapolate: bool = True
     """Stopped trials count with the value that they would have ended with, not as worse than every other."""
     paired_level: float = 0.1
     """The pruner `paired` stops what is worse than the best at the same rung at this one-sided level."""

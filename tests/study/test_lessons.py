@@ -1,0 +1,71 @@
+"""Earlier searches as priors: their best settings are drawn near, and are no trials of the search."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.support.fake import START, fake_train, new_study, open_agenda
+from tuner.cluster.executor import run_in_process
+from tuner.errors import RequestError
+from tuner.request.config import SearchConfig
+from tuner.study.lessons import read_lessons
+from tuner.study.storage import open_storage
+from tuner.study.strategy import strategy_of
+from tuner.study.study import SearchStudy
+
+
+def _earlier(folder: Path) -> Path:
+    config = SearchConfig(num_trials=6, finalists=0, pruner="none", arguments={"model_name_or_path": "e5-small"})
+    run_in_process(open_agenda(config, folder), fake_train)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config.to_dict()))
+    return folder
+
+
+def test_a_lesson_is_the_best_of_an_earlier_search(tmp_path: Path) -> None:
+    (lesson,) = read_lessons([str(_earlier(tmp_path))])
+    assert (lesson.model, lesson.trials, len(lesson.params)) == ("e5-small", 5, 3)
+    assert lesson.params[0]["learning_rate"] == START["learning_rate"]  # the optimum of the fake score
+    assert lesson.gain == pytest.approx(0.2)
+    assert "learned from" in str(lesson)
+
+
+def test_what_is_no_search_is_refused_all_at_once(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("num_trials: 3\n")
+    with pytest.raises(RequestError) as refused:
+        read_lessons([str(tmp_path / "away"), str(tmp_path)])
+    assert len(refused.value.findings) == 2
+
+
+def test_first_trials_are_drawn_near_the_lessons_also_after_a_resume(tmp_path: Path) -> None:
+    """The earlier best is at the lower end of every range: most of the first trials lie in the lower third."""
+    best = {"learning_rate": 2e-6, "temperature": 0.01, "train_group_size": 2, "per_device_train_batch_size": 2}
+    lessons = [{"run_dir": "earlier", "params": [best]}]
+    config = SearchConfig(num_trials=31)
+
+    def opened(lessons: list[dict[str, object]]) -> SearchStudy:
+        from search_spaces import Context, load_search_space
+
+        return SearchStudy(
+            open_storage(None, tmp_path),
+            space=load_search_space("m3"),
+            context=Context(rows=100_000, negatives=15, start=START),
+            strategy=strategy_of(config),
+            seed=1,
+            num_trials=31,
+            objectives=config.objectives,
+            guard_tolerance=0.01,
+            lessons=lessons,
+        )
+
+    study = opened(lessons)
+    study.ask(), study.ask()
+    drawn = []
+    for number in range(8):
+        study = opened([]) if number == 4 else study  # the lessons are in the study
+        while study.has_unfinished:
+            study._unfinished.pop()
+        drawn.append(study.ask()[1]["learning_rate"])
+    assert sum(rate < 2e-6 * 25 ** (1 / 3) for rate in drawn) >= 4
+    assert len(study.search.trials) == 10
+    assert new_study(config, open_storage(None, tmp_path)).search.user_attrs["lessons"] == lessons
