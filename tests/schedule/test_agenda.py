@@ -37,7 +37,7 @@ def _run_again_and_again(agenda: Agenda, train: Train) -> None:
 
 
 def test_base_then_user_then_samples_then_finalists_then_test(tmp_path: Path) -> None:
-    agenda = _run(SearchConfig(num_trials=6, finalists=2, finalist_seeds=2), tmp_path)
+    agenda = _run(SearchConfig(num_trials=6, finalists=2, finalist_seeds=2, pruner="none"), tmp_path)
     roles = [row.role for row in agenda.rows]
     assert roles[:2] == ["base", "user"]
     assert roles[2:6] == ["sampled"] * 4
@@ -83,7 +83,7 @@ def test_pruned_trials_are_pruned_in_the_study(tmp_path: Path) -> None:
     states = [trial.state.name for trial in search.trials]
     assert states[:2] == ["COMPLETE", "COMPLETE"]
     assert "PRUNED" in states
-    assert all(len(trial.intermediate_values) == 3 for trial in search.trials[1:] if trial.state.name == "COMPLETE")
+    assert all(len(trial.intermediate_values) == 4 for trial in search.trials[1:] if trial.state.name == "COMPLETE")
 
 
 def test_weights_stay_for_the_best_and_the_users_own_only(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_states_of_a_trial_stay_until_the_study_was_told_of_its_end(tmp_path: Pa
             raise RuntimeError("boom")
         fake_train(config, report, progress)
 
-    agenda = open_agenda(SearchConfig(num_trials=12, finalists=0), tmp_path)
+    agenda = open_agenda(SearchConfig(num_trials=12, finalists=0, pruner="successive_halving"), tmp_path)
     run_in_process(agenda, leaves_its_state)
     assert {row.state for row in agenda.rows} == {"complete", "pruned", "retried", "failed"}
     assert found == ["0011"]
@@ -435,7 +435,9 @@ def test_a_resumed_search_starts_nothing_that_its_time_budget_cannot_hold(
 
     A trial that is trained, and only has to say so, needs none.
     """
-    config = SearchConfig(num_trials=9, time_budget="360", finalists=1, finalist_seeds=1, pruner="none")
+    config = SearchConfig(
+        num_trials=9, time_budget="360", finalists=1, finalist_seeds=1, pruner="none", rungs=(0.25, 0.5, 1.0)
+    )
     killed = _killed_in_the_fifth_trial(tmp_path, config, rungs_reached)
     study = open_study(config, tmp_path)
     assert study.spent == killed - 15  # at the rung before

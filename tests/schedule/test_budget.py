@@ -10,7 +10,9 @@ from tuner.request.config import SearchConfig
 from tuner.schedule.jobs import Row
 from tuner.schedule.time_budget import TimeBudget, final_scorings
 
-CONFIG = SearchConfig(time_budget="1000", finalists=2, finalist_seeds=2, concurrent_trials=2, rungs=(0.25, 0.5, 1.0))
+CONFIG = SearchConfig(
+    time_budget="1000", finalists=2, finalist_seeds=2, concurrent_trials=2, rungs=(0.25, 0.5, 1.0), pruner="none"
+)
 """4 retrainings on 2 slots: two rounds."""
 
 
@@ -59,6 +61,15 @@ def test_a_trial_starts_while_its_first_rung_and_the_finalists_have_time() -> No
     """25 s to the first rung and 250 s: up to 725 s."""
     assert _budget(724, told=TOLD).allows_trial([])
     assert not _budget(726, told=TOLD).allows_trial([])
+
+
+def test_while_every_sampled_trial_is_paused_time_is_kept_for_the_best_of_them_to_end() -> None:
+    """Another 100 s, until one has come to its end."""
+    config = CONFIG.replace(pruner="promotion")
+    assert _budget(624, told=TOLD, config=config).allows_trial([])
+    assert not _budget(626, told=TOLD, config=config).allows_trial([])
+    ended = [*TOLD, _told("sampled", TrialState.COMPLETE, 85)]
+    assert _budget(724, told=ended, config=config).allows_trial([])
 
 
 def test_why_no_trial_may_start_is_said_in_seconds() -> None:

@@ -182,7 +182,7 @@ def test_two_objectives_keep_a_front_and_prune_nothing(sampler: str, tmp_path: P
         assert value_of(trial) == pytest.approx(sum(trial.values) / 2)
         if "duplicate_of" in trial.user_attrs:
             continue
-        assert trial.user_attrs["rung_3"] == pytest.approx(value_of(trial))
+        assert trial.user_attrs["rung_4"] == pytest.approx(value_of(trial))
     front = {trial.number for trial in search.best_trials}
     assert 1 < len(front) < 10
     best = max(search.trials[1:], key=value_of)
