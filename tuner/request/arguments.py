@@ -7,18 +7,21 @@ refused at once. Sources: ``AbsArguments.py`` and ``encoder_only/m3/arguments.py
 
 import ast
 import importlib.util
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
+
+from tuner.request import values
 
 _SOURCES = (
     ("FlagEmbedding", "abc/finetune/embedder/AbsArguments.py"),
     ("FlagEmbedding", "finetune/embedder/encoder_only/m3/arguments.py"),
     ("transformers", "training_args.py"),
 )
+_ENUMERATIONS = ("trainer_utils.py", "training_args.py")
+"""Files of transformers whose enumerations are the values of some arguments."""
 _CLASSES = {
     "AbsEmbedderModelArguments": "model",
     "EncoderOnlyEmbedderM3ModelArguments": "model",
@@ -64,52 +67,67 @@ class Argument:
     def is_bool(self) -> bool:
         return "bool" in self.annotation and "Literal" not in self.annotation and "dict" not in self.annotation
 
+    @property
+    def is_number(self) -> bool:
+        """Whether a whole number or a fraction is meant, and nothing else."""
+        return self.is_whole or ("float" in self.annotation and "str" not in self.annotation)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether a whole number is meant, and nothing else."""
+        return "int" in self.annotation and not any(
+            other in self.annotation for other in ("float", "str", "List[", "dict[")
+        )
+
     def parse(self, value: Any) -> Any:
-        """Returns `value` (a string of the command line, or a YAML value) in the argument's type.
+        """Returns `value`, of a command line, of YAML, from Python or from a space, in the argument's type.
 
         Raises:
             ValueError: It cannot be read as that type, or is not among the choices.
         """
-        if self.is_list:
-            return [str(item) for item in value] if isinstance(value, list | tuple) else [str(value)]
-        if value is None or (self._nullable and str(value).lower() == "none"):
+        value = values.plain(value)
+        if self._nullable and (value is None or str(value).lower() == "none"):
             return None
-        parsed = _read(self, value)
+        if value is None:
+            raise ValueError("must have a value, but got None")
+        if self.is_list:
+            if "[float]" in self.annotation and isinstance(value, str):
+                value = value.replace(",", " ").split()
+            return [self._item(each) for each in values.items(value)]
+        if value is False and "no" in self.choices:  # what YAML makes of it
+            value = "no"
+        parsed = self._read(value)
         if self.choices and parsed not in self.choices:
-            raise ValueError(f"must be one of {', '.join(self.choices)}, but got {value!r}")
+            raise ValueError(f"must be one of {', '.join(self.choices)}, but got {values.shown(value)}")
         return parsed
 
     @property
     def _nullable(self) -> bool:
         return self.default is None or "None" in self.annotation or "Optional" in self.annotation
 
+    def _item(self, value: Any) -> Any:
+        value = values.plain(value)
+        if "[float]" in self.annotation:
+            return values.number(value)
+        found = values.whole_number(value) if "[int]" in self.annotation else values.text(value)
+        if found == "":
+            raise ValueError("must name something in each of its values, but one of them is empty")
+        return found
 
-def _read(argument: Argument, value: Any) -> Any:
-    kinds = argument.annotation.replace("Optional[", "").replace("]", "")
-    if argument.is_bool and isinstance(value, bool | str) and str(value).lower() in _BOOLEANS:
-        return _BOOLEANS[str(value).lower()]
-    if argument.is_bool and "str" not in kinds:
-        raise ValueError(f"must be True or False, but got {value!r}")
-    if "dict" in kinds and isinstance(value, str) and value.lstrip().startswith("{"):
-        return json.loads(value)
-    if "int" in kinds and "float" not in kinds and "str" not in kinds:
-        return _number(value, int, "a whole number")
-    if "float" in kinds and "str" not in kinds:
-        return _number(value, float, "a number")
-    return value if isinstance(value, dict) else str(value)
-
-
-def _number(value: Any, kind: type[int] | type[float], words: str) -> int | float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"must be {words}, but got {value!r}") from None
-    if kind is int and not number.is_integer():
-        raise ValueError(f"must be {words}, but got {value!r}")
-    return kind(number)
-
-
-_BOOLEANS = {"true": True, "yes": True, "1": True, "on": True, "false": False, "no": False, "0": False, "off": False}
+    def _read(self, value: Any) -> Any:
+        if self.is_bool and "str" not in self.annotation:
+            return values.boolean(value)
+        if self.is_bool and str(value).lower() in ("true", "false"):
+            return values.boolean(value)
+        if self.is_whole:
+            return values.whole_number(value)
+        if self.is_number:
+            return values.number(value)
+        if "dict" in self.annotation:
+            return values.mapping(value)
+        if "list[" in self.annotation and isinstance(value, list):
+            return [self._item(each) for each in value]
+        return values.text(value)
 
 
 @cache
@@ -141,6 +159,18 @@ def _fields(source: Path) -> Iterator[Argument]:
                     yield _argument(item, item.target.id, _CLASSES[node.name])
 
 
+@cache
+def _enumerations() -> Mapping[str, Sequence[str]]:
+    """Enumeration -> its values, in transformers."""
+    files = [_package_folder("transformers") / name for name in _ENUMERATIONS]
+    nodes = (node for file in files for node in ast.parse(file.read_text("utf-8")).body)
+    return {
+        node.name: tuple(_literal(item.value) for item in node.body if isinstance(item, ast.Assign))
+        for node in nodes
+        if isinstance(node, ast.ClassDef) and "ExplicitEnum" in map(ast.unparse, node.bases)
+    }
+
+
 def _argument(item: ast.AnnAssign, name: str, group: str) -> Argument:
     keywords = {k.arg: k.value for k in item.value.keywords} if isinstance(item.value, ast.Call) else {}
     metadata = _metadata(keywords.get("metadata"))
@@ -151,8 +181,8 @@ def _argument(item: ast.AnnAssign, name: str, group: str) -> Argument:
         annotation=annotation,
         default=_literal(keywords.get("default")),
         help=" ".join(str(metadata.get("help") or "").split()),
-        choices=tuple(metadata.get("choices") or ()),
-        is_list="nargs" in metadata or annotation.startswith(("List[", "list[")),
+        choices=tuple(metadata.get("choices") or _enumerations().get(annotation.partition(" ")[0], ())),
+        is_list=metadata.get("nargs") in ("+", "*") or annotation.startswith(("List[", "list[")),
     )
 
 

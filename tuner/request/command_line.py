@@ -2,9 +2,7 @@
 
 import argparse
 import dataclasses
-import difflib
 import itertools
-import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,7 +11,7 @@ import yaml
 
 from tuner.errors import RequestError
 from tuner.request import config_file as settings
-from tuner.request.arguments import DROPPED, RENAMED, Argument, upstream_arguments
+from tuner.request.checks import accepted_arguments, unknown_argument
 from tuner.request.config import EXAMPLE_DEFAULTS, SearchConfig
 from tuner.run_dir.object_storage import is_url, url_problem
 
@@ -47,36 +45,16 @@ _SHOWN = [
     "unified_finetuning",
     "use_self_distill",
 ]
-_WARMUP_RATIO = Argument(
-    name="warmup_ratio",
-    group="training",
-    annotation="float",
-    default=None,
-    help="Share of the steps over which the learning rate rises.",
-    choices=(),
-    is_list=False,
-)
 _LOCATIONS = ("run_dir", "resume", "output_dir", "train_data", "eval_data", "guard", "model_name_or_path")
 """What may be a URL of object storage."""
 _SHORT = {"replace_search": "replace"}
 """The search's own options -> what their flag is called, in YAML too."""
 _LONG = {short: name for name, short in _SHORT.items()}
-_OLD_NAMES = ("group_by_length", *DROPPED, *RENAMED)
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise RequestError([message])
-
-
-def accepted_arguments() -> dict[str, Argument]:
-    """Every upstream argument the command takes, those that transformers has renamed or dropped included."""
-    arguments = dict(upstream_arguments())
-    for old in _OLD_NAMES:
-        like = RENAMED.get(old, "fp16")
-        arguments.setdefault(old, dataclasses.replace(arguments[like], name=old))
-    arguments.setdefault("warmup_ratio", _WARMUP_RATIO)
-    return arguments
 
 
 def search_options() -> dict[str, dataclasses.Field[Any]]:
@@ -98,7 +76,7 @@ def parse(argv: Sequence[str]) -> SearchConfig:
     from_run = _read_run(run_dir, problems) if run_dir else {}
     from_file = _read_yaml(file, problems, asked=given) if file else {}
     problems += _code_of_a_run(f"--resume {run_dir}", from_run, asked={*from_file, *given})
-    values = _typed({**from_run, **from_file, **given}, problems)
+    values = _given({**from_run, **from_file, **given})
     return _configuration(values, problems)
 
 
@@ -113,7 +91,7 @@ def resumed(config: SearchConfig) -> SearchConfig:
     changed = {name: value for name, value in values.items() if value != getattr(SearchConfig, name)}
     run = _read_run(str(config.resume), problems)
     problems += _code_of_a_run(f"--resume {config.resume}", run, asked={*config.arguments, *changed})
-    asked = _typed(run, problems)
+    asked = _given(run)
     before = _configuration({**asked, **changed}, problems)
     return before.replace(arguments={**before.arguments, **config.arguments})
 
@@ -248,13 +226,8 @@ def _local_file(path: str) -> Path:
 def _unknown_flag(token: str) -> str:
     if not token.startswith("--"):
         return f"{token!r} belongs to no flag; write --name value"
-    return f"{token.split('=')[0]} is no argument of the search, FlagEmbedding or transformers{_nearest(token)}"
-
-
-def _nearest(token: str) -> str:
-    names = [*(_SHORT.get(name, name) for name in search_options()), *accepted_arguments(), "config"]
-    close = difflib.get_close_matches(token.split("=")[0].lstrip("-").replace("-", "_"), names, n=1, cutoff=0.5)
-    return f"; did you mean --{close[0]}?" if close else "; see --help"
+    own = [_SHORT.get(name, name) for name in search_options()]
+    return unknown_argument(token.split("=")[0].removeprefix("--"), own)
 
 
 def _read_yaml(path: str, problems: list[str], asked: Collection[str] | None = None) -> dict[str, Any]:
@@ -279,46 +252,20 @@ def _read_yaml(path: str, problems: list[str], asked: Collection[str] | None = N
     return settings.found({name: value for name, value in values.items() if name in known}, file.parent)
 
 
-def _typed(values: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
-    typed: dict[str, Any] = {}
-    given = {name: value for name, value in values.items() if value is not None}  # `name:` alone leaves the default
-    for name, value in given.items():
-        try:
-            typed[name] = (
-                _parse_option(name, value) if name in search_options() else accepted_arguments()[name].parse(value)
-            )
-        except ValueError as error:
-            problems.append(f"--{name}: {error}")
-    return typed
-
-
-def _parse_option(name: str, value: Any) -> Any:
-    """A value of the search's own options, in the type that `SearchConfig` declares."""
-    hint = typing.get_type_hints(SearchConfig)[name]
-    if hint == tuple[float, ...]:
-        items = value if isinstance(value, list | tuple) else str(value).replace(",", " ").split()
-        return tuple(float(item) for item in items)
-    if hint == tuple[str, ...]:
-        return tuple(map(str, value if isinstance(value, list | tuple) else [value]))
-    if value is None:
-        return None
-    annotation = next(
-        kind.__name__ for kind in (bool, int, float, str) if kind is hint or kind in typing.get_args(hint)
-    )
-    default = None if type(None) in typing.get_args(hint) else ""  # `--pruner none` is a name
-    like = dataclasses.replace(_WARMUP_RATIO, name=name, annotation=annotation, default=default)
-    return like.parse(value)
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`name:` alone in a file leaves the default."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _configuration(values: Mapping[str, Any], problems: list[str]) -> SearchConfig:
     own = {name: value for name, value in values.items() if name in search_options()}
-    arguments = {RENAMED.get(name, name): value for name, value in values.items() if name not in search_options()}
+    arguments = {name: value for name, value in values.items() if name not in search_options()}
     try:
         config = SearchConfig(arguments=arguments, **own)
         if config.is_example:
             config = SearchConfig(arguments=arguments, **{**EXAMPLE_DEFAULTS, **own})
-    except ValueError as error:
-        problems.extend(str(error).splitlines())
+    except RequestError as error:
+        problems.extend(error.findings)
     problems.extend(_url_problems(values))
     if problems:
         raise RequestError(problems)

@@ -4,10 +4,16 @@ import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Callable, Mapping
+import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from tuner.errors import RequestError
+from tuner.request.arguments import Argument
+from tuner.request.checks import contradictions, read_arguments
 
 DEFAULT_MODEL = "BAAI/bge-m3"
 
@@ -34,24 +40,6 @@ _METRIC = rf"{_TERM}(?:\+{_TERM})*(?:,{_TERM}(?:\+{_TERM})*)?"
 _TUPLES = ("rungs", "guard", "warm_start")
 _SUM = "0.7*dense.ndcg_at_10+0.3*hybrid.ndcg_at_10"
 _TIME_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-
-UPSTREAM_RULES: Mapping[str, tuple[Callable[[Any], bool], str, str]] = {
-    "learning_rate": (lambda v: 0 < v < 1, "0 < learning_rate < 1", "BGE-M3 is usually fine-tuned with 1e-6 to 3e-5"),
-    "temperature": (lambda v: v is None or v > 0, "temperature > 0", "FlagEmbedding's examples use 0.01 to 0.05"),
-    "train_group_size": (lambda v: v >= 1, "train_group_size >= 1", "1 positive and N - 1 negatives: 2, 4, 8 or 16"),
-    "per_device_train_batch_size": (lambda v: v >= 1, "per_device_train_batch_size >= 1", "use 1 or more"),
-    "gradient_accumulation_steps": (lambda v: v >= 1, "gradient_accumulation_steps >= 1", "use 1 or more"),
-    "num_train_epochs": (lambda v: v > 0, "num_train_epochs > 0", "1 or 2 epochs are usual"),
-    "warmup_ratio": (lambda v: 0 <= v < 1, "0 <= warmup_ratio < 1", "0.05 to 0.2 are usual"),
-    "warmup_steps": (lambda v: v >= 0, "warmup_steps >= 0", "a number of steps, or below 1 a share of them"),
-    "weight_decay": (lambda v: v >= 0, "weight_decay >= 0", "0 to 0.1 are usual"),
-    "query_max_len": (lambda v: v >= 3, "query_max_len >= 3", "it counts tokens, 2 of them special"),
-    "passage_max_len": (lambda v: v >= 3, "passage_max_len >= 3", "it counts tokens, 2 of them special"),
-    "pad_to_multiple_of": (lambda v: v is None or v >= 1, "pad_to_multiple_of >= 1", "8 suits GPUs"),
-    "shuffle_ratio": (lambda v: 0 <= v <= 1, "0 <= shuffle_ratio <= 1", "leave it out to never shuffle"),
-    "use_mrl": (lambda v: not v, "use_mrl must be False", "FlagEmbedding's M3 model does not implement it"),
-}
-"""Argument -> (predicate, rule, remedy) for values that FlagEmbedding accepts, then fails on or never learns with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,12 +125,31 @@ class SearchConfig:
     """Check everything, print the plan, and stop."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "metric", self.metric.replace(" ", ""))
-        given = {name: value for name, value in self.arguments.items() if value is not None}
-        object.__setattr__(self, "arguments", given)
-        problems = self.problems()
+        """Reads every value in its type; whoever gave it, the same one is read in the same way.
+
+        Raises:
+            RequestError: With every value that cannot be read, every name that is unknown, every rule that is broken.
+        """
+        problems = self._read_options()
+        arguments, unread = read_arguments(self.arguments, option_types())
+        object.__setattr__(self, "arguments", arguments)
+        problems += unread + self.problems()
         if problems:
-            raise ValueError("\n".join(problems))
+            raise RequestError(problems)
+
+    def _read_options(self) -> list[str]:
+        problems = []
+        for name, like in option_types().items():
+            value, default = getattr(self, name), getattr(type(self), name)
+            is_left_out = value is None or (name in _TUPLES and isinstance(value, list | tuple) and not value)
+            try:
+                read = default if is_left_out else like.parse(value)
+            except ValueError as error:
+                problems.append(f"--{name}: {error}")
+                read = default
+            object.__setattr__(self, name, tuple(read) if name in _TUPLES else read)
+        object.__setattr__(self, "metric", self.metric.replace(" ", ""))
+        return problems
 
     def problems(self) -> list[str]:
         """Returns one line for each rule that a value breaks; empty when the configuration is sound."""
@@ -164,6 +171,7 @@ class SearchConfig:
                 f"metric must be HEAD.MEASURE, {_METRIC_WORDS}, a weighted sum as {_SUM}, or two joined by a comma, "
                 f"but got {self.metric!r}",
             ),
+            (0 <= self.seed < 2**32, f"0 <= seed < 2**32 must hold, but got {self.seed}"),
             (0 <= self.guard_tolerance < 1, f"0 <= guard_tolerance < 1 must hold, but got {self.guard_tolerance}"),
             (
                 bool(self.guard) or not self.guard_constraint,
@@ -174,19 +182,8 @@ class SearchConfig:
             ((self.price_per_hour or 0) >= 0, f"price_per_hour >= 0 must hold, but got {self.price_per_hour}"),
             (self.disk_budget is None or _size(self.disk_budget) > 0, "disk_budget must be positive, as 50GB or 1.5TB"),
         )
-        return [message for holds, message in rules if not holds] + self._argument_problems()
-
-    def _argument_problems(self) -> list[str]:
-        problems = [
-            f"--{name}: {rule} must hold, but got {self.arguments[name]!r}; {remedy}"
-            for name, (holds, rule, remedy) in UPSTREAM_RULES.items()
-            if name in self.arguments and not holds(self.arguments[name])
-        ]
-        if self.arguments.get("fp16") and self.arguments.get("bf16"):
-            problems.append(
-                "--fp16 and --bf16 exclude each other, but both are given; keep one (bf16 on A10G and newer)"
-            )
-        return problems
+        broken = [message for holds, message in rules if not holds]
+        return broken + contradictions(self.arguments, workers=self.workers, metric=self.metric)
 
     @property
     def time_budget_seconds(self) -> float | None:
@@ -240,6 +237,29 @@ class SearchConfig:
         values = {name: value for name, value in values.items() if name in known}
         tuples = {name: tuple(values[name]) for name in _TUPLES if name in values}
         return cls(**{**values, **tuples})
+
+
+@cache
+def option_types() -> Mapping[str, Argument]:
+    """How the value of each of the search's own options is read: the fields of `SearchConfig`."""
+    hints = typing.get_type_hints(SearchConfig)
+    own = (each for each in dataclasses.fields(SearchConfig) if each.name != "arguments")
+    return {each.name: _option(each.name, hints[each.name]) for each in own}
+
+
+def _option(name: str, hint: Any) -> Argument:
+    kinds = typing.get_args(hint) or (hint,)
+    nullable = type(None) in kinds
+    annotation = next(kind.__name__ for kind in (bool, int, float, str) if kind in kinds)
+    return Argument(
+        name=name,
+        group="training",
+        annotation=f"list[{annotation}]" if typing.get_origin(hint) is tuple else annotation,
+        default=None if nullable else "",  # `--pruner none` is a name
+        help="",
+        choices=(),
+        is_list=typing.get_origin(hint) is tuple,
+    )
 
 
 def new_run_dir(config: SearchConfig, stamp: str) -> str:

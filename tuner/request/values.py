@@ -1,0 +1,150 @@
+"""Values as they come, from a command line, YAML, Python or a search space, read as one type or refused.
+
+Whoever gives a value, the same one is read in the same way: text for a number, a path, numpy's scalars, an enumeration.
+"""
+
+import enum
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_BOOLEANS = {"true": True, "yes": True, "1": True, "on": True, "false": False, "no": False, "0": False, "off": False}
+_LARGEST = 2**63
+_EXPONENT = re.compile(r"[-+]?\d+[eE][-+]?\d+")
+"""Numbers to JSON and YAML 1.2 that YAML 1.1 reads as text."""
+
+
+def plain(value: Any) -> Any:
+    """Returns `value` out of what Python wraps it in: an enumeration, a path, numpy's scalar or array, a tuple."""
+    if isinstance(value, enum.Enum):
+        value = value.value
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if isinstance(value, bytes):
+        value = os.fsdecode(value)
+    if hasattr(value, "dtype") and hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, tuple | set | frozenset | range):
+        value = sorted(value, key=str) if isinstance(value, set | frozenset) else list(value)
+    return value
+
+
+def boolean(value: Any) -> bool:
+    """Returns True or False.
+
+    Raises:
+        ValueError: `value` is neither of them, nor a word or digit for one.
+    """
+    if isinstance(value, bool | int | str) and str(value).lower() in _BOOLEANS:
+        return _BOOLEANS[str(value).lower()]
+    raise ValueError(f"must be True or False, but got {shown(value)}")
+
+
+def whole_number(value: Any) -> int:
+    """Returns an int.
+
+    Raises:
+        ValueError: `value` is no whole number, nor text for one, or needs more than 64 bits.
+    """
+    try:
+        exact = int(value) if isinstance(value, str | int) and not isinstance(value, bool) else None
+    except ValueError:
+        exact = None
+    if exact is None:
+        inexact = _finite(value, "a whole number")
+        if not inexact.is_integer():
+            raise ValueError(f"must be a whole number, but got {shown(value)}")
+        exact = int(inexact)
+    if abs(exact) >= _LARGEST:
+        raise ValueError(f"must be a whole number of at most 64 bits, but got {shown(value)}")
+    return exact
+
+
+def number(value: Any) -> float:
+    """Returns a finite float.
+
+    Raises:
+        ValueError: `value` is no number, nor text for one, or it is NaN or infinite.
+    """
+    return _finite(value, "a number")
+
+
+def _finite(value: Any, words: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"must be {words}, but got {shown(value)}")
+    try:
+        found = float(value)
+    except (ValueError, OverflowError):
+        raise ValueError(f"must be {words}, but got {shown(value)}") from None
+    if not math.isfinite(found):
+        raise ValueError(f"must be {words}, and finite, but got {shown(value)}")
+    return found
+
+
+def text(value: Any) -> str:
+    """Returns a str that can be written to a file.
+
+    Raises:
+        ValueError: `value` is a list, a mapping or an object, or text that is no UTF-8.
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        hint = ": write it in quotes" if isinstance(value, bool) else ""
+        raise ValueError(f"must be text, but got {shown(value)}{hint}")
+    written = str(value)
+    if "\0" in written or any("\ud800" <= character <= "\udfff" for character in written):
+        raise ValueError(f"must be text that UTF-8 can hold, without a zero byte, but got {shown(value)}")
+    return written
+
+
+def items(value: Any) -> list[Any]:
+    """Returns a list: `value` itself, or the one item that it is.
+
+    Raises:
+        ValueError: It is a mapping, or there is nothing in it.
+    """
+    if isinstance(value, Mapping) or value in ([], ""):
+        raise ValueError(f"must be one value or a list of them, but got {shown(value)}")
+    return list(value) if isinstance(value, list) else [value]
+
+
+def mapping(value: Any) -> Any:
+    """Returns a mapping with plain values, read from JSON where `value` is text for one; other text as it is.
+
+    Raises:
+        ValueError: `value` is neither, or no JSON holds it.
+    """
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"must be JSON, but got {shown(value)} ({error})") from None
+    if not isinstance(value, Mapping):
+        return text(value)
+    found = _plain_inside(value)
+    try:
+        json.dumps(found, allow_nan=False).encode("utf-8")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"must hold what JSON can hold, but got {shown(value)} ({error})") from None
+    return found
+
+
+def _plain_inside(value: Any) -> Any:
+    value = plain(value)
+    if isinstance(value, Mapping):
+        return {key: _plain_inside(each) for key, each in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain_inside(each) for each in value]
+    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
+
+
+def shown(value: Any) -> str:
+    """Returns `value` for a message: on one line, and short."""
+    try:
+        said = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    except ValueError:  # an int of more digits than Python prints
+        said = "a number of thousands of digits"
+    said = " ".join(said.split())
+    return said if len(said) <= 120 else f"{said[:117]}..."
