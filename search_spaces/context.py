@@ -25,7 +25,7 @@ class Context:
 
     def batch_sizes(self, sizes: Iterable[int]) -> list[int]:
         """Returns the `sizes` that leave at least 8 steps an epoch, the user's own among them."""
-        return self.with_start("per_device_train_batch_size", [size for size in sizes if size * 8 <= self.rows] or [1])
+        return self.with_start("per_device_train_batch_size", [size for size in sizes if size * 8 <= self.rows] or [2])
 
     def group_bounds(self, low: int, high: int) -> tuple[int, int]:
         """Returns (low, high) of `train_group_size`: what the negatives can fill, and the user's own value."""

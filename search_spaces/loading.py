@@ -5,7 +5,7 @@ import importlib
 import importlib.util
 import math
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,27 @@ def names() -> list[str]:
     return sorted(_SPACES)
 
 
-def load_search_space(name: str) -> SearchSpace:
+Read = Callable[[str, Any], Any]
+"""Returns the value of an argument, by its name, in the argument's own type.
+
+Raises:
+    ValueError: There is no such argument, or the value cannot be read as its type.
+"""
+
+
+def _as_it_is(_: str, value: Any) -> Any:
+    return value
+
+
+def load_search_space(name: str, read: Read = _as_it_is) -> SearchSpace:
     """Returns the space called `name`: a built-in name, a YAML file, or ``module:function``.
 
     A YAML file holds ``argument: {low: 1e-6, high: 3e-5, log: true}`` or ``argument: {choices: [2, 4, 8]}`` lines
     (``step`` and ``int: true`` as in Optuna's ``suggest_int``). The user's own value is added where it is not in it.
+
+    Args:
+        name: What ``--search_space`` names.
+        read: Reads the values of a YAML file, which knows no types: to YAML 1.1, ``1e-5`` is text.
 
     Raises:
         ValueError: Nobody has that name, or the file or function is no search space.
@@ -36,7 +52,7 @@ def load_search_space(name: str) -> SearchSpace:
     if name in _SPACES:
         return _SPACES[name]
     if name.endswith((".yaml", ".yml")):
-        return _from_yaml(Path(name))
+        return _from_yaml(Path(name), read)
     if ":" in name:
         return _from_module(name)
     raise ValueError(
@@ -65,38 +81,87 @@ def _from_module(name: str) -> SearchSpace:
     return space  # type: ignore[no-any-return]
 
 
-def _from_yaml(path: Path) -> SearchSpace:
+def _from_yaml(path: Path, read: Read) -> SearchSpace:
     try:
-        entries = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"search_space {path} cannot be read: {error}") from error
+        text = path.read_text("utf-8")
+        entries, lines = yaml.safe_load(text), _lines(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"search_space {path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(entries, dict) or not entries:
         raise ValueError(
             f"search_space {path} must hold `argument: {{low: ..., high: ...}}` lines, but holds {_repr(entries)}"
         )
-    problems = [f"{path}: {problem}" for name, entry in entries.items() for problem in _entry_problems(name, entry)]
+    typed: dict[str, dict[str, Any]] = {}
+    problems = []
+    for name, entry in entries.items():
+        found, faults = _typed_entry(str(name), entry, read)
+        typed[str(name)] = found
+        problems += [f"{path}, line {lines.get(str(name), 1)}: {fault}" for fault in faults]
     if problems:
         raise ValueError("\n".join(problems))
-    return lambda trial, context: {name: _suggest(trial, context, name, entry) for name, entry in entries.items()}
+    return lambda trial, context: {name: _suggest(trial, context, name, entry) for name, entry in typed.items()}
 
 
-def _entry_problems(name: str, entry: Any) -> list[str]:
-    if not isinstance(entry, dict):
-        return [f"{name} must be {{low, high}} or {{choices}}, but is {_repr(entry)}"]
-    if "choices" in entry:
-        return (
-            []
-            if entry["choices"] and isinstance(entry["choices"], list)
-            else [f"{name}: choices must be a list of values"]
-        )
+def _lines(text: str) -> dict[str, int]:
+    """Name -> the line it is in.
+
+    Raises:
+        ValueError: A name is there twice, of which YAML would take the last.
+    """
+    root = yaml.compose(text, yaml.SafeLoader)
+    lines: dict[str, int] = {}
+    for key, _ in root.value if isinstance(root, yaml.MappingNode) else ():
+        line = key.start_mark.line + 1
+        if str(key.value) in lines:
+            raise ValueError(f"{key.value} is in line {lines[str(key.value)]} and again in line {line}")
+        lines[str(key.value)] = line
+    return lines
+
+
+def _typed_entry(name: str, entry: Any, read: Read) -> tuple[dict[str, Any], list[str]]:
+    """Returns what the file says of one argument, with values of the argument's own type, and what is wrong with it."""
+    if not isinstance(entry, dict) or not entry:
+        return {}, [f"{name} must be {{low, high}} or {{choices}}, but is {_repr(entry)}"]
+    known = ("choices",) if "choices" in entry else ("low", "high", "step", "log", "int")
+    if strange := [str(key) for key in entry if key not in known]:
+        return {}, [f"{name}: {', '.join(strange)} has no meaning beside {', '.join(known)}"]
+    if "choices" not in entry:
+        return _typed_range(name, entry, read)
+    if not entry["choices"] or not isinstance(entry["choices"], list):
+        return {}, [f"{name}: choices must be a list of values"]
+    try:
+        return {"choices": _distinct([read(name, choice) for choice in entry["choices"]])}, []
+    except ValueError as error:
+        return {}, [f"{name}: {error}"]
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    """The values, those that are there twice once; 1 and True are two."""
+    return list(
+        {_repr(value) if isinstance(value, list | dict) else (type(value), value): value for value in values}.values()
+    )
+
+
+def _typed_range(name: str, entry: Mapping[str, Any], read: Read) -> tuple[dict[str, Any], list[str]]:
+    if words := [f"{key}={_repr(entry[key])}" for key in ("log", "int") if not isinstance(entry.get(key, False), bool)]:
+        return {}, [f"{name}: log and int must be true or false, but got {', '.join(words)}"]
     try:
         low, high, step = float(entry["low"]), float(entry["high"]), float(entry.get("step", 1))
-    except (KeyError, TypeError, ValueError):
-        return [
-            f"{name}: low, high and step must be numbers, but got low={_repr(entry.get('low'))}, "
-            f"high={_repr(entry.get('high'))}, step={_repr(entry.get('step'))}"
-        ]
-    return [f"{name}: {problem}" for problem in _range_problems(entry, low, high, step)]
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return {}, [f"{name}: low, high and step must be numbers, but got {_range_words(entry)}"]
+    try:
+        bounds = [read(name, low), read(name, high)]
+    except ValueError as error:
+        return {}, [f"{name}: {error}"]
+    if any(isinstance(bound, str) for bound in bounds):
+        return {}, [f"{name} has no range: its values are text; name them, as {{choices: [...]}}"]
+    whole = {"int": True} if all(isinstance(bound, int) for bound in bounds) else {}
+    found = {**entry, "low": low, "high": high, **whole}
+    return found, [f"{name}: {problem}" for problem in _range_problems(found, low, high, step)]
+
+
+def _range_words(entry: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={_repr(entry.get(key))}" for key in ("low", "high", "step"))
 
 
 def _repr(value: Any) -> str:
@@ -108,7 +173,9 @@ def _repr(value: Any) -> str:
 
 def _range_problems(entry: Mapping[str, Any], low: float, high: float, step: float) -> Iterator[str]:
     is_log, is_int = bool(entry.get("log")), bool(entry.get("int"))
-    if not low <= high or (is_log and low <= 0):
+    if not (math.isfinite(low) and math.isfinite(high) and math.isfinite(step)):
+        yield f"low, high and step must be finite, but got low={low}, high={high}, step={step}"
+    elif not low <= high or (is_log and low <= 0):
         yield f"{'0 < ' if is_log else ''}low <= high must hold, but got low={low}, high={high}"
     if not step > 0:
         yield f"step > 0 must hold, but got step={step}"

@@ -38,13 +38,13 @@ def test_what_the_user_gave_is_where_the_search_starts(tmp_path: Path) -> None:
 
 
 def test_the_users_own_value_of_whatever_the_space_varies_is_in_it(tmp_path: Path) -> None:
-    """4 passages a query and 48 tokens of it are asked for; FlagEmbedding's default for passages is 128."""
+    """4 passages a query and 48 tokens of it are asked for; passages have 128 by default, in the model 64."""
     space = tmp_path / "space.yaml"
     space.write_text(
         "train_group_size: {choices: [8, 16]}\nquery_max_len: {choices: [32]}\npassage_max_len: {choices: [64]}"
     )
     start = _plan(tmp_path, space=str(space), train_group_size=4, query_max_len=48).context.start
-    assert (start["train_group_size"], start["query_max_len"], start["passage_max_len"]) == (4, 48, 128)
+    assert (start["train_group_size"], start["query_max_len"], start["passage_max_len"]) == (4, 48, 64)
 
 
 def test_a_space_without_place_for_the_users_own_value_is_refused(tmp_path: Path) -> None:

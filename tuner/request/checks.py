@@ -12,6 +12,7 @@ from typing import Any
 
 from tuner.request import values
 from tuner.request.arguments import DROPPED, RENAMED, Argument, upstream_arguments
+from tuner.request.taken_over import TAKEN_OVER, impossible
 
 
 def _is_format(template: str | None) -> bool:
@@ -116,6 +117,26 @@ def read_arguments(given: Any, options: Iterable[str] = ()) -> tuple[dict[str, A
     return {name: value for name, value in read.items() if value is not None}, problems
 
 
+def read_suggestion(name: str, value: Any) -> Any:
+    """Returns what a search space makes of the argument `name`, as `read_argument` does.
+
+    Raises:
+        ValueError: Also where a space may not vary the argument: the search is over one model and its data.
+    """
+    if name in _NOT_VARIED:
+        raise ValueError("the search is over one value of it, which no space varies: give it as a flag")
+    return read_argument(name, value)
+
+
+_NOT_VARIED = frozenset(
+    {
+        *("model_name_or_path", "config_name", "tokenizer_name", "train_data", "cache_dir", "cache_path", "token"),
+        *("trust_remote_code", "output_dir", "overwrite_output_dir", "run_name", "report_to", "max_steps", "hub_token"),
+        *TAKEN_OVER,
+    }
+)
+
+
 def unknown_argument(name: Any, options: Iterable[str] = ()) -> str:
     """Returns the line that refuses an argument of that name, with the nearest one."""
     own = [*options]
@@ -151,6 +172,7 @@ def contradictions(arguments: Mapping[str, Any], *, workers: int, metric: str) -
                 f"--fix_encoder: nothing that --metric {metric} measures would be trained; drop it, or train and "
                 "measure the other heads (--unified_finetuning True --metric hybrid.ndcg_at_10)",
             ),
+            *((True, message) for message in impossible(arguments)),
             (lacks_negatives(arguments, workers), no_negatives(arguments)),
             *(
                 (

@@ -141,7 +141,7 @@ class SearchConfig:
         problems = []
         for name, like in option_types().items():
             value, default = getattr(self, name), getattr(type(self), name)
-            is_left_out = value is None or (name in _TUPLES and isinstance(value, list | tuple) and not value)
+            is_left_out = value is None or (default == () and isinstance(value, list | tuple) and not value)
             try:
                 read = default if is_left_out else like.parse(value)
             except ValueError as error:

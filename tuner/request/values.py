@@ -8,11 +8,14 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Mapping
 from typing import Any
 
 _BOOLEANS = {"true": True, "yes": True, "1": True, "on": True, "false": False, "no": False, "0": False, "off": False}
 _LARGEST = 2**63
+_DEEPEST, _MOST = 5, 20
+"""Of a mapping, which no argument has more of: YAML's aliases make values of gigabytes from a few lines."""
 _EXPONENT = re.compile(r"[-+]?\d+[eE][-+]?\d+")
 """Numbers to JSON and YAML 1.2 that YAML 1.1 reads as text."""
 
@@ -131,20 +134,24 @@ def mapping(value: Any) -> Any:
     return found
 
 
-def _plain_inside(value: Any) -> Any:
+def _plain_inside(value: Any, depth: int = 0) -> Any:
+    if depth > _DEEPEST:
+        raise ValueError(f"must be nested at most {_DEEPEST} deep")
     value = plain(value)
+    if isinstance(value, Mapping | list) and len(value) > _MOST:
+        raise ValueError(f"must hold at most {_MOST} values, but holds {len(value)}")
     if isinstance(value, Mapping):
-        return {key: _plain_inside(each) for key, each in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain_inside(each) for each in value]
+        return {key: _plain_inside(each, depth + 1) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_plain_inside(each, depth + 1) for each in value]
     return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
 
 
 def shown(value: Any) -> str:
-    """Returns `value` for a message: on one line, and short."""
+    """Returns `value` for a message: on one line, and short, whatever it is."""
+    short = reprlib.Repr(maxlevel=3, maxstring=100, maxother=100, maxlong=60)
     try:
-        said = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+        said = ascii(value[:80]) if isinstance(value, str) and not value.isprintable() else short.repr(value)
     except ValueError:  # an int of more digits than Python prints
         said = "a number of thousands of digits"
-    said = " ".join(said.split())
-    return said if len(said) <= 120 else f"{said[:117]}..."
+    return " ".join(said.split())

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from search_spaces import Context, SearchSpace, identity, load_search_space
+from search_spaces import Context, SearchSpace, identity
 from trainables.deepspeed_config import DS_STAGE0, check_deepspeed
 from trainables.files import write_text
 from trainables.scoring.measures import objectives
@@ -29,10 +29,12 @@ from tuner.request.command_line import code_flags
 from tuner.request.config import SECRETS, SearchConfig, new_run_dir
 from tuner.request.config_file import as_kept
 from tuner.request.storage_url import HIDDEN, absolute, redacted
+from tuner.request.taken_over import taken_over
 from tuner.run_dir.object_storage import is_url
 from tuner.run_dir.written import CONFIG_FILE, MANIFEST
 from tuner.schedule.disk import fit_to_disk, weights_bytes
-from tuner.search.space import rehearse
+from tuner.search.limits import Limits, beyond_reach, broken_limits, fitting_lengths, missing_parts, positions_of
+from tuner.search.space import find_space, rehearse
 from tuner.study.lessons import Lesson, read_lessons
 from tuner.study.pruners import pruner_names
 from tuner.study.samplers import sampler_names
@@ -52,7 +54,6 @@ _SEARCHABLE = (
 _PATHS = ("deepspeed", "cache_dir", "cache_path")
 _TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "mlflow": ("mlflow",), "wandb": ("wandb",)}
 """What ``--report_to`` names -> packages of which one is needed."""
-_OWN_BUSINESS = ("output_dir", "resume_from_checkpoint", "save_steps", "save_strategy", "save_total_limit", "do_train")
 _NO_REQUEST = (
     "run_dir", "output_dir", "overwrite_output_dir", "address", "submit", "price_per_hour", "disk_budget",
     "keep_checkpoints",
@@ -103,14 +104,20 @@ def make_plan(config: SearchConfig, run_dir: Path, say: Callable[[str], None], *
     warnings: list[str] = []
     space = _check_names(config)
     lessons = [] if config.resume else read_lessons(config.warm_start)
-    arguments = {name: value for name, value in config.arguments.items() if name not in _OWN_BUSINESS}
+    arguments, instead = taken_over(config.arguments)
+    warnings += instead
     arguments = _absolute(_with_deepspeed_config(arguments, warnings))
     arguments = _without_none_prefix(arguments, warnings)
     say(f"checking {', '.join(map(str, arguments['train_data']))}")
     data_folder = (scratch or run_dir) / "data"
     with _beside(data_folder) as folder:
         dataset, model = _data_and_model(config, arguments, folder)
-        context = _context(config, space, arguments, dataset)
+        positions = _positions(model, arguments)
+        lowered_lengths, said = fitting_lengths(positions, arguments)
+        arguments |= lowered_lengths
+        context, reached = _context(config, space, arguments, dataset)
+        limits = Limits(positions=positions, rows=dataset.rows, workers=config.workers, metric=config.metric)
+        warnings += [*said, *_within(limits, config, model, arguments, reached)]
         if config.resume:
             check_claim(facts(config, dataset), run_dir, config.storage, config.study_name)
         dataset = _in_place(dataset, data_folder)
@@ -202,7 +209,7 @@ def _check_names(config: SearchConfig) -> SearchSpace:
         problems.append(f"--metric {config.metric}: only the dense head is trained; add --unified_finetuning True")
     problems += _missing_trackers(config.arguments.get("report_to"))
     try:
-        space = load_search_space(config.search_space or DEFAULT_SPACE)
+        space = find_space(config.search_space or DEFAULT_SPACE)
     except ValueError as error:
         problems.extend(f"--search_space: {line}" for line in str(error).splitlines())
     if problems:  # of data, only what takes no time is looked at for a request that is refused anyway
@@ -334,17 +341,40 @@ def _numbers(arguments: Mapping[str, Any], rows: int) -> dict[str, int | float]:
     return {**numbers, "warmup_ratio": arguments.get("warmup_ratio", share)}
 
 
-def _context(config: SearchConfig, space: SearchSpace, arguments: Mapping[str, Any], dataset: data.Dataset) -> Context:
-    """What `space` may know: the user's own value of every argument that it varies is in it."""
+def _context(
+    config: SearchConfig, space: SearchSpace, arguments: Mapping[str, Any], dataset: data.Dataset
+) -> tuple[Context, dict[str, list[Any]]]:
+    """What `space` may know, the user's own value of every argument that it varies among it, and what it reaches."""
     start = _numbers(arguments, dataset.rows)
     context = Context(rows=dataset.rows, negatives=dataset.negatives, start=start)
     called, known = config.search_space or DEFAULT_SPACE, upstream_arguments()
-    others = [known[name] for name in rehearse(called, space, context).difference(start) if name in known]
+    others = [known[name] for name in rehearse(called, space, context).keys() - start.keys() if name in known]
     own = {argument.name: arguments.get(argument.name, argument.default) for argument in others}
     given = {name: value for name, value in own.items() if value is not None}
     context = replace(context, start={**given, **start})
-    rehearse(called, space, context)
-    return context
+    return context, rehearse(called, space, context)
+
+
+def _positions(model: str, arguments: Mapping[str, Any]) -> int | None:
+    try:
+        return positions_of(Path(model), arguments.get("config_name"))
+    except ValueError as error:
+        raise RequestError([f"--model_name_or_path {model}: {error}"]) from error
+
+
+def _within(
+    limits: Limits,
+    config: SearchConfig,
+    model: str,
+    arguments: Mapping[str, Any],
+    reached: Mapping[str, Sequence[Any]],
+) -> list[str]:
+    """Refuses what the model and the data forbid, of the user's own arguments and of what the space reaches."""
+    problems, notes = beyond_reach(limits, arguments, reached, config.search_space or DEFAULT_SPACE)
+    problems = [*missing_parts(Path(model), arguments), *broken_limits(limits, arguments), *problems]
+    if problems:
+        raise RequestError(problems)
+    return notes
 
 
 def _default(name: str) -> Any:

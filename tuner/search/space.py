@@ -1,29 +1,65 @@
 """The search space, tried out before a search: what it cannot do is told before anything starts."""
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import optuna
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial
 
-from search_spaces import Context, SearchSpace
+from search_spaces import Context, SearchSpace, load_search_space
 from search_spaces.loading import suggest
 from tuner.errors import RequestError
 from tuner.request.arguments import translated, upstream_arguments
+from tuner.request.checks import accepted_arguments, read_suggestion
+from tuner.request.values import shown
 
 _TRIALS = 50
 
 
-def rehearse(name: str, space: SearchSpace, context: Context) -> set[str]:
-    """Suggests from `space`, first the user's own settings and then at random; returns the arguments that it varies.
+def find_space(name: str) -> SearchSpace:
+    """Returns the space called `name`, whose suggestions are in their arguments' own types.
+
+    Raises:
+        ValueError: As `load_search_space`'s, a line each.
+    """
+    return typed(name, load_search_space(name, read_suggestion))
+
+
+def typed(name: str, space: SearchSpace) -> SearchSpace:
+    """Returns `space` with its suggestions in their arguments' own types; a RequestError where they cannot be."""
+
+    def suggest_typed(trial: optuna.Trial, context: Context) -> dict[str, Any]:
+        read: dict[str, Any] = {}
+        problems = []
+        for argument, value in suggest(space, trial, context).items():
+            try:
+                is_known = argument in accepted_arguments()
+                read[argument] = read_suggestion(argument, value) if is_known else value
+            except ValueError as error:
+                problems.append(f"--search_space {name}: it suggests {argument}={shown(value)}: {error}")
+        if problems:
+            raise RequestError(problems)
+        return read
+
+    return suggest_typed
+
+
+def rehearse(name: str, space: SearchSpace, context: Context) -> dict[str, list[Any]]:
+    """Suggests from `space`, first the user's own settings and then at random.
 
     Args:
         name: What ``--search_space`` calls it.
         space: The space.
         context: The search; its `start` are the user's own settings.
 
+    Returns:
+        The arguments that it varies, and of each the values that it was seen to take, ends of ranges included.
+
     Raises:
-        RequestError: The space raises, has no place for the user's own value, or suggests what is no argument.
+        RequestError: The space raises, has no place for the user's own value, suggests what is no argument, or a value
+            of another type than the argument's.
     """
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     study.enqueue_trial(dict(context.start))
@@ -32,11 +68,14 @@ def rehearse(name: str, space: SearchSpace, context: Context) -> set[str]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # as in the search
             for _ in range(_TRIALS):
-                returned.append(suggest(space, study.ask(), context))
+                returned.append(suggest(typed(name, space), study.ask(), context))
+    except RequestError:
+        raise
     except Exception as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())
         raise RequestError(
             [
-                f"--search_space {name}: it cannot be searched: {type(error).__name__}: {error}; your own settings are "
+                f"--search_space {name}: it cannot be searched: {said}; your own settings are "
                 "a trial, so the space must hold them (context.with_start and context.bounds add them)"
             ]
         ) from error
@@ -53,7 +92,21 @@ def rehearse(name: str, space: SearchSpace, context: Context) -> set[str]:
     ]
     if problems:
         raise RequestError([f"--search_space {name}: {problem}" for problem in problems])
-    return varied
+    return {argument: _seen(argument, returned, study.trials) for argument in varied}
+
+
+def _seen(argument: str, returned: Sequence[Mapping[str, Any]], trials: Sequence[FrozenTrial]) -> list[Any]:
+    """Values of `argument` that were returned, and where these are what was suggested, all it can be or its ends."""
+    values = [arguments[argument] for arguments in returned if argument in arguments]
+    own = [trial.params.get(argument) for trial in trials]
+    if own != [arguments.get(argument) for arguments in returned]:
+        return values
+    for distribution in (trial.distributions[argument] for trial in trials if argument in trial.distributions):
+        if isinstance(distribution, CategoricalDistribution):
+            values += distribution.choices
+        elif isinstance(distribution, IntDistribution | FloatDistribution):
+            values += [distribution.low, distribution.high]
+    return values
 
 
 def _misplaced(taken: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,165 @@
+"""What a model and its data forbid: more tokens than it has positions, more rows in a batch than there are."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tuner.request.arguments import upstream_arguments
+from tuner.request.checks import contradictions, lacks_negatives, no_negatives
+
+_LENGTHS = ("query_max_len", "passage_max_len")
+_BATCH = "per_device_train_batch_size"
+_TABLES = ("bert", "distilbert", "electra", "albert", "ernie", "mobilebert", "convbert", "squeezebert", "luke")
+"""Kinds of model whose positions are rows of a table."""
+_TABLES_AFTER_PADDING = (
+    "roberta",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "camembert",
+    "mpnet",
+    "data2vec-text",
+    "longformer",
+)
+"""Kinds whose positions begin after the padding's row of the table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What holds for every trial of a search."""
+
+    positions: int | None
+    """Tokens that a text may have, special tokens included; None: as many as fit in memory."""
+    rows: int
+    """Training rows."""
+    workers: int
+    """Processes of a trial."""
+    metric: str
+    """The objective."""
+
+
+def positions_of(model: Path, config_name: str | None = None) -> int | None:
+    """Returns how many tokens the model in a folder has positions for, as its config.json says; None: no limit known.
+
+    Raises:
+        ValueError: The file is no JSON object.
+    """
+    folder = Path(config_name) if config_name and Path(config_name).is_dir() else model
+    try:
+        values = json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder / 'config.json'} cannot be read as JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{folder / 'config.json'} must hold a JSON object, but holds {type(values).__name__}")
+    most, kind = values.get("max_position_embeddings"), values.get("model_type")
+    if not isinstance(most, int) or str(values.get("position_embedding_type", "absolute")) != "absolute":
+        return None
+    if kind in _TABLES_AFTER_PADDING:
+        return most - 1 - int(values.get("pad_token_id") if values.get("pad_token_id") is not None else 1)
+    return most if kind in _TABLES else None
+
+
+def missing_parts(model: Path, arguments: Mapping[str, Any]) -> Iterator[str]:
+    """Yields one line for each part of the model in a folder that no trial could load."""
+    if not any(file for pattern in ("*.safetensors", "*.bin") for file in model.glob(pattern)):
+        yield f"--model_name_or_path {model}: there are no weights in it (*.safetensors or pytorch_model.bin)"
+    own = ("tokenizer.json", "vocab.txt", "sentencepiece.bpe.model", "spiece.model", "vocab.json")
+    if not arguments.get("tokenizer_name") and not any((model / name).is_file() for name in own):
+        yield f"--model_name_or_path {model}: there is no tokenizer in it; add one, or name it with --tokenizer_name"
+    elif not arguments.get("tokenizer_name"):
+        yield from _beyond_the_vocabulary(model)
+
+
+def _beyond_the_vocabulary(model: Path) -> Iterator[str]:
+    """A token whose number is no row of the embeddings ends the trial that meets it."""
+    try:
+        tokens = json.loads((model / "tokenizer.json").read_text("utf-8"))
+        size = json.loads((model / "config.json").read_text("utf-8"))["vocab_size"]
+        vocabulary, added = tokens["model"]["vocab"], [token["id"] for token in tokens.get("added_tokens", ())]
+        numbers = vocabulary.values() if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
+        most = max([*numbers, *added])
+        beyond = most >= size
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return  # other tokenizers keep their vocabulary elsewhere
+    if beyond:
+        yield (
+            f"--model_name_or_path {model}: its tokenizer has the token {most:,}, but the model has embeddings for "
+            f"{size:,} tokens (vocab_size); they belong to different models"
+        )
+
+
+def fitting_lengths(positions: int | None, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Returns the lengths that were not given and whose defaults are beyond the model's positions, and says so."""
+    known = upstream_arguments()
+    beyond = [name for name in _LENGTHS if name not in arguments and (positions or math.inf) < known[name].default]
+    lowered = dict.fromkeys(beyond, positions)
+    return lowered, [
+        f"--{name} is {known[name].default} by default, but the model has positions for {positions} tokens: texts are "
+        f"cut to {positions}"
+        for name in beyond
+    ]
+
+
+def broken_limits(limits: Limits, arguments: Mapping[str, Any]) -> list[str]:
+    """Returns one line for each limit that the user's own `arguments` are beyond."""
+    known = upstream_arguments()
+    lengths = ((name, arguments.get(name, known[name].default)) for name in _LENGTHS)
+    problems = [f"--{name} {value}: {_no_position(limits)}" for name, value in lengths if _is_beyond(limits, value)]
+    batch = int(arguments.get(_BATCH, known[_BATCH].default))
+    if arguments.get("dataloader_drop_last") and batch * limits.workers > limits.rows:
+        problems.append(f"--{_BATCH} {batch}: {_no_batch(limits)}")
+    return problems
+
+
+def beyond_reach(
+    limits: Limits, arguments: Mapping[str, Any], reached: Mapping[str, Sequence[Any]], space: str
+) -> tuple[list[str], list[str]]:
+    """Returns what is wrong with what a space can reach, and what a user should know of it, one line each.
+
+    Args:
+        limits: Of the search.
+        arguments: The user's own.
+        reached: Argument -> values that the space was seen to give it.
+        space: What ``--search_space`` calls it.
+    """
+    problems = [
+        f"--search_space {space}: it reaches {name} {max(values)}: {_no_position(limits)}"
+        for name in _LENGTHS
+        if (values := reached.get(name)) and _is_beyond(limits, max(values))
+    ]
+    batches = reached.get(_BATCH) or [0]
+    drops = any([arguments.get("dataloader_drop_last"), *reached.get("dataloader_drop_last", ())])
+    if drops and max(batches) * limits.workers > limits.rows:
+        problems.append(f"--search_space {space}: it reaches {_BATCH} {max(batches)}: {_no_batch(limits)}")
+    least = {name: min(reached[name]) for name in (_BATCH, "train_group_size") if reached.get(name)}
+    poorest = {**arguments, **least}
+    lacking = least and lacks_negatives(poorest, limits.workers) and not lacks_negatives(arguments, limits.workers)
+    notes = [f"--search_space {space}: it can reach {no_negatives(poorest)}"] if lacking else []
+    others = {
+        line
+        for name in ("fp16", "bf16", "fix_encoder", "unified_finetuning")
+        for value in reached.get(name, ())
+        for line in contradictions({**arguments, name: value}, workers=limits.workers, metric=limits.metric)
+    }
+    return problems + sorted(f"--search_space {space}: it can reach {line}" for line in others), notes
+
+
+def _is_beyond(limits: Limits, length: int) -> bool:
+    return limits.positions is not None and length > limits.positions
+
+
+def _no_position(limits: Limits) -> str:
+    return (
+        f"the model has positions for {limits.positions} tokens, so a longer text ends the trial; give at most "
+        f"{limits.positions}"
+    )
+
+
+def _no_batch(limits: Limits) -> str:
+    each = f"with {limits.workers} workers, " if limits.workers > 1 else ""
+    return (
+        f"{each}there are {limits.rows} training rows, so --dataloader_drop_last leaves no batch; lower it, or drop "
+        "the flag"
+    )
