@@ -7,6 +7,7 @@ import pytest
 from tests.support.m3_fixtures import make_model, make_rows
 from trainables.deepspeed_config import DS_STAGE0
 from trainables.m3.memory import StepPlan
+from tuner.errors import RequestError
 from tuner.request.config import SearchConfig
 from tuner.search.estimate import Probe, _compiles_optimizer, _first_card, _fits, describe, search_hours
 from tuner.search.plan import make_plan
@@ -27,7 +28,7 @@ def test_a_plan_says_what_a_search_takes(tmp_path: Path) -> None:
     arguments = {"model_name_or_path": str(model), "train_data": [str(rows)], "per_device_train_batch_size": 2}
     config = SearchConfig(arguments=arguments, price_per_hour=3.6, time_budget="1h")
     (tmp_path / "run").mkdir()
-    lines = describe(make_plan(config, tmp_path / "run", lambda _: None))
+    lines = list(describe(make_plan(config, tmp_path / "run", lambda _: None)))
     said = {line.split()[0]: line for line in lines if not line.startswith(" ")}
     assert list(said) == ["rungs", "space", "memory", "disk", "probe", "hours", "price"]
     assert "25% 50% 100%" in said["rungs"]
@@ -40,14 +41,16 @@ def test_a_plan_says_what_a_search_takes(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "trials").exists()
 
 
-def test_a_configuration_that_does_not_run_is_said(tmp_path: Path) -> None:
+def test_a_dry_run_whose_first_steps_do_not_train_is_refused_after_its_plan(tmp_path: Path) -> None:
     model, rows = make_model(tmp_path / "model"), make_rows(tmp_path / "rows.jsonl", rows=120)
     (model / "model.safetensors").write_bytes(b"broken")
     config = SearchConfig(arguments={"model_name_or_path": str(model), "train_data": [str(rows)]})
     (tmp_path / "run").mkdir()
-    assert "hours       not known: the first steps of your settings did not run: " in "\n".join(
-        describe(make_plan(config, tmp_path / "run", lambda _: None))
-    )
+    with pytest.raises(RequestError, match="the first steps of your own settings do not train: "):
+        list(describe(make_plan(config, tmp_path / "run", lambda _: None)))
+    (tmp_path / "again").mkdir()
+    plan = describe(make_plan(config, tmp_path / "again", lambda _: None))
+    assert next(plan).startswith("rungs ")
 
 
 def test_what_memory_forces_is_counted() -> None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 
 @contextmanager
@@ -24,7 +25,7 @@ def own_run(directory: Path) -> Iterator[None]:
     run_dir = directory.parents[1]
     board = Path(os.environ.get("TENSORBOARD_LOGGING_DIR") or run_dir / "tensorboard")
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(board / directory.name)
-    os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{run_dir / 'mlflow.db'}")
+    os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{quote(str(run_dir / 'mlflow.db'))}")
     os.environ.setdefault("MLFLOW_EXPERIMENT_NAME", run_dir.name)
     os.environ.setdefault("WANDB_PROJECT", run_dir.name)
     try:

@@ -22,7 +22,9 @@ _DESCRIPTION = (
 )
 _EPILOG = (
     "Any other argument of FlagEmbedding's M3 fine-tune or of transformers' TrainingArguments is accepted by its name. "
-    "A flag without a value is True (--fp16), and --config FILE reads the same names from YAML; flags win."
+    "A flag without a value is True (--fp16), and --config FILE reads the same names from YAML; flags win. "
+    "Exit codes: 0 done; 1 the machine could not go on; 2 the request or the data is wrong, or with --dry_run your own "
+    "settings do not train; 3 every trial failed; 130 and 143 interrupted."
 )
 _SHOWN = [
     "model_name_or_path",

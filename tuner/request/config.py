@@ -14,6 +14,7 @@ from typing import Any
 from tuner.errors import RequestError
 from tuner.request.arguments import Argument
 from tuner.request.checks import contradictions, read_arguments
+from tuner.request.storage_url import keeps_nothing
 
 DEFAULT_MODEL = "BAAI/bge-m3"
 
@@ -122,7 +123,8 @@ class SearchConfig:
     submit: str | None = None
     """Ray dashboard (http://127.0.0.1:8265) to which this command is submitted as a job, and followed."""
     dry_run: bool = False
-    """Check everything, print the plan, and stop."""
+    """Check everything, train a few steps, print the plan, and stop. Exit code: 0, or 2 where the request is wrong or
+    your own settings do not train."""
 
     def __post_init__(self) -> None:
         """Reads every value in its type; whoever gave it, the same one is read in the same way.
@@ -170,6 +172,11 @@ class SearchConfig:
                 re.fullmatch(_METRIC, self.metric) is not None,
                 f"metric must be HEAD.MEASURE, {_METRIC_WORDS}, a weighted sum as {_SUM}, or two joined by a comma, "
                 f"but got {self.metric!r}",
+            ),
+            (
+                self.storage is None or not keeps_nothing(self.storage),
+                f"--storage {self.storage}: it is in the memory of one process, and no other could read or resume the "
+                "study; name a file (sqlite:///study.db, study.journal) or a server",
             ),
             (0 <= self.seed < 2**32, f"0 <= seed < 2**32 must hold, but got {self.seed}"),
             (0 <= self.guard_tolerance < 1, f"0 <= guard_tolerance < 1 must hold, but got {self.guard_tolerance}"),

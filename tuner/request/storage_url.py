@@ -3,6 +3,7 @@
 import os
 import re
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 from tuner.errors import RequestError
 
@@ -15,12 +16,41 @@ _SECRET_OPTION = re.compile(r"([?&][^=&]*(?:passw(?:or)?d|pwd|secret|token)[^=&]
 def absolute(url: str) -> str:
     """Returns a storage URL that names the same file from any directory."""
     file = file_of(url)
-    return url if file is None else f"{url.removesuffix(file)}{Path(file).absolute()}"
+    if file is None or Path(file).is_absolute():
+        return url
+    here = str(Path.cwd()) if is_journal(url) else in_url(Path.cwd())
+    return f"{url.removesuffix(file)}{here}/{Path(file)}"
 
 
 def whole(url: str | None, run_dir: Path) -> str:
     """Returns the URL with its password; None stands for RUN/study.db."""
-    return f"sqlite:///{(run_dir / 'study.db').resolve()}" if url is None else with_password(url)
+    return f"sqlite:///{in_url((run_dir / 'study.db').resolve())}" if url is None else with_password(url)
+
+
+def in_url(path: Path) -> str:
+    """Returns a path as it is written in a URL: what would end it there, or be decoded, is quoted."""
+    return quote(str(path), safe="/:@ ~")
+
+
+def path_of(url: str) -> Path | None:
+    """The file that a URL names; None: a server, or memory."""
+    file = file_of(url)
+    if file is None or is_journal(url):
+        return None if file is None else Path(file)
+    return Path(unquote(file.partition("?")[0]))
+
+
+def keeps_nothing(url: str) -> bool:
+    """Whether what is stored there is gone with the process that stored it."""
+    scheme, _, rest = url.partition("://")
+    database, _, options = rest.partition("?")
+    if is_journal(url) or scheme.partition("+")[0] not in ("sqlite", "duckdb"):
+        return False
+    return (
+        database in ("", "/")
+        or ":memory:" in unquote(database)
+        or re.search("mode=memory|vfs=memdb", options) is not None
+    )
 
 
 def is_journal(url: str) -> bool:

@@ -50,6 +50,7 @@ TAKEN_OVER: Mapping[str, str] = MappingProxyType({name: why for why, names in _I
 _LENGTH_SAMPLERS = ("group_by_length", "batch_rebalance")
 _NOISE = "its noise is put into an embedding layer that FlagEmbedding's model does not show to transformers"
 _SHARDED = "checkpoints and scores are taken from whole models; --deepspeed shards what an optimizer holds"
+_BY_SCORES = ("reduce_lr_on_plateau", "greedy")
 _IMPOSSIBLE: Mapping[str, str] = {
     "neftune_noise_alpha": _NOISE,
     "fsdp": _SHARDED,
@@ -81,3 +82,5 @@ def impossible(arguments: Mapping[str, Any]) -> Iterator[str]:
     for name, why in _IMPOSSIBLE.items():
         if arguments.get(name) and not (name == "fsdp" and str(arguments[name]).lower() in ("false", "no")):
             yield f"--{name}: {why}; drop it"
+    if (schedule := arguments.get("lr_scheduler_type")) in _BY_SCORES:
+        yield f"--lr_scheduler_type {schedule}: it follows scores, which a search takes at rungs alone; give another"

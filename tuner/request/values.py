@@ -9,13 +9,13 @@ import math
 import os
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 _BOOLEANS = {"true": True, "yes": True, "1": True, "on": True, "false": False, "no": False, "0": False, "off": False}
 _LARGEST = 2**63
-_DEEPEST, _MOST = 5, 20
-"""Of a mapping, which no argument has more of: YAML's aliases make values of gigabytes from a few lines."""
+_MOST = 500
+"""Values of a mapping, and of what is in it: YAML's aliases make gigabytes from a few lines."""
 _EXPONENT = re.compile(r"[-+]?\d+[eE][-+]?\d+")
 """Numbers to JSON and YAML 1.2 that YAML 1.1 reads as text."""
 
@@ -126,7 +126,7 @@ def mapping(value: Any) -> Any:
             raise ValueError(f"must be JSON, but got {shown(value)} ({error})") from None
     if not isinstance(value, Mapping):
         return text(value)
-    found = _plain_inside(value)
+    found = _plain_inside(value, iter(range(_MOST)))
     try:
         json.dumps(found, allow_nan=False).encode("utf-8")
     except (TypeError, ValueError) as error:
@@ -134,16 +134,14 @@ def mapping(value: Any) -> Any:
     return found
 
 
-def _plain_inside(value: Any, depth: int = 0) -> Any:
-    if depth > _DEEPEST:
-        raise ValueError(f"must be nested at most {_DEEPEST} deep")
+def _plain_inside(value: Any, places: Iterator[int]) -> Any:
+    if next(places, None) is None:
+        raise ValueError(f"must hold at most {_MOST} values, one in another counted")
     value = plain(value)
-    if isinstance(value, Mapping | list) and len(value) > _MOST:
-        raise ValueError(f"must hold at most {_MOST} values, but holds {len(value)}")
     if isinstance(value, Mapping):
-        return {key: _plain_inside(each, depth + 1) for key, each in value.items()}
+        return {key: _plain_inside(each, places) for key, each in value.items()}
     if isinstance(value, list):
-        return [_plain_inside(each, depth + 1) for each in value]
+        return [_plain_inside(each, places) for each in value]
     return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
 
 

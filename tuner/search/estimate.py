@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +18,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from search_spaces.loading import suggest
 from trainables.config import TrialConfig
 from trainables.m3.memory import Shape, StepPlan, Texts, plan_step
+from tuner.errors import RequestError
 from tuner.request.arguments import translated
 from tuner.request.config import SearchConfig
 from tuner.schedule.disk import gigabytes, search_bytes
@@ -39,22 +40,26 @@ class Probe:
     """On the device."""
 
 
-def describe(plan: Plan) -> list[str]:
-    """Returns the plan in lines: rungs, space, memory, disk, hours and price; a few steps are trained for the hours."""
+def describe(plan: Plan) -> Iterator[str]:
+    """Yields the plan in lines: rungs, space, memory, disk, hours and price; a few steps are trained for the hours.
+
+    Raises:
+        RequestError: These steps failed; the lines before have been given.
+    """
     config = plan.config
     samples = _samples(plan)
     rungs = " ".join(f"{share:.0%}" for share in config.rungs)
     kept = max(config.keep_checkpoints, config.finalist_count, 1) + 1
     held = gigabytes(search_bytes(config, plan.weights_bytes, kept))
-    return [
+    yield (
         f"rungs       {rungs} of {plan.dataset.rows:,} rows x {plan.context.start['num_train_epochs']:g} epochs; "
-        f"{config.sampler} suggests, {config.pruner} stops",
-        *_space_lines(samples),
-        *_memory_lines(plan, [values for values, _ in samples]),
-        *_gpu_lines(config, plan.arguments),
-        f"disk        up to {held}",
-        *_time_lines(plan),
-    ]
+        f"{config.sampler} suggests, {config.pruner} stops"
+    )
+    yield from _space_lines(samples)
+    yield from _memory_lines(plan, [values for values, _ in samples])
+    yield from _gpu_lines(config, plan.arguments)
+    yield f"disk        up to {held}"
+    yield from _time_lines(plan)
 
 
 def _samples(plan: Plan) -> list[tuple[dict[str, Any], dict[str, BaseDistribution]]]:
@@ -184,8 +189,10 @@ def _time_lines(plan: Plan) -> list[str]:
         return ["hours       not known: the first steps are timed where the workers run; plan on such a machine"]
     try:
         probe = run_probe(plan)
+    except TimeoutError as error:
+        return [f"hours       not known: {error}"]
     except RuntimeError as error:
-        return [f"hours       not known: the first steps of your settings did not run: {error}"]
+        raise RequestError([f"the first steps of your own settings do not train: {error}"]) from error
     hours = search_hours(config, probe, scoring_seconds(plan, probe.seconds_per_step))
     lines = [
         f"probe       {probe.seconds_per_step:.3g} s a step, {probe.steps:,} steps a trial, "
@@ -209,6 +216,7 @@ def run_probe(plan: Plan) -> Probe:
 
     Raises:
         RuntimeError: They failed, with the last line of why.
+        TimeoutError: They took too long.
     """
     arguments, _ = honoured(plan.arguments, gpu=_trains_on_gpu(plan.config))
     with tempfile.TemporaryDirectory() as folder:
@@ -231,7 +239,7 @@ def run_probe(plan: Plan) -> Probe:
                 env=os.environ | {"CUDA_VISIBLE_DEVICES": _first_card()},
             )
         except subprocess.TimeoutExpired:
-            raise RuntimeError(f"4 steps took more than {_PROBE_SECONDS} s") from None
+            raise TimeoutError(f"the first 4 steps of your settings took more than {_PROBE_SECONDS} s") from None
     if done.returncode != 0:
         raise RuntimeError((done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1])
     return Probe(**json.loads(done.stdout.splitlines()[-1]))

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tuner.errors import RequestError
 from tuner.request.arguments import upstream_arguments
 from tuner.request.checks import contradictions, lacks_negatives, no_negatives
+from tuner.request.config import SearchConfig
 
 _LENGTHS = ("query_max_len", "passage_max_len")
 _BATCH = "per_device_train_batch_size"
@@ -38,6 +40,36 @@ class Limits:
     """Processes of a trial."""
     metric: str
     """The objective."""
+
+
+def limits_of(model: Path, config: SearchConfig, rows: int) -> Limits:
+    """Returns what holds for a search from the model in a folder, over so many rows.
+
+    Raises:
+        RequestError: The model lacks what no trial could do without.
+    """
+    try:
+        positions = positions_of(model, config.arguments.get("config_name"))
+    except ValueError as error:
+        raise RequestError([f"--model_name_or_path {model}: {error}"]) from error
+    if problems := [*missing_parts(model, config.arguments)]:
+        raise RequestError(problems)
+    return Limits(positions=positions, rows=rows, workers=config.workers, metric=config.metric)
+
+
+def check_limits(
+    limits: Limits, arguments: Mapping[str, Any], reached: Mapping[str, Sequence[Any]], space: str
+) -> list[str]:
+    """Returns what a user should know of `space`, as `beyond_reach`, whose arguments these are.
+
+    Raises:
+        RequestError: The user's own settings, or what the space reaches, are beyond a limit.
+    """
+    problems, notes = beyond_reach(limits, arguments, reached, space)
+    problems = broken_limits(limits, arguments) + problems
+    if problems:
+        raise RequestError(problems)
+    return notes
 
 
 def positions_of(model: Path, config_name: str | None = None) -> int | None:

@@ -33,7 +33,7 @@ from tuner.request.taken_over import taken_over
 from tuner.run_dir.object_storage import is_url
 from tuner.run_dir.written import CONFIG_FILE, MANIFEST
 from tuner.schedule.disk import fit_to_disk, weights_bytes
-from tuner.search.limits import Limits, beyond_reach, broken_limits, fitting_lengths, missing_parts, positions_of
+from tuner.search.limits import check_limits, fitting_lengths, limits_of
 from tuner.search.space import find_space, rehearse
 from tuner.study.lessons import Lesson, read_lessons
 from tuner.study.pruners import pruner_names
@@ -112,12 +112,11 @@ def make_plan(config: SearchConfig, run_dir: Path, say: Callable[[str], None], *
     data_folder = (scratch or run_dir) / "data"
     with _beside(data_folder) as folder:
         dataset, model = _data_and_model(config, arguments, folder)
-        positions = _positions(model, arguments)
-        lowered_lengths, said = fitting_lengths(positions, arguments)
+        limits = limits_of(Path(model), config, dataset.rows)
+        lowered_lengths, said = fitting_lengths(limits.positions, arguments)
         arguments |= lowered_lengths
         context, reached = _context(config, space, arguments, dataset)
-        limits = Limits(positions=positions, rows=dataset.rows, workers=config.workers, metric=config.metric)
-        warnings += [*said, *_within(limits, config, model, arguments, reached)]
+        warnings += [*said, *check_limits(limits, arguments, reached, config.search_space or DEFAULT_SPACE)]
         if config.resume:
             check_claim(facts(config, dataset), run_dir, config.storage, config.study_name)
         dataset = _in_place(dataset, data_folder)
@@ -355,28 +354,6 @@ def _context(
     return context, rehearse(called, space, context)
 
 
-def _positions(model: str, arguments: Mapping[str, Any]) -> int | None:
-    try:
-        return positions_of(Path(model), arguments.get("config_name"))
-    except ValueError as error:
-        raise RequestError([f"--model_name_or_path {model}: {error}"]) from error
-
-
-def _within(
-    limits: Limits,
-    config: SearchConfig,
-    model: str,
-    arguments: Mapping[str, Any],
-    reached: Mapping[str, Sequence[Any]],
-) -> list[str]:
-    """Refuses what the model and the data forbid, of the user's own arguments and of what the space reaches."""
-    problems, notes = beyond_reach(limits, arguments, reached, config.search_space or DEFAULT_SPACE)
-    problems = [*missing_parts(Path(model), arguments), *broken_limits(limits, arguments), *problems]
-    if problems:
-        raise RequestError(problems)
-    return notes
-
-
 def _default(name: str) -> Any:
     return upstream_arguments()[name].default
 
@@ -447,7 +424,7 @@ def _record(config: SearchConfig) -> dict[str, Any]:
 def _again(plan: Plan) -> list[str]:
     """Flags that search anew what no one command line has asked for: what config.yaml holds."""
     home = _shown_home(plan)
-    path, mark, options = home.partition("?")
+    path, mark, options = home.partition("?") if is_url(home) else (home, "", "")
     flags = ["--config", f"{home}/{CONFIG_FILE}", "--run_dir", f"{path.rstrip('/')}-again{mark}{options}"]
     flags += code_flags(plan.config)
     return flags if plan.config.storage is None else [*flags, "--study_name", f"{plan.run_dir.name}-again"]

@@ -164,11 +164,13 @@ def _search(
     scratch: Path | None = None,
 ) -> None:
     from tuner.request.config_file import keep
+    from tuner.search.own_checks import has_gpu, libraries_agree
     from tuner.search.plan import make_plan, write_config
 
     run_dir = store.local
     config = _with_study_name(config, run_dir)
-    plan = make_plan(config, run_dir, lambda line: console.print(line, markup=False), scratch=scratch)
+    with nullcontext() if train else libraries_agree(config, gpu=has_gpu(config)):
+        plan = make_plan(config, run_dir, lambda line: console.print(line, markup=False), scratch=scratch)
     config = plan.config
     if not config.dry_run:
         write_config(replace(plan, config=keep(config, run_dir)), argv)

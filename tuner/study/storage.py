@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from trainables.files import append_line
 from tuner.errors import RequestError
-from tuner.request.storage_url import PASSWORD_VARIABLE, file_of, is_journal, redacted, whole
+from tuner.request.storage_url import PASSWORD_VARIABLE, is_journal, path_of, redacted, whole
 
 _DRIVERS: Mapping[str, Sequence[tuple[str, str]]] = {
     "postgresql": (("psycopg", "postgresql+psycopg"), ("psycopg2", "postgresql+psycopg2")),
@@ -52,8 +52,8 @@ def require_study(url: str | None, run_dir: Path, name: str) -> None:
         RequestError: The storage holds no study `name`, or cannot be opened.
     """
     url = whole(url, run_dir)
-    file = file_of(url)
-    if file is None or Path(file.partition("?")[0]).exists():
+    file = path_of(url)
+    if file is None or file.exists():
         with readable(url):
             if name in (study.study_name for study in open_storage(url, run_dir).get_all_studies()):
                 return
