@@ -16,7 +16,7 @@ from ray._private import ray_constants
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
 from tuner.cluster.autoscaling import Prospect, prospect
-from tuner.cluster.private_folder import private_folder
+from tuner.cluster.private_folder import is_private, private_folder
 from tuner.cluster.slot import Slots
 from tuner.errors import RequestError
 from tuner.request.config import SearchConfig
@@ -46,14 +46,35 @@ _OTHERWISE = "change --gpus_per_trial, --workers_per_trial or --concurrent_trial
 
 @contextmanager
 def connected(config: SearchConfig) -> Iterator[None]:
-    """Connects to Ray for a block: `--address`, RAY_ADDRESS, or a local cluster that ends with the block."""
+    """Connects to Ray for a block: `--address`, RAY_ADDRESS, or a local cluster that ends with the block.
+
+    A process that is connected already stays so: nothing is ended that was not started here.
+
+    Raises:
+        RequestError: Ray cannot be reached or started, or the process is connected to another cluster.
+    """
     os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
+    if ray.is_initialized():
+        _require_same(config)
+        yield
+        return
     address = address_of(config)
     with _on_this_machine() if address is None else _on_cluster(address):
         try:
             yield
         finally:
             ray.shutdown()
+
+
+def _require_same(config: SearchConfig) -> None:
+    here = ray.get_runtime_context().gcs_address
+    if config.address not in (None, "auto", here) and not ray.util.client.ray.is_connected():
+        raise RequestError(
+            [
+                f"--address {config.address}: this process is connected to Ray at {here} already; leave address out to "
+                "search there, or call ray.shutdown() first"
+            ]
+        )
 
 
 @contextmanager
@@ -82,7 +103,7 @@ def _told(problem: str) -> Iterator[None]:
     """Tells what keeps Ray from starting as a `RequestError`."""
     try:
         yield
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, AssertionError) as error:
         raise RequestError([f"{problem}: {_one_line(error)}"]) from error
 
 
@@ -166,9 +187,19 @@ def rays_folder(config: SearchConfig, run_dir: Path) -> Path:
 
 
 def address_of(config: SearchConfig) -> str | None:
-    """The running cluster that a search is for; None: one that starts and ends with it, as Ray's ``local`` says too."""
-    address = config.address or os.environ.get(_ADDRESS)
+    """The running cluster that a search is for; None: one that starts and ends with it, as Ray's ``local`` says too.
+
+    One that the process joined before, as in an earlier cell of a notebook, is the search's as well.
+    """
+    address = config.address or os.environ.get(_ADDRESS) or _joined()
     return None if address == "local" else address
+
+
+def _joined() -> str | None:
+    if not ray.is_initialized():
+        return None
+    context = ray.get_runtime_context()
+    return None if is_private(Path(context.get_temp_dir())) else str(context.gcs_address)
 
 
 def slots_for(config: SearchConfig, folder: Path) -> Slots:

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tuner.errors import RequestError
+
 _PREFIX = "m3-tuner-"
 _LOCK = ".search"
 _LONGEST = 40
@@ -23,9 +25,8 @@ _REMOVING_SECONDS = 5.0
 @contextmanager
 def private_folder() -> Iterator[Path]:
     """Makes a folder with a short path and mode 700 for the block, and removes what killed searches have left."""
-    parent = _parent()
+    parent, folder = _new_folder()
     _sweep(parent)
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
     try:
         with (folder / _LOCK).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # dies with the process
@@ -34,10 +35,38 @@ def private_folder() -> Iterator[Path]:
         _remove(folder)
 
 
-def _parent() -> Path:
-    """Where temporary files go; /tmp where that path is too long for sockets."""
-    named = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()).resolve()
-    return named if len(os.fsencode(named / f"{_PREFIX}12345678")) <= _LONGEST else Path("/tmp")
+def is_private(folder: Path) -> bool:
+    """Whether it is in a folder that `private_folder` made."""
+    return any(part.startswith(_PREFIX) for part in folder.parts)
+
+
+def _new_folder() -> tuple[Path, Path]:
+    """Returns a place for temporary files with a path short enough for sockets, and a folder made there.
+
+    Raises:
+        RequestError: There is none that can be written.
+    """
+    causes = []
+    for parent in _parents():
+        try:
+            return parent, Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+        except OSError as error:
+            causes.append(f"{parent}: {error.strerror}")
+    raise RequestError(
+        [
+            f"Ray cannot be started here: no folder for its sockets can be made ({'; '.join(causes)}); set RAY_TMPDIR "
+            f"to a folder of yours with a path of at most {_LONGEST - len(_PREFIX) - 9} bytes"
+        ]
+    )
+
+
+def _parents() -> Iterator[Path]:
+    """Where temporary files go, if that path is not too long for sockets; else short ones that systems have."""
+    with contextlib.suppress(OSError):  # none can be written
+        named = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()).resolve()
+        if len(os.fsencode(named / f"{_PREFIX}12345678")) <= _LONGEST:
+            yield named
+    yield from map(Path, ("/tmp", "/var/tmp", "/dev/shm"))
 
 
 def _sweep(parent: Path) -> None:

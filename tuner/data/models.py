@@ -65,6 +65,8 @@ def _download(name: str, cache_dir: str | None, token: str | None) -> str:
         return snapshot_download(name, cache_dir=cache_dir, token=token, ignore_patterns=_NOT_NEEDED)
     except (RepositoryNotFoundError, HFValidationError):
         why = "the hub has no such model (or it needs --token)"
+    except PermissionError as error:
+        why, remedy = f"{error.filename or cache_dir} cannot be written", "give --cache_dir a folder of yours"
     except Exception as error:  # the hub client lets errors of several HTTP libraries through
         why = f"the model hub cannot be reached ({type(error).__name__})"
     raise RequestError([f"--model_name_or_path {name}: {why}; {remedy}"])

@@ -147,7 +147,8 @@ def _plain_inside(value: Any, places: Iterator[int]) -> Any:
 
 def shown(value: Any) -> str:
     """Returns `value` for a message: on one line, and short, whatever it is."""
-    short = reprlib.Repr(maxlevel=3, maxstring=100, maxother=100, maxlong=60)
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxother = 3, 100, 100
     try:
         said = ascii(value[:80]) if isinstance(value, str) and not value.isprintable() else short.repr(value)
     except ValueError:  # an int of more digits than Python prints

@@ -33,6 +33,7 @@ from tuner.request.taken_over import taken_over
 from tuner.run_dir.object_storage import is_url
 from tuner.run_dir.written import CONFIG_FILE, MANIFEST
 from tuner.schedule.disk import fit_to_disk, weights_bytes
+from tuner.search.caches import can_be_written
 from tuner.search.limits import check_limits, fitting_lengths, limits_of
 from tuner.search.space import find_space, rehearse
 from tuner.study.lessons import Lesson, read_lessons
@@ -207,6 +208,9 @@ def _check_names(config: SearchConfig) -> SearchSpace:
     if heads != {"dense"} and not config.arguments.get("unified_finetuning"):
         problems.append(f"--metric {config.metric}: only the dense head is trained; add --unified_finetuning True")
     problems += _missing_trackers(config.arguments.get("report_to"))
+    cache = config.arguments.get("cache_path")
+    if cache is not None and not can_be_written(Path(cache)):
+        problems.append(f"--cache_path {cache}: cannot be written; name a folder of yours, or leave it out")
     try:
         space = find_space(config.search_space or DEFAULT_SPACE)
     except ValueError as error:

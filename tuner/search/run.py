@@ -32,6 +32,7 @@ from tuner.run_dir.object_storage import is_url
 from tuner.run_dir.ownership import held, scratch
 from tuner.run_dir.store import RunStore, open_run_dir
 from tuner.search.place import example, make_room, require_place, require_study_of, room, same_request
+from tuner.search.caches import writable_caches
 
 if TYPE_CHECKING:
     from trainables.config import Train
@@ -100,7 +101,9 @@ def run_search(
     store = open_run_dir(named if is_url(named) else str(Path(named).resolve()))  # workers stand in another directory
     flag = require_place(config, store, argv)
     resumable = _ending_in_order(_again(store, config), console) if config.resume else nullcontext()
-    with held(store.local, flag, is_cache=store.is_remote, is_dry=config.dry_run), store.held(), resumable:
+    is_held = held(store.local, flag, is_cache=store.is_remote, is_dry=config.dry_run)
+    with is_held, store.held(), resumable, writable_caches(store.local) as moved:
+        _warn(moved, console)
         if config.resume:
             store.pull()
             require_study_of(config, store.local)
