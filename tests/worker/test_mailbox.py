@@ -98,3 +98,15 @@ def test_a_group_that_was_given_up_is_refused() -> None:
 
     with pytest.raises(StaleGroup, match="group 1 was given up: group 2 is in its place"):
         asyncio.run(beat())
+
+
+def test_scoring_is_told_with_the_beat_of_the_first_worker() -> None:
+    async def said() -> list[Any]:
+        box = await _with_job(workers=2)
+        await box.beat(1, 0, 3, 9, 0.0, False, ("embedded", 10, 50))
+        await box.beat(1, 1, 3, 9, 0.0, False, ("embedded", 20, 50))
+        during = (await box.status())["scoring"]
+        await box.beat(1, 0, 3, 9, 0.0)
+        return [during, (await box.status())["scoring"]]
+
+    assert asyncio.run(said()) == [("embedded", 10, 50), None]

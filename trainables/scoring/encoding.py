@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from trainables.linear import fast_linear
 from trainables.scoring.frozen import HiddenStates
 from trainables.scoring.settings import EncodingSettings
+from trainables.tally import TALLY
 from trainables.varlen import attends_text_by_text, padding_position, positions
 
 _Made = TypeVar("_Made")
@@ -101,6 +102,7 @@ def tokenise(tokenizer: Any, texts: Iterable[str], max_length: int) -> Tokens:
         rows = tokenizer(batch, truncation=True, max_length=max_length, return_attention_mask=False)["input_ids"]
         parts.append(np.concatenate([np.asarray(row, dtype=np.int32) for row in rows]))
         lengths.extend(len(row) for row in rows)
+        TALLY.add(len(rows))
     return Tokens(ids=np.concatenate(parts), starts=np.cumsum(lengths, dtype=np.int64))
 
 

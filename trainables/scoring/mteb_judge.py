@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -32,6 +32,7 @@ from trainables.scoring.encoding import EmbeddingModel, Embeddings, Encoder, eva
 from trainables.scoring.heldout import read_passages, read_qrels, read_queries
 from trainables.scoring.measures import MEASURES, Scores, measure
 from trainables.scoring.settings import EncodingSettings
+from trainables.tally import TALLY
 
 _TREC_NAMES = {"ndcg_at_10": "ndcg_cut_10", "recall_at_10": "recall_10", "recall_at_100": "recall_100"}
 """Our measure -> pytrec_eval's, for those that mteb takes from pytrec_eval per query."""
@@ -230,8 +231,11 @@ class _DenseEncoder(AbsEncoder):
         formatted = settings.query_text if is_query else settings.passage_text
         texts = (formatted(text) for batch in inputs for text in batch["text"])
         tokens = tokenise(self._tokenizer, texts, settings.query_max_len if is_query else settings.passage_max_len)
-        batches = tokens.batches(self._encoder.batch_tokens)
-        parts = [part for batch in batches for part in self._encoder.encoded(tokens, batch, _dense)]
+        parts = []
+        with nullcontext() if is_query else TALLY.counting("embedded", len(tokens.lengths)):
+            for batch in tokens.batches(self._encoder.batch_tokens):
+                parts += self._encoder.encoded(tokens, batch, _dense)
+                TALLY.add(len(batch))
         vectors, numbers = (np.concatenate(found) for found in zip(*parts, strict=True))
         return vectors[np.argsort(numbers)]
 

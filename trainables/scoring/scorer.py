@@ -25,6 +25,7 @@ from trainables.scoring.heldout import Qrels, read_passages, read_qrels, read_qu
 from trainables.scoring.measures import DEPTH, HEADS, MEASURES, Scores
 from trainables.scoring.ranking import Matcher, TopK, sort_keys
 from trainables.scoring.settings import EncodingSettings
+from trainables.tally import TALLY
 
 __all__ = [
     "HEADS",
@@ -94,7 +95,8 @@ class Scorer:
         self._tokenizer = tokenizer
         self._settings = settings
         ids: list[str] = []
-        self._passages = tokenise(tokenizer, self._texts(ids), settings.passage_max_len)
+        with TALLY.counting("tokenised"):
+            self._passages = tokenise(tokenizer, self._texts(ids), settings.passage_max_len)
         self._sorted_ids = sorted(ids)
         position = {passage: place for place, passage in enumerate(self._sorted_ids)}
         self._positions = torch.tensor([position[passage] for passage in ids])
@@ -186,11 +188,12 @@ class Scorer:
         matcher = Matcher(encoded, len(queries.ids), heads)
         best = {name: TopK(len(queries.ids), DEPTH, encoder.device) for name in mixtures}
         finite = torch.ones((), dtype=torch.int32, device=encoder.device)
-        for scores, positions in self._scored(encoder, matcher):
-            for name, weights in mixtures.items():
-                mixed = _mixed(scores, weights)
-                finite *= mixed.isfinite().all()
-                best[name].add(sort_keys(mixed, positions))
+        with TALLY.counting("embedded", len(self._sorted_ids)):
+            for scores, positions in self._scored(encoder, matcher):
+                for name, weights in mixtures.items():
+                    mixed = _mixed(scores, weights)
+                    finite *= mixed.isfinite().all()
+                    best[name].add(sort_keys(mixed, positions))
         _gather(best, finite)
         if not finite:
             raise NonFiniteScore("scores must be finite, but an embedding is NaN or infinite: the training diverged")
@@ -205,6 +208,7 @@ class Scorer:
             for scores, texts in encoder.encoded(self._passages, batch, matcher.scores):
                 parts.append(scores)
                 passages.append(texts)
+                TALLY.add(len(texts) * world)
             if sum(map(len, passages)) * matcher.queries >= _SCORES_AT_ONCE:
                 yield self._joined(parts, passages, encoder.device)
                 parts, passages = [], []

@@ -20,6 +20,7 @@ import ray
 
 from trainables.config import Progress, Report, RungReport, Train, TrialConfig, TrialInterrupted
 from trainables.failures import NonFiniteScore, Planned, failure_kind, one_line
+from trainables.tally import TALLY, Position
 
 RUNG, ENDED, FAILED = "rung", "ended", "failed"
 _BEAT_SECONDS = 1.0
@@ -41,12 +42,13 @@ class Mailbox:
         self._answer: asyncio.Future[bool] | None = None
         self._job: dict[str, Any] | None = None
         self._closed = self._stopping = self._leaving = False
-        self._position = (0, 0)
+        self._position: tuple[int, int] = (0, 0)
+        self._scoring: Position | None = None
         self._group, self._placement_group = -1, ""
         self._workers: dict[int, Any] = {}
         self._heard: dict[int, float] = {}
-        self._busy: dict[int, tuple[float, int, float]] = {}
-        """Rank -> when it was last seen at work, its step then, and the CPU seconds it had used."""
+        self._busy: dict[int, tuple[float, tuple[int, Position | None], float]] = {}
+        """Rank -> when it was last seen at work, where it was then, and the CPU seconds it had used."""
 
     # The slot's side
 
@@ -60,7 +62,7 @@ class Mailbox:
     async def submit(self, job: dict[str, Any]) -> None:
         """Hands a job to the group."""
         async with self._changed:
-            self._job, self._position, self._busy = job, (0, 0), {}
+            self._job, self._position, self._scoring, self._busy = job, (0, 0), None, {}
             self._changed.notify_all()
 
     async def close(self) -> None:
@@ -91,6 +93,7 @@ class Mailbox:
         busy = {} if waits else {rank: when for rank, (when, _, _) in self._busy.items()}
         return {
             "position": self._position,
+            "scoring": self._scoring,
             "joined": len(self._workers),
             "placement_group": self._placement_group,
             "silent": _longest_ago(self._heard),
@@ -149,19 +152,29 @@ class Mailbox:
             await self._events.put({"event": FAILED, "kind": "preempted", "message": message, "traceback": message})
         await self._forget_job()
 
-    async def beat(self, group: int, rank: int, step: int, steps: int, cpu: float, leaving: bool = False) -> bool:
+    async def beat(
+        self,
+        group: int,
+        rank: int,
+        step: int,
+        steps: int,
+        cpu: float,
+        leaving: bool = False,
+        scoring: Position | None = None,
+    ) -> bool:
         """A worker is alive, this far, has used `cpu` seconds, and its machine is `leaving` or not.
 
         Returns whether its job goes on.
         """
         self._check(group)
         self._heard[rank] = time.monotonic()
-        since, last_step, last_cpu = self._busy.get(rank, (self._heard[rank], step, cpu))
-        at_work = step != last_step or cpu - last_cpu > _CPU_AT_WORK
-        self._busy[rank] = (self._heard[rank] if at_work else since, step, cpu)
+        here = (step, scoring)
+        since, before, last_cpu = self._busy.get(rank, (self._heard[rank], here, cpu))
+        at_work = here != before or cpu - last_cpu > _CPU_AT_WORK
+        self._busy[rank] = (self._heard[rank] if at_work else since, here, cpu)
         self._leaving |= leaving
         if rank == 0:
-            self._position = (step, steps)
+            self._position, self._scoring = (step, steps), scoring
         return not (self._stopping or self._leaving)
 
     async def _forget_job(self) -> None:
@@ -252,7 +265,7 @@ class _Talker:
                 if self._end.wait(_BEAT_SECONDS):
                     return
                 leaving = leaving or (beat % _BEATS_A_LOOK == 0 and _is_draining(node))
-                here = (*self._position, time.process_time(), leaving)
+                here = (*self._position, time.process_time(), leaving, TALLY.position)
                 self._goes_on = ray.get(self._box.beat.remote(self._group, self._rank, *here))
 
     def next_job(self) -> dict[str, Any] | None:

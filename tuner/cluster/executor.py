@@ -173,6 +173,7 @@ class _AgendaScheduler(FIFOScheduler):
         self._searcher.orphans.sweep()
         if event == WAITING:
             agenda.progress(name, *result["position"])
+            agenda.scores(name, result["scoring"])
             agenda.waits(name, result["note"])
             return TrialScheduler.CONTINUE
         if event == RUNG:

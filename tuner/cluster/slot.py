@@ -170,7 +170,7 @@ class Slot(tune.Trainable):
         if self._waited > self._slots.start_seconds + _JOIN_SECONDS:
             return self._given_up()
         note = f"waiting for a worker group: {self._shortage()}" if self._waited > _SAY_SECONDS else ""
-        return {"event": WAITING, "position": status["position"], "note": note}
+        return {"event": WAITING, "position": status["position"], "scoring": status["scoring"], "note": note}
 
     def _after_failure(self, kind: FailureKind) -> None:
         """The next attempt is in a fresh process, unless this one cannot have suffered."""

@@ -14,6 +14,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from trainables.config import RungReport, TrialConfig
+from trainables.tally import Position
 from tuner.interrupts import SearchStopped
 from tuner.request.arguments import translated
 from tuner.request.config import SearchConfig
@@ -172,6 +173,11 @@ class Agenda:
             job.row.step, job.row.steps = step, steps
             if step and job.row.first_step is None:
                 job.row.first_step = self._clock(), step
+
+    def scores(self, name: str, position: Position | None) -> None:
+        """A worker says how far job `name` is with the corpus that it scores; None where it does not score."""
+        if job := self._running.get(name):
+            job.row.scoring = position
 
     def waits(self, name: str, note: str) -> None:
         """A slot says why job `name` does not move; nothing where it does."""

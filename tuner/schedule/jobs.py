@@ -7,6 +7,7 @@ from typing import Any
 from optuna.trial import Trial
 
 from trainables.config import TrialConfig
+from trainables.tally import Position
 from tuner.schedule.retries import Tries
 
 
@@ -23,6 +24,8 @@ class Row:
     steps: int = 0
     first_step: tuple[float, int] | None = None
     """When a step was first heard of, and which: a trial that is taken up again does not begin at 1."""
+    scoring: Position | None = None
+    """How far it is with the corpus that it is scored on."""
     value: float | None = None
     note: str = ""
     """Why nothing moves."""

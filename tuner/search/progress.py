@@ -108,6 +108,8 @@ class Progress:
         notes = [
             Text(f"{_title(row)}  {printable(row.note)}", style="yellow") for row in rows[-_TABLE_ROWS:] if row.note
         ]
+        scored = [row for row in rows if row.scoring is not None and row.state == "running"]
+        notes += [Text(f"{_title(row)}  {_position(row)}", style="dim") for row in scored]
         return Group(table, *notes, Text(self._caption(rows), style="bold"))
 
     def _caption(self, rows: list[Row]) -> str:
@@ -142,7 +144,14 @@ def shown(params: Mapping[str, Any]) -> str:
 
 
 def _position(row: Row) -> str:
-    return f"step {row.step}/{row.steps or '?'}"
+    if row.scoring is not None:
+        return _scoring(*row.scoring)
+    return f"step {row.step}/{row.steps}" if row.steps else "loading the model and the data"
+
+
+def _scoring(what: str, done: int, total: int) -> str:
+    """How many passages are embedded: ``scoring: 1,024 of 60,000 passages embedded``."""
+    return f"scoring: {done:,}{f' of {total:,}' if total else ''} passages {what}"
 
 
 def _title(row: Row) -> str:
