@@ -185,9 +185,15 @@ class SearchConfig:
                 "guard_constraint needs a guard: name a BEIR folder or an mteb task with --guard",
             ),
             (_increasing_to_one(self.rungs), f"rungs must increase and end in 1.0, but got {self.rungs}"),
-            (self.time_budget is None or _duration(self.time_budget) > 0, "time_budget must be positive, as 90m or 8h"),
+            (
+                self.time_budget is None or 0 < _duration(self.time_budget) < math.inf,
+                "time_budget must be positive, as 90m or 8h",
+            ),
             ((self.price_per_hour or 0) >= 0, f"price_per_hour >= 0 must hold, but got {self.price_per_hour}"),
-            (self.disk_budget is None or _size(self.disk_budget) > 0, "disk_budget must be positive, as 50GB or 1.5TB"),
+            (
+                self.disk_budget is None or 0 < _size(self.disk_budget) < math.inf,
+                "disk_budget must be positive, as 50GB or 1.5TB",
+            ),
         )
         broken = [message for holds, message in rules if not holds]
         return broken + contradictions(self.arguments, workers=self.workers, metric=self.metric)
@@ -280,7 +286,7 @@ def _increasing_to_one(rungs: tuple[float, ...]) -> bool:
 
 def _size(text: str) -> float:
     """Bytes of ``200GB``, ``1.5TB`` or ``64GiB``; 0 where `text` is none of these."""
-    match = re.fullmatch(r"([0-9.]+)\s*([kmgt]?)(i?)b?", str(text).strip(), re.IGNORECASE)
+    match = re.fullmatch(rf"({_NUMBER})\s*([kmgt]?)(i?)b?", str(text).strip(), re.IGNORECASE)
     if match is None:
         return 0.0
     thousand = 1024.0 if match[3] else 1000.0
@@ -289,5 +295,5 @@ def _size(text: str) -> float:
 
 def _duration(text: str) -> float:
     """Seconds of ``90``, ``90m``, ``8h`` or ``1d``; 0 where `text` is none of these."""
-    match = re.fullmatch(r"([0-9.]+)\s*([smhd]?)", str(text).strip())
+    match = re.fullmatch(rf"({_NUMBER})\s*([smhd]?)", str(text).strip())
     return float(match[1]) * _TIME_UNITS[match[2]] if match else 0.0

@@ -108,7 +108,7 @@ def items(value: Any) -> list[Any]:
     Raises:
         ValueError: It is a mapping, or there is nothing in it.
     """
-    if isinstance(value, Mapping) or value in ([], ""):
+    if isinstance(value, Mapping) or value == []:
         raise ValueError(f"must be one value or a list of them, but got {shown(value)}")
     return list(value) if isinstance(value, list) else [value]
 

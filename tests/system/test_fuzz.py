@@ -1,0 +1,286 @@
+"""Whatever comes through a door is taken or refused in words: no traceback, and nothing sound that cannot be prepared.
+
+A few hundred examples always, and ten thousand where slow tests run.
+"""
+
+import contextlib
+import json
+import math
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from search_spaces import Context
+from search_spaces.loading import suggest
+from trainables.scoring import heldout
+from tuner.data import beir, dataset
+from tuner.data.findings import Findings
+from tuner.errors import RequestError
+from tuner.request.checks import accepted_arguments, read_argument
+from tuner.request.command_line import parse
+from tuner.request.config import SearchConfig, option_types
+from tuner.search.space import find_space, rehearse
+
+FEW, MANY = 60, 1670
+"""Examples a door: 6 doors are 360, and 10,020."""
+
+OWN = Context(rows=1000, negatives=7, start={"learning_rate": 2e-5, "train_group_size": 4, "num_train_epochs": 1.0})
+ARGUMENTS = sorted(accepted_arguments())
+OPTIONS = sorted(option_types().keys() - {"resume", "submit"})
+
+any_text = st.text(st.characters(exclude_categories=()), max_size=12)
+sound_text = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=12)
+numbers = st.one_of(st.integers(), st.floats(), st.integers(10**20, 10**400))
+number_texts = st.sampled_from(
+    ["1e-5", "2E3", "1_000", "0x10", "nan", "inf", "-1", "", " ", "None", "no", "True", "8", "0.5", "1e400", "٣", "½"]
+)
+scalars = st.one_of(st.none(), st.booleans(), numbers, any_text, number_texts)
+values = st.recursive(
+    scalars,
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(any_text, inner, max_size=3)),
+    max_leaves=5,
+)
+python_values = st.one_of(values, st.builds(Path, sound_text), st.just(object()), st.just(b"\xff"), st.tuples(scalars))
+names = st.one_of(st.sampled_from(ARGUMENTS), st.sampled_from(OPTIONS), any_text)
+
+
+def _check_configuration(config: SearchConfig) -> None:
+    """It says of every value what a trial can take, and survives its file."""
+    text = json.dumps(config.to_dict(), allow_nan=False, ensure_ascii=False)
+    text.encode("utf-8")
+    written = yaml.safe_dump(config.to_dict(), allow_unicode=True)
+    assert SearchConfig.from_dict(yaml.safe_load(written)) == config
+    assert all(read_argument(name, value) == value for name, value in config.arguments.items())
+
+
+def flags(argv: list[str]) -> None:
+    """A command line."""
+    with contextlib.suppress(RequestError):
+        _check_configuration(parse(argv))
+
+
+def configurations(given_: tuple[dict[Any, Any], dict[str, Any]]) -> None:
+    """`SearchConfig` from Python."""
+    arguments, options = given_
+    with contextlib.suppress(RequestError):
+        _check_configuration(SearchConfig(arguments=arguments, **options))
+
+
+def files(text: str) -> None:
+    """A YAML file for ``--config``."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "search.yaml"
+        file.write_bytes(text.encode("utf-8", "surrogatepass"))
+        with contextlib.suppress(RequestError):
+            _check_configuration(parse(["--config", str(file)]))
+
+
+def spaces(text: str) -> None:
+    """A YAML file for ``--search_space``: what passes the rehearsal suggests values that every trial can take."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "space.yaml"
+        file.write_bytes(text.encode("utf-8", "surrogatepass"))
+        try:
+            space = find_space(str(file))
+            rehearse(str(file), space, OWN)
+        except ValueError:
+            return
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+        for _ in range(5):
+            suggested = suggest(space, study.ask(), OWN)
+            json.dumps(suggested, allow_nan=False)
+            assert all(read_argument(name, value) == value for name, value in suggested.items())
+
+
+SOUND_ROWS = [{"query": f"question {n}", "pos": [f"answer {n}"], "neg": [f"other {n}"]} for n in range(120)]
+
+
+def rows(lines: list[bytes]) -> None:
+    """Training rows: what the check calls sound can be prepared."""
+    sound = [json.dumps(row).encode() for row in SOUND_ROWS]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "rows.jsonl"
+        file.write_bytes(b"\n".join([*sound, *lines]))
+        fatal = [finding for finding in dataset.check([str(file)]) if finding.fatal]
+        try:
+            prepared = dataset.prepare([str(file)], folder=Path(folder) / "data", eval_data=None, seed=1)
+        except RequestError:
+            assert fatal
+            return
+        assert not fatal
+        _check_training_rows(Path(prepared.train_data[0]))
+
+
+def _check_training_rows(path: Path) -> None:
+    for file in [path] if path.is_file() else sorted(path.iterdir()):
+        for line in file.read_text("utf-8").splitlines():
+            row = json.loads(line)
+            texts = [row["query"], *row["pos"], *row["neg"]]
+            assert all(isinstance(text, str) and text for text in texts)
+            scores = [*(row.get("pos_scores") or ()), *(row.get("neg_scores") or ())]
+            assert all(math.isfinite(score) for score in scores)
+
+
+def folders(parts: tuple[list[bytes], list[bytes], list[bytes]]) -> None:
+    """A BEIR folder: what is read without a fatal finding is written, and read by whoever scores."""
+    corpus, queries, judgements = parts
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "beir"
+        (folder / "qrels").mkdir(parents=True)
+        documents = [json.dumps({"_id": f"d{n}", "text": f"text {n}"}).encode() for n in range(5)]
+        asked = [json.dumps({"_id": f"q{n}", "text": f"question {n}"}).encode() for n in range(5)]
+        judged = [b"query-id\tcorpus-id\tscore", *(f"q{n}\td{n}\t1".encode() for n in range(5))]
+        (folder / "corpus.jsonl").write_bytes(b"\n".join([*documents, *corpus]))
+        (folder / "queries.jsonl").write_bytes(b"\n".join([*asked, *queries]))
+        for split in beir.SPLITS:
+            (folder / "qrels" / f"{split}.tsv").write_bytes(b"\n".join([*judged, *judgements]))
+        findings = Findings()
+        evaluation = beir.read(folder, findings)
+        if evaluation is None or findings.counts()[0]:
+            assert findings.counts()[0]
+            return
+        beir.write(evaluation, Path(name) / "written")
+        _check_scored(Path(name) / "written")
+
+
+def _check_scored(folder: Path) -> None:
+    passages = dict(heldout.read_passages(folder))
+    for split in beir.SPLITS:
+        qrels = heldout.read_qrels(folder, split)
+        assert heldout.read_queries(folder, qrels).keys() == qrels.keys()
+        assert all(passage in passages for judged in qrels.values() for passage in judged)
+
+
+def _yaml(value: Any) -> str:
+    try:
+        return yaml.safe_dump(value, allow_unicode=True)
+    except (yaml.YAMLError, ValueError):
+        return repr(value)
+
+
+def _line(value: Any) -> bytes:
+    try:
+        return json.dumps(value).encode()
+    except ValueError:  # an int of more digits than Python writes
+        return b"1" * 5000
+
+
+tokens = st.one_of(
+    st.builds("--{}".format, names),
+    st.builds("--{}={}".format, names, st.one_of(sound_text, number_texts, any_text)),
+    any_text,
+    number_texts,
+)
+entries = st.one_of(
+    st.fixed_dictionaries(
+        {}, optional={"low": scalars, "high": scalars, "step": scalars, "log": scalars, "int": scalars, "hgih": scalars}
+    ),
+    st.fixed_dictionaries({"low": st.sampled_from([1e-6, "1e-6", 1, 0.5]), "high": st.sampled_from([0.9, 8, "8", 64])}),
+    st.fixed_dictionaries({"choices": st.one_of(st.lists(values, max_size=4), values)}),
+    st.fixed_dictionaries({"choices": st.lists(st.one_of(number_texts, st.integers(1, 64)), min_size=1, max_size=4)}),
+    values,
+)
+a_text = st.one_of(st.sampled_from(["a b", "c"]), any_text)
+row_values = st.fixed_dictionaries(
+    {},
+    optional={
+        "query": st.one_of(a_text, values),
+        "pos": st.one_of(st.lists(a_text, min_size=1, max_size=2), values),
+        "neg": st.one_of(st.lists(a_text, min_size=1, max_size=2), values),
+        "pos_scores": st.one_of(st.lists(numbers, max_size=2), values),
+        "neg_scores": st.one_of(st.lists(numbers, max_size=2), values),
+        "prompt": st.one_of(a_text, values),
+        "type": st.one_of(a_text, values),
+    },
+)
+documents = st.fixed_dictionaries(
+    {},
+    optional={"_id": st.one_of(a_text, values), "title": st.one_of(a_text, values), "text": st.one_of(a_text, values)},
+)
+
+
+def _lines(of: st.SearchStrategy[Any]) -> st.SearchStrategy[list[bytes]]:
+    return st.lists(st.one_of(of.map(_line), values.map(_line), st.binary(max_size=20)), max_size=4)
+
+
+fields = st.one_of(any_text, st.sampled_from(["q0", "d0", "1", "-2", "0", "q9"]))
+judgements = st.one_of(
+    st.lists(fields, max_size=5).map(lambda found: "\t".join(found).encode("utf-8", "surrogatepass")),
+    st.binary(max_size=20),
+)
+DOORS: list[tuple[Callable[[Any], None], st.SearchStrategy[Any]]] = [
+    (
+        flags,
+        st.lists(tokens.filter(lambda token: not token.startswith(("--h", "-h", "--config", "--resume"))), max_size=5),
+    ),
+    (
+        configurations,
+        st.tuples(
+            st.dictionaries(st.one_of(names, st.integers()), python_values, max_size=4),
+            st.dictionaries(st.sampled_from(OPTIONS), python_values, max_size=3),
+        ),
+    ),
+    (files, st.one_of(st.dictionaries(names, values, max_size=4).map(_yaml), any_text)),
+    (
+        spaces,
+        st.one_of(
+            st.dictionaries(st.one_of(st.sampled_from(ARGUMENTS), any_text), entries, max_size=3).map(_yaml), any_text
+        ),
+    ),
+    (rows, _lines(row_values)),
+    (folders, st.tuples(_lines(documents), _lines(documents), st.lists(judgements, max_size=4))),
+]
+_IDS = [door.__name__ for door, _ in DOORS]
+
+
+def _try(door: Callable[[Any], None], strategy: st.SearchStrategy[Any], examples: int) -> None:
+    tried = settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        derandomize=examples == FEW,
+    )
+    tried(given(strategy)(door))()
+
+
+@pytest.mark.parametrize(("door", "strategy"), DOORS, ids=_IDS)
+def test_every_door_takes_or_refuses(door: Callable[[Any], None], strategy: st.SearchStrategy[Any]) -> None:
+    _try(door, strategy, FEW)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("door", "strategy"), DOORS, ids=_IDS)
+def test_every_door_takes_or_refuses_ten_thousand_times(
+    door: Callable[[Any], None], strategy: st.SearchStrategy[Any]
+) -> None:
+    _try(door, strategy, MANY)
+
+
+@settings(max_examples=FEW, deadline=None, database=None, derandomize=True)
+@given(st.sampled_from(ARGUMENTS), st.one_of(sound_text, number_texts))
+def test_the_same_text_is_read_alike_whoever_gives_it(name: str, text: str) -> None:
+    data = {"train_data": "rows.jsonl"}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "search.yaml"
+        file.write_text(yaml.safe_dump({**data, name: text}, allow_unicode=True), "utf-8")
+        answers = [
+            _answer(lambda: parse(["--train_data=rows.jsonl", f"--{name}={text}"])),
+            _answer(lambda: parse(["--config", str(file)])),
+            _answer(lambda: SearchConfig(arguments={**data, name: text})),
+        ]
+    assert answers[0] == answers[1] == answers[2]
+
+
+def _answer(ask: Callable[[], SearchConfig]) -> Any:
+    try:
+        return dict(ask().arguments)
+    except RequestError as error:
+        return error.findings
