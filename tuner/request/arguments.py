@@ -86,7 +86,7 @@ class Argument:
             ValueError: It cannot be read as that type, or is not among the choices.
         """
         value = values.plain(value)
-        if self._nullable and (value is None or str(value).lower() == "none"):
+        if self._nullable and (value is None or (isinstance(value, str) and value.lower() == "none")):
             return None
         if value is None:
             raise ValueError("must have a value, but got None")
@@ -117,7 +117,7 @@ class Argument:
     def _read(self, value: Any) -> Any:
         if self.is_bool and "str" not in self.annotation:
             return values.boolean(value)
-        if self.is_bool and str(value).lower() in ("true", "false"):
+        if self.is_bool and (isinstance(value, bool) or value in ("true", "false", "True", "False")):
             return values.boolean(value)
         if self.is_whole:
             return values.whole_number(value)

@@ -123,6 +123,8 @@ def read_suggestion(name: str, value: Any) -> Any:
     Raises:
         ValueError: Also where a space may not vary the argument: the search is over one model and its data.
     """
+    if TAKEN_OVER.get(name):
+        raise ValueError(f"a trial does not take it: {TAKEN_OVER[name]}")
     if name in _NOT_VARIED:
         raise ValueError("the search is over one value of it, which no space varies: give it as a flag")
     return read_argument(name, value)

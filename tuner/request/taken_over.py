@@ -61,7 +61,7 @@ _IMPOSSIBLE: Mapping[str, str] = {
 
 def taken_over(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Returns `arguments` without those that the search takes over, and one line for each thing done instead."""
-    kept = {name: value for name, value in arguments.items() if name not in TAKEN_OVER}
+    kept = {name: value for name, value in arguments.items() if name not in TAKEN_OVER and name not in _IMPOSSIBLE}
     given: dict[str, list[str]] = {}
     for name, value in arguments.items():
         if TAKEN_OVER.get(name) and not _is_default(name, value):

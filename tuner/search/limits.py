@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tuner.data.dataset import Dataset
 from tuner.errors import RequestError
 from tuner.request.arguments import upstream_arguments
 from tuner.request.checks import contradictions, lacks_negatives, no_negatives
@@ -36,14 +37,16 @@ class Limits:
     """Tokens that a text may have, special tokens included; None: as many as fit in memory."""
     rows: int
     """Training rows."""
+    sources: Sequence[Mapping[str, Any]] = ()
+    """What manifest.json says of each of them: ``path``, ``files`` with ``rows``, ``no_in_batch_neg``."""
     workers: int
     """Processes of a trial."""
     metric: str
     """The objective."""
 
 
-def limits_of(model: Path, config: SearchConfig, rows: int) -> Limits:
-    """Returns what holds for a search from the model in a folder, over so many rows.
+def limits_of(model: Path, config: SearchConfig, dataset: Dataset) -> Limits:
+    """Returns what holds for a search from the model in a folder, over that data.
 
     Raises:
         RequestError: The model lacks what no trial could do without.
@@ -54,7 +57,13 @@ def limits_of(model: Path, config: SearchConfig, rows: int) -> Limits:
         raise RequestError([f"--model_name_or_path {model}: {error}"]) from error
     if problems := [*missing_parts(model, config.arguments)]:
         raise RequestError(problems)
-    return Limits(positions=positions, rows=rows, workers=config.workers, metric=config.metric)
+    return Limits(
+        positions=positions,
+        rows=dataset.rows,
+        sources=dataset.manifest["train"],
+        workers=config.workers,
+        metric=config.metric,
+    )
 
 
 def check_limits(
@@ -140,9 +149,33 @@ def broken_limits(limits: Limits, arguments: Mapping[str, Any]) -> list[str]:
     lengths = ((name, arguments.get(name, known[name].default)) for name in _LENGTHS)
     problems = [f"--{name} {value}: {_no_position(limits)}" for name, value in lengths if _is_beyond(limits, value)]
     batch = int(arguments.get(_BATCH, known[_BATCH].default))
+    if arguments.get("same_dataset_within_batch"):
+        return problems + _of_same_dataset(limits, arguments)
     if arguments.get("dataloader_drop_last") and batch * limits.workers > limits.rows:
         problems.append(f"--{_BATCH} {batch}: {_no_batch(limits)}")
     return problems
+
+
+def _of_same_dataset(limits: Limits, arguments: Mapping[str, Any]) -> list[str]:
+    """Batches of one source each: FlagEmbedding leaves small ones out, and some queries have their own passages alone."""
+    problems = []
+    small, drop = (int(arguments.get(name) or 0) for name in ("small_threshold", "drop_threshold"))
+    if limits.sources and not any(_kept(source, small, drop) for source in limits.sources):
+        problems.append(f"--small_threshold {small} --drop_threshold {drop}: no file has so many rows, so none is left")
+    alone = bool(limits.sources) and all(source["no_in_batch_neg"] for source in limits.sources)
+    if alone and int(arguments.get("train_group_size") or 0) == 1:
+        problems.append(
+            "--train_group_size 1: the files' names end in no_in_batch_neg, so a query is compared with no passage but "
+            "its own, and nothing is learnt; give 2 or more"
+        )
+    return problems
+
+
+def _kept(source: Mapping[str, Any], small: int, drop: int) -> bool:
+    rows = [int(file["rows"]) for file in source["files"]]
+    in_folder = not str(source["path"]).endswith(".jsonl")
+    left = sum(count for count in rows if count < small)
+    return any(count >= small for count in rows) or (in_folder and left >= drop)
 
 
 def beyond_reach(
@@ -163,6 +196,7 @@ def beyond_reach(
     ]
     batches = reached.get(_BATCH) or [0]
     drops = any([arguments.get("dataloader_drop_last"), *reached.get("dataloader_drop_last", ())])
+    drops &= not arguments.get("same_dataset_within_batch")
     if drops and max(batches) * limits.workers > limits.rows:
         problems.append(f"--search_space {space}: it reaches {_BATCH} {max(batches)}: {_no_batch(limits)}")
     least = {name: min(reached[name]) for name in (_BATCH, "train_group_size") if reached.get(name)}

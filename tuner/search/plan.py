@@ -113,7 +113,7 @@ def make_plan(config: SearchConfig, run_dir: Path, say: Callable[[str], None], *
     data_folder = (scratch or run_dir) / "data"
     with _beside(data_folder) as folder:
         dataset, model = _data_and_model(config, arguments, folder)
-        limits = limits_of(Path(model), config, dataset.rows)
+        limits = limits_of(Path(model), config, dataset)
         lowered_lengths, said = fitting_lengths(limits.positions, arguments)
         arguments |= lowered_lengths
         context, reached = _context(config, space, arguments, dataset)
