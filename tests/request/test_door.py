@@ -149,5 +149,5 @@ def test_a_storage_in_memory_is_refused(url: str) -> None:
 
 
 def test_a_rule_holds_for_every_reader() -> None:
-    with pytest.raises(ValueError, match="0 < learning_rate < 1 must hold, but got 2.0"):
+    with pytest.raises(ValueError, match=r"0 < learning_rate < 1 must hold, but got 2\.0"):
         read_argument("learning_rate", "2")

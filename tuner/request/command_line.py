@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import itertools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,7 +13,7 @@ from tuner.errors import RequestError
 from tuner.request import config_file as settings
 from tuner.request.checks import accepted_arguments, unknown_argument
 from tuner.request.config import EXAMPLE_DEFAULTS, SearchConfig
-from tuner.run_dir.object_storage import is_url, url_problem
+from tuner.run_dir.object_storage import is_url
 
 _DESCRIPTION = (
     "Search the hyperparameters of a BGE-M3 fine-tune. Takes every flag of "
@@ -47,8 +47,6 @@ _SHOWN = [
     "unified_finetuning",
     "use_self_distill",
 ]
-_LOCATIONS = ("run_dir", "resume", "output_dir", "train_data", "eval_data", "guard", "model_name_or_path")
-"""What may be a URL of object storage."""
 _SHORT = {"replace_search": "replace"}
 """The search's own options -> what their flag is called, in YAML too."""
 _LONG = {short: name for name, short in _SHORT.items()}
@@ -268,16 +266,6 @@ def _configuration(values: Mapping[str, Any], problems: list[str]) -> SearchConf
             config = SearchConfig(arguments=arguments, **{**EXAMPLE_DEFAULTS, **own})
     except RequestError as error:
         problems.extend(error.findings)
-    problems.extend(_url_problems(values))
     if problems:
         raise RequestError(problems)
     return config
-
-
-def _url_problems(values: Mapping[str, Any]) -> Iterator[str]:
-    """URLs with secrets are refused before they are written down or sent anywhere."""
-    for name in _LOCATIONS:
-        value = values.get(name) or ()
-        for location in (value,) if isinstance(value, str) else value:
-            if is_url(location) and (problem := url_problem(location)):
-                yield f"--{name} {problem}"

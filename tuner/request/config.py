@@ -5,7 +5,7 @@ import itertools
 import math
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -15,6 +15,7 @@ from tuner.errors import RequestError
 from tuner.request.arguments import Argument
 from tuner.request.checks import contradictions, read_arguments
 from tuner.request.storage_url import keeps_nothing
+from tuner.run_dir.object_storage import is_url, url_problem
 
 DEFAULT_MODEL = "BAAI/bge-m3"
 
@@ -39,6 +40,8 @@ _NUMBER = r"(?:\d+\.?\d*|\.\d+)"
 _TERM = rf"(?:{_NUMBER}\*)?(?:{'|'.join(HEADS)})\.(?:{'|'.join(MEASURES)})"
 _METRIC = rf"{_TERM}(?:\+{_TERM})*(?:,{_TERM}(?:\+{_TERM})*)?"
 _TUPLES = ("rungs", "guard", "warm_start")
+_LOCATIONS = ("run_dir", "resume", "output_dir", "train_data", "eval_data", "guard", "model_name_or_path")
+"""What may be a URL of object storage."""
 _SUM = "0.7*dense.ndcg_at_10+0.3*hybrid.ndcg_at_10"
 _TIME_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -196,7 +199,16 @@ class SearchConfig:
             ),
         )
         broken = [message for holds, message in rules if not holds]
+        broken += self._url_problems()
         return broken + contradictions(self.arguments, workers=self.workers, metric=self.metric)
+
+    def _url_problems(self) -> Iterator[str]:
+        """URLs with secrets are refused before they are written down or sent anywhere."""
+        for name in _LOCATIONS:
+            value = getattr(self, name, None) or self.arguments.get(name) or ()
+            for location in (value,) if isinstance(value, str) else value:
+                if is_url(location) and (problem := url_problem(location)):
+                    yield f"--{name} {problem}"
 
     @property
     def time_budget_seconds(self) -> float | None:

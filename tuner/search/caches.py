@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-FOLDER = ".cache"
+FOLDER = ".ray/cache"
+"""Where the program keeps what it needs while it runs."""
 
 
 @contextmanager

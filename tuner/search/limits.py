@@ -157,7 +157,7 @@ def broken_limits(limits: Limits, arguments: Mapping[str, Any]) -> list[str]:
 
 
 def _of_same_dataset(limits: Limits, arguments: Mapping[str, Any]) -> list[str]:
-    """Batches of one source each: FlagEmbedding leaves small ones out, and some queries have their own passages alone."""
+    """Batches of one source each: small sources are left out, and queries of some have their own passages alone."""
     problems = []
     small, drop = (int(arguments.get(name) or 0) for name in ("small_threshold", "drop_threshold"))
     if limits.sources and not any(_kept(source, small, drop) for source in limits.sources):
