@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from tuner.cluster.autoscaling import NodeType, Prospect, launched
-from tuner.cluster.connection import connected, fitting_slots, rays_folder
+from tuner.cluster.connection import address_of, connected, fitting_slots, rays_folder
 from tuner.cluster.slot import Slots, _environment
 from tuner.errors import RequestError
 from tuner.request.config import SearchConfig
@@ -220,3 +220,35 @@ def test_workers_on_gpus_have_what_cuda_reads_when_it_starts(monkeypatch: pytest
     assert _environment(share) == determinism
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:512")
     assert _environment(whole)["PYTORCH_CUDA_ALLOC_CONF"] == "max_split_size_mb:512"
+
+
+@pytest.mark.ray
+def test_a_cluster_that_the_process_is_in_already_is_joined_and_goes_on(tmp_path: Path) -> None:
+    """As in a notebook whose first cell says ``ray.init()``."""
+    import ray
+
+    ray.init(num_cpus=1, include_dashboard=False)
+    try:
+        here = ray.get_runtime_context().gcs_address
+        with connected(SearchConfig()):
+            assert ray.get_runtime_context().gcs_address == here
+            assert address_of(SearchConfig()) == here
+            assert rays_folder(SearchConfig(), tmp_path) == tmp_path / ".ray"
+        assert ray.is_initialized()
+        other = connected(SearchConfig(address="192.0.2.1:6379"))
+        with pytest.raises(RequestError, match=f"is connected to Ray at {here} already; leave address out"), other:
+            pass
+    finally:
+        ray.shutdown()
+
+
+def test_what_the_system_refuses_ray_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def refuse(**_: object) -> None:
+        raise OSError("AF_UNIX path length cannot exceed 107 bytes")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    told = pytest.raises(RequestError, match="Ray cannot be started here: AF_UNIX path length")
+    with told, connected(SearchConfig()):
+        pass

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tuner.cluster import private_folder as folders
 from tuner.cluster.private_folder import private_folder
+from tuner.errors import RequestError
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,3 +72,16 @@ def test_a_second_user_of_the_machine_has_a_folder_too(monkeypatch: pytest.Monke
                 os._exit(status)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert first.exists()
+
+
+def test_no_folder_that_can_be_written_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folders, "_parents", lambda: iter([Path("/proc/nowhere"), Path("/proc")]))
+    words = "Ray cannot be started here: .*/proc/nowhere: No such file.*set RAY_TMPDIR"
+    with pytest.raises(RequestError, match=words), private_folder():
+        pass
+
+
+def test_a_named_folder_that_is_not_there_is_replaced_by_a_short_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", "/proc/nowhere")
+    with private_folder() as folder:
+        assert folder.parent == Path("/tmp")

@@ -19,7 +19,7 @@ from tests.support import mariadb, postgres
 from tuner.errors import RequestError
 from tuner.interrupts import SearchStopped
 from tuner.study.patience import PatientStorage
-from tuner.study.storage import RememberedStorage, open_storage
+from tuner.study.storage import RememberedStorage, open_storage, require_study
 
 _Answer = TypeVar("_Answer")
 
@@ -268,3 +268,14 @@ def test_a_trial_that_was_not_taken_is_created_when_the_storage_is_back(monkeypa
     study = optuna.create_study(storage=PatientStorage(kept, say=lambda _: None))
     assert [study.ask().number, study.ask().number] == [0, 1]
     assert len(attempts) == 3
+
+
+@pytest.mark.parametrize("name", ["exp?a", "50%25", "a#b", "a b"])
+def test_a_run_directory_of_any_name_has_its_study_in_it(name: str, tmp_path: Path) -> None:
+    """SQLAlchemy ends a path at ``?``, and decodes what follows ``%``."""
+    run_dir = tmp_path / name
+    run_dir.mkdir()
+    optuna.create_study(storage=open_storage(None, run_dir), study_name="search")
+    assert [file.name for file in run_dir.iterdir()] == ["study.db"]
+    assert [folder.name for folder in tmp_path.iterdir()] == [name]
+    require_study(None, run_dir, "search")

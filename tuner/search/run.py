@@ -31,8 +31,8 @@ from tuner.request.config import SearchConfig, new_run_dir
 from tuner.run_dir.object_storage import is_url
 from tuner.run_dir.ownership import held, scratch
 from tuner.run_dir.store import RunStore, open_run_dir
-from tuner.search.place import example, make_room, require_place, require_study_of, room, same_request
 from tuner.search.caches import writable_caches
+from tuner.search.place import example, make_room, require_place, require_study_of, room, same_request
 
 if TYPE_CHECKING:
     from trainables.config import Train
