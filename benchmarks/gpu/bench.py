@@ -19,8 +19,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, TrainerCallback, XLMRobertaConfig, XLMRobertaModel, set_seed
 
 from trainables.m3.base_models import BaseModels
-from trainables.m3.rows import sorted_folders
 from trainables.m3.runner import Runner, build_arguments
+from trainables.m3.tokens import sorted_folders
 from trainables.process import trial_process
 
 UNIFIED: dict[str, Any] = {"unified_finetuning": True, "use_self_distill": True}

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.gpu.bench import METRIC, UNIFIED, Bench, Result, Trained
 from trainables.config import TrialConfig
-from trainables.m3 import gradcache
+from trainables.m3 import embedding
 from trainables.trial.trial import run_trial
 
 CASES: dict[str, dict[str, Any]] = {
@@ -114,7 +114,7 @@ def sub_batches(bench: Bench) -> Result:
 
     def stored(encode: Any, groups: Any, table: Any, cached: bool) -> Any:
         assert cached
-        return gradcache.encode_groups(encode, groups, table, False)
+        return embedding.encode_groups(encode, groups, table, False)
 
     with mock.patch("trainables.m3.runner.encode_groups", stored):
         kept = bench.train("ours", values, gradients=True)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from trainables.m3.batching import Ids, Layout, partition
+from trainables.m3.batching import Layout, partition
+from trainables.m3.tokens import Ids
 
 LAYOUT = Layout(
     pad_token_id=1,

@@ -1,9 +1,11 @@
 """FlagEmbedding's M3 fine-tune, kept exactly and made fast: model, data path, trainer.
 
-`runner` builds arguments, model and trainer as FlagEmbedding's runner does, `batching`, `collator`, `rows` and
-`tokens` bring rows to the device, `packing` and `embedding` are the encoder without padding and without the unused
-vocabulary, `heads` and `gradcache` the losses' inputs, `trainer` what can be stopped and resumed, `base_models` what
-stays in memory between trials.
+`runner` builds arguments, model and trainer as FlagEmbedding's runner does, `tokens` holds the rows' texts as token
+ids, `batching` lays them out, `packing` and `embedding` are the encoder without padding and without the unused
+vocabulary, `heads` the losses' inputs, `trainer` what can be stopped and resumed, `host_copies` its state on the way
+to the disk, `memory` what a step takes, `device` what there is, `checks` what the libraries refuse themselves,
+`base_models` what stays in memory between trials.
 
-Uses: process, config, files, linear. With trainables.scoring.libraries the only place that imports FlagEmbedding.
+Uses: process, config, files, failures, linear, varlen. With trainables.scoring.libraries the only place that imports
+FlagEmbedding.
 """

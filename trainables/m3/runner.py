@@ -30,15 +30,12 @@ from torch.nn.functional import normalize
 from transformers import HfArgumentParser, PreTrainedTokenizerBase, TrainerCallback
 
 from trainables.linear import fast_linear
-from trainables.m3 import rows
 from trainables.m3.base_models import BaseModels
-from trainables.m3.batching import Layout
-from trainables.m3.collator import Collator
-from trainables.m3.embedding import Vocabulary, plain_embedding
-from trainables.m3.gradcache import embedded_from, encode_groups, token_table
+from trainables.m3.batching import Collator, Layout
+from trainables.m3.embedding import Vocabulary, embedded_from, encode_groups, plain_embedding, token_table
 from trainables.m3.heads import colbert_scores, sparse_vectors, token_vectors
 from trainables.m3.packing import Packed, Padded
-from trainables.m3.tokens import Tokeniser
+from trainables.m3.tokens import Tokeniser, check_rows, passage_texts, query_texts, sorted_folders, texts_of
 from trainables.m3.trainer import ResumableTrainer
 from trainables.varlen import attend_text_by_text, attends_text_by_text, can_pack, padding_position
 
@@ -247,9 +244,9 @@ class Runner(EncoderOnlyEmbedderM3Runner):  # type: ignore[misc]
         return load_model(Arguments(self.model_args, self.data_args, self.training_args), self._base)
 
     def load_train_dataset(self) -> AbsEmbedderTrainDataset:
-        with rows.sorted_folders():
+        with sorted_folders():
             dataset = super().load_train_dataset()
-        rows.check_rows(dataset)
+        check_rows(dataset)
         self._check_ensemble(dataset)
         return dataset
 
@@ -269,9 +266,9 @@ class Runner(EncoderOnlyEmbedderM3Runner):  # type: ignore[misc]
         passages = Tokeniser(self.tokenizer, data.passage_max_len)
         # with shuffle_ratio the texts are new in every epoch
         if self._token_cache is not None and data.shuffle_ratio == 0:
-            source = rows.source(data, self.training_args.seed)
-            queries = queries.cached(self._token_cache, f"queries {source}", rows.queries(self.train_dataset))
-            passages = passages.cached(self._token_cache, f"passages {source}", rows.passages(self.train_dataset))
+            source = texts_of(data, self.training_args.seed)
+            queries = queries.cached(self._token_cache, f"queries {source}", query_texts(self.train_dataset))
+            passages = passages.cached(self._token_cache, f"passages {source}", passage_texts(self.train_dataset))
         return Collator(self._layout(), queries, passages)
 
     def load_trainer(self) -> Trainer:
