@@ -118,7 +118,11 @@ def load(run_dir: str | Path) -> Result:
     Raises:
         ValueError: There is no result in it.
     """
-    folder = run_folder(run_dir)
+    return _loaded(run_dir)
+
+
+def _loaded(run_dir: str | Path, trial: int | None = None) -> Result:
+    folder = run_folder(run_dir, trial=trial)
     if not (folder / "result.json").is_file():
         raise ValueError(f"{run_dir} holds no finished search (no result.json); --resume {run_dir} takes it up again")
     return Result(folder)
@@ -165,7 +169,7 @@ def export_best(
     """
     check_room(Path(to))
     chosen: dict[str, Any] = {"gpus": gpus, "trial": trial, "trust_remote_code": trust_remote_code}
-    return write_bundle(load(run_dir).run_dir, Path(to), **chosen)
+    return write_bundle(_loaded(run_dir, trial).run_dir, Path(to), **chosen)
 
 
 def _config(run_dir: Path) -> SearchConfig:

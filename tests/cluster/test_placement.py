@@ -287,7 +287,7 @@ def test_a_finished_run_is_read_from_storage(machine: Machine) -> None:
     (driver.local / "result.json").write_text('{"verdict": "fine-tune"}')
     driver.push(["result.json"])
     machine("laptop")
-    assert tuner.load(driver.url).verdict == "fine-tune"
+    assert tuner.load(driver.url).summary == {"verdict": "fine-tune"}
     with pytest.raises(RequestError, match="holds no search"):
         tuner.load(f"{driver.url}/other")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import tuner
+from tests.support.report_fixtures import build_run
 from tests.support.storage_fixtures import NewMachine, contents, write
 from tuner.errors import RequestError
 from tuner.report import page
@@ -180,27 +181,39 @@ def test_keys_of_s3_with_dots_are_refused(s3: str, tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("folder", ["../../outside", "..", "/etc", "", None, ["0007"]])
-def test_a_result_names_no_folder_elsewhere(folder: object, tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", ["best", "recommended"])
+def test_a_result_names_no_folder_elsewhere(folder: object, model: str, bucket: Bucket, tmp_path: Path) -> None:
+    with pytest.raises(UnsafeNameError, match=r"result\.json"):
+        trial_folder(tmp_path, folder)
+    result = json.dumps({model: {"folder": folder, "trial": 7}}).encode()
+    bucket.list("result.json", ("result.json", "result.json/20261126T000000-0000/result.json"), content=result)
+    with pytest.raises(RequestError, match=r"result\.json"):
+        tuner.load(bucket.url)
+
+
+def test_a_checkpoint_is_no_folder_elsewhere(tmp_path: Path) -> None:
+    run = build_run(tmp_path / "runs/first")
     (tmp_path / "outside/checkpoint").mkdir(parents=True)
-    run = tmp_path / "runs/first"
-    run.mkdir(parents=True)
-    (run / "result.json").write_text(json.dumps({"best": {"folder": folder, "trial": 7}}))
+    result = json.loads((run / "result.json").read_text())
+    result["best"]["folder"] = "../../outside"
+    (run / "result.json").write_text(json.dumps(result))
     with pytest.raises(UnsafeNameError, match=r"result\.json"):
         print(tuner.load(run).checkpoint)
-    with pytest.raises(UnsafeNameError):
-        trial_folder(run, folder)
 
 
 def test_what_is_read_is_what_was_found_and_not_every_trial(new_machine: NewMachine) -> None:
     store = new_machine()
     write(store, config_dot_yaml="a: 1", data__manifest_dot_json="{}", best__model="w")
-    for trial in ("0001", "0002", "0007-seed1"):
+    for trial in ("0001", "0002", "0003", "0004", "0007-seed1"):
         write(store, **{f"trials__{trial}__checkpoint__model": "w", f"trials__{trial}__resume__50__optimizer": "o"})
-    (store.local / "result.json").write_text(json.dumps({"best": {"folder": "0007-seed1", "trial": 2}}))
+    named = {"best": {"folder": "0007-seed1", "trial": 2}, "recommended": {"folder": "0003", "trial": 3}}
+    (store.local / "result.json").write_text(json.dumps(named))
     store.push()
     new_machine()
     found = run_folder(store.url)
-    assert {path.name for path in (found / "trials").iterdir()} == {"0002", "0007-seed1"}
+    assert {path.name for path in (found / "trials").iterdir()} == {"0002", "0003", "0007-seed1"}
+    found = run_folder(store.url, trial=4)
+    assert {path.name for path in (found / "trials").iterdir()} == {"0002", "0003", "0004", "0007-seed1"}
     new_machine()
     report = run_folder(store.url, page._READ)
     assert contents(open_run_dir(store.url)).keys() == {"config.yaml", "data/manifest.json", "result.json"}

@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check_room(arguments.to)
         chosen = {"gpus": arguments.gpus, "trial": arguments.trial, "trust_remote_code": arguments.trust_remote_code}
-        print(write_bundle(run_folder(arguments.run_dir), arguments.to, **chosen))
+        print(write_bundle(run_folder(arguments.run_dir, trial=arguments.trial), arguments.to, **chosen))
     except RequestError as error:
         for finding in error.findings:
             print(f"error: {finding}", file=sys.stderr)

@@ -316,18 +316,19 @@ def open_run_dir(url: str, driver: str | None = None) -> RunStore:
     return MirroredRunStore(url, driver) if is_url(url) else RunStore(url, Path(url))
 
 
-def run_folder(location: str | Path, paths: Sequence[str] | None = None) -> Path:
+def run_folder(location: str | Path, paths: Sequence[str] | None = None, *, trial: int | None = None) -> Path:
     """Returns the folder of a run directory named by a path or by a URL, of which what is needed is brought here first.
 
     Args:
         location: The path or the URL.
-        paths: What is needed. None: everything but the trials that did not win.
+        paths: What is needed. None: everything but the trials that neither won nor are recommended.
+        trial: Another trial that is needed, too.
 
     Raises:
         RequestError: Nothing of a run is there, or it may not be read; or what is there would lead out of the folder.
     """
     store = open_run_dir(str(location))
-    if isinstance(store, MirroredRunStore) and not store.pull(_finished(store) if paths is None else paths):
+    if isinstance(store, MirroredRunStore) and not store.pull(_finished(store, trial) if paths is None else paths):
         raise RequestError([f"{location} holds no search"])
     return store.local
 
@@ -341,19 +342,21 @@ def trial_folder(run_dir: Path, name: object) -> Path:
     return inside(run_dir / "trials", name, str(run_dir / "result.json"))
 
 
-def _finished(store: MirroredRunStore) -> list[str]:
-    """The paths of what a search has found, once it has ended."""
-    paths = [part for part in store.stored_parts() if "/" not in part]
+def _finished(store: MirroredRunStore, trial: int | None) -> list[str]:
+    """The paths of what a search has found, once it has ended, and of `trial`."""
+    names = set() if trial is None else {f"{trial:04d}"}
     if store.pull(["result.json"]):
-        paths += [trial_folder(store.local, name).relative_to(store.local).as_posix() for name in _winners(store)]
-    return paths
+        names |= _named(store)
+    trials = [trial_folder(store.local, name).relative_to(store.local).as_posix() for name in names]
+    return [*(part for part in store.stored_parts() if "/" not in part), *trials]
 
 
-def _winners(store: MirroredRunStore) -> set[str]:
-    """The folders of the trial that won, and of the weights that were kept of it."""
+def _named(store: MirroredRunStore) -> set[str]:
+    """The folders of the trials that a result hands out, and of their weights."""
     try:
-        best = json.loads((store.local / "result.json").read_bytes()).get("best")
-        return {best["folder"], f"{best['trial']:04d}"} if best else set()
+        result = json.loads((store.local / "result.json").read_bytes())
+        models = [model for model in (result.get("best"), result.get("recommended")) if model]
+        return {name for model in models for name in (model["folder"], f"{model['trial']:04d}")}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RequestError([f"{store.url}: its result.json is none of a search; name another run directory"]) from error
 
