@@ -34,4 +34,4 @@ def test_versions_with_known_flaws_are_not_taken(name: str, flawed: str) -> None
 
 def test_every_package_has_an_upper_bound() -> None:
     bounded = {each.name for each in _REQUIREMENTS if any(one.operator in ("<", "==") for one in each.specifier)}
-    assert {each.name for each in _REQUIREMENTS} - bounded == {"flash-attn"}  # 2.8 is the last of its kind
+    assert {each.name for each in _REQUIREMENTS} - bounded == set()
