@@ -28,8 +28,10 @@ def private_folder() -> Iterator[Path]:
     parent, folder = _new_folder()
     _sweep(parent)
     try:
-        with (folder / _LOCK).open("w") as lock:
+        new = folder / f"{_LOCK}.new"
+        with new.open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # dies with the process
+            new.rename(folder / _LOCK)  # a search that begins beside this one finds it locked, or not at all
             yield folder
     finally:
         _remove(folder)
