@@ -213,7 +213,7 @@ def estimates(bench: Bench) -> Result:
             tokens=point["tokens"],
         )
         shape = memory.Shape.of(AutoConfig.from_pretrained(values["model_name_or_path"]))
-        estimate = memory.memory(shape, values, texts=texts, reachable=point["rows"]).allocated
+        estimate = memory.memory(shape, values, texts=texts, reachable=point["rows"]).training
         found.append(
             {
                 "batch": queries,

@@ -209,17 +209,27 @@ class Memory:
     """Token vectors, what is computed from them and its gradients, when the backward pass begins."""
     layers: float
     """Of one layer, or one sub-batch, in the backward pass: what is computed again, and gradients."""
+    ending: float
+    """When the backward pass is in the first layer or the embedding, and most gradients are there."""
     scoring: float
     """At a rung, beside weights and moments."""
     beside: float
     """What the process holds outside of PyTorch's allocator."""
 
     @property
-    def allocated(self) -> float:
-        """The most that PyTorch's allocator gives out at once (`torch.cuda.max_memory_allocated`)."""
+    def training(self) -> float:
+        """The most that PyTorch's allocator gives out at once in a step (`torch.cuda.max_memory_allocated`)."""
         activations = self.copies + self.kept + max(self.heads, self.layers)
-        states = self.weights + self.moments + _WORKSPACE
-        return states + max(self.held_gradients + activations, self.gradients, self.scoring)
+        return self._states + max(self.held_gradients + activations, self.ending)
+
+    @property
+    def allocated(self) -> float:
+        """The same of a trial, which is scored at its rungs."""
+        return max(self.training, self._states + self.scoring)
+
+    @property
+    def _states(self) -> float:
+        return self.weights + self.moments + _WORKSPACE
 
     @property
     def on_device(self) -> float:
@@ -260,8 +270,13 @@ def memory(
     if sub_batch_size:  # the first one leaves gradients of all weights
         work["layers"] += max(0.0, states["gradients"] - states["held_gradients"])
     scoring = work.pop("scoring") + left_out * _FLOAT
+    ending = states["gradients"] + work.pop("embedding")
+    if not arguments.get("fix_encoder"):
+        rest = (shape.parameters - shape.vocab_size * shape.hidden_size) / (shape.parameters - left_out)
+        ending = max(ending, states["gradients"] * rest + work["first_layer"])
+    work.pop("first_layer")
     beside = CONTEXT + _CONTEXT_OF_NCCL * (workers > 1)
-    return Memory(**states, **work, scoring=scoring, beside=beside)
+    return Memory(**states, **work, ending=ending, scoring=scoring, beside=beside)
 
 
 def _states(shape: Shape, arguments: Mapping[str, Any], parameters: int, workers: int) -> dict[str, float]:
@@ -329,6 +344,8 @@ def _work(
         "kept": held if sub_batch_size else stored,
         "heads": heads if sub_batch_size else heads + last,
         "layers": layers + stored + last if sub_batch_size else layers + last * (not checkpointing),
+        "first_layer": at_once * (layer + shape.wide(_WORKING) + (_INPUT + _EMBEDDED) * size),
+        "embedding": at_once * shape.wide(_WORKING),
         "scoring": copies + scored + _SCORED_SIMILARITIES * _FLOAT * unified,
     }
 
