@@ -5,6 +5,8 @@ have a shallow optimum, curves rise at the learning rate's pace and bend where i
 difficulty and luck.
 """
 
+from typing import Any
+
 import numpy as np
 from scipy.stats import qmc
 
@@ -28,15 +30,14 @@ def synthetic_table(task: int, *, configs: int = 96, dev: int = 300, test: int =
     config, seed, budget = _runs(configs)
     gains = _gains(generator, unit)[config] + 0.02 * generator.standard_normal(len(config))
     curves = _curves(unit[config, 0], gains, budget)
+    fields: dict[str, Any] = {**values, **sizes, **_scores(generator, curves, {"dev": dev, "test": test})}
     return RecordedTable(
-        **values,
-        **sizes,
+        **fields,
         config=config,
         seed=seed,
         budget=budget,
         schedule=np.array(["linear"] * len(config)),
         fractions=np.array(FRACTIONS),
-        **_scores(generator, curves, {"dev": dev, "test": test}),
         meta={"task": f"synthetic{task}", "rows": 4000, "passages": 6000, "epochs": 1, "synthetic": True},
     )
 

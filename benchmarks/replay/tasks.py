@@ -98,7 +98,8 @@ class ReplayTask:
     @cached_property
     def unit(self) -> Floats:
         """(C, 4): the configurations in the cube of their ranges' logarithms."""
-        return (self._logs - self._logs.min(axis=0)) / np.ptp(self._logs, axis=0)
+        unit: Floats = (self._logs - self._logs.min(axis=0)) / np.ptp(self._logs, axis=0)
+        return unit
 
     @cached_property
     def _logs(self) -> Floats:
