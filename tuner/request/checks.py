@@ -107,7 +107,7 @@ def read_arguments(given: Any, options: Iterable[str] = ()) -> tuple[dict[str, A
     problems: list[str] = []
     known, own = accepted_arguments(), [*options]
     for name, value in given.items():
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             problems.append(unknown_argument(name, own))
         elif value is not None:
             try:

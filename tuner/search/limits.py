@@ -98,7 +98,8 @@ def positions_of(model: Path, config_name: str | None = None) -> int | None:
     if not isinstance(most, int) or str(values.get("position_embedding_type", "absolute")) != "absolute":
         return None
     if kind in _TABLES_AFTER_PADDING:
-        return most - 1 - int(values.get("pad_token_id") if values.get("pad_token_id") is not None else 1)
+        padding = values.get("pad_token_id")
+        return most - 1 - (1 if padding is None else int(padding))
     return most if kind in _TABLES else None
 
 
