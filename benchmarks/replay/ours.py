@@ -100,7 +100,7 @@ def snap(
     for name, distribution in distributions.items():
         value = arguments[name]
         if isinstance(distribution, CategoricalDistribution):
-            value = min(distribution.choices, key=lambda choice: abs(math.log(choice / arguments[name])))  # type: ignore[operator, arg-type]
+            value = min(distribution.choices, key=lambda choice: abs(math.log(choice / arguments[name])))
         storage.set_trial_param(trial._trial_id, name, distribution.to_internal_repr(value), distribution)
     trial._cached_frozen_trial = storage.get_trial(trial._trial_id)
     return dict(arguments)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import optuna
@@ -108,7 +109,8 @@ def ray_asha(replay: _Replay) -> Trace:
         def stops(units: int, value: float, name: str = name, reported: dict[str, float] = reported) -> bool:
             reported |= {"dev": value, "training_iteration": units}
             search.on_trial_result(name, reported)
-            return bool(bracket.on_result(SimpleNamespace(trial_id=name), units, value) == TrialScheduler.STOP)
+            trial: Any = SimpleNamespace(trial_id=name)  # all that a bracket asks of it
+            return bool(bracket.on_result(trial, units, value) == TrialScheduler.STOP)
 
         replay.climb(config, [1, 4, _UNITS], stops)
         search.on_trial_complete(name, reported)

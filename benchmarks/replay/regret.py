@@ -37,7 +37,7 @@ class Regret:
 
     def at(self, share: float, split: str = "dev") -> tuple[float, tuple[float, float]]:
         """Returns the mean at a share of the compute, and its 95% bootstrap interval over replays."""
-        values: Floats = getattr(self, split)[:, np.searchsorted(SHARES, share - 1e-9)]
+        values = np.asarray(getattr(self, split)[:, np.searchsorted(SHARES, share - 1e-9)], dtype=np.float64)
         interval = bootstrap_interval(values, seed=0, resamples=1000)
         return float(values.mean()), interval
 

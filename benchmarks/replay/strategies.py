@@ -1,6 +1,7 @@
 """What is replayed: today's default, what it was before, and every option alone and together."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from benchmarks.replay.ours import replay_ours
 from benchmarks.replay.tasks import CATEGORIES, LINEAR, LOG, ReplayTask, Trace
@@ -22,7 +23,13 @@ class Ours:
         return replay_ours(task, self.strategy, rungs=self.rungs, sizes=self.sizes, user=user, seed=seed, most=most)
 
 
-_PLAIN = {"sampler": "tpe", "user_competes": False, "prior": False, "exploit": 0.0, "extrapolate": False}
+_PLAIN: dict[str, Any] = {
+    "sampler": "tpe",
+    "user_competes": False,
+    "prior": False,
+    "exploit": 0.0,
+    "extrapolate": False,
+}
 _HALVES = (1 / 8, 1 / 4, 1 / 2, 1.0)
 _QUARTERS = (1 / 16, 1 / 4, 1.0)
 _BEFORE = (1 / 4, 1 / 2, 1.0)
@@ -33,14 +40,14 @@ def _ours(
     factor: int = 2,
     rungs: tuple[float, ...] = _HALVES,
     sizes: str = LINEAR,
-    **options: object,
+    **options: Any,
 ) -> Ours:
     known = {**_PLAIN, "pruner": pruner, "reduction_factor": factor, **options}
-    return Ours(strategy=Strategy(**known), rungs=rungs, sizes=sizes)  # type: ignore[arg-type]
+    return Ours(strategy=Strategy(**known), rungs=rungs, sizes=sizes)
 
 
 _HALVING = "successive_halving"
-_ALL = {"prior": True, "exploit": 0.3, "extrapolate": True}
+_ALL: dict[str, Any] = {"prior": True, "exploit": 0.3, "extrapolate": True}
 OURS: dict[str, Ours] = {
     "default": Ours(strategy=strategy_of(SearchConfig()), rungs=SearchConfig().rungs, sizes=LINEAR),
     "before": _ours(_HALVING, rungs=_BEFORE, sizes=CATEGORIES),

@@ -43,7 +43,8 @@ def _optimizer(training: Any) -> None:
     from torch import nn
     from transformers import Trainer
 
-    kind, keywords = Trainer.get_optimizer_cls_and_kwargs(training, nn.Linear(1, 1))
+    any_model: Any = nn.Linear(1, 1)
+    kind, keywords = Trainer.get_optimizer_cls_and_kwargs(training, any_model)
     kind(nn.Linear(1, 1).parameters(), **keywords)
 
 
@@ -60,9 +61,9 @@ def _scheduler(training: Any) -> None:
 
 
 def _trackers(training: Any) -> None:
-    from transformers.integrations import get_reporting_integration_callbacks
+    from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
-    get_reporting_integration_callbacks(training.report_to)
+    get_reporting_integration_callbacks(training.report_to)  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":

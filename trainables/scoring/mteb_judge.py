@@ -231,7 +231,7 @@ class _DenseEncoder(AbsEncoder):
         formatted = settings.query_text if is_query else settings.passage_text
         texts = (formatted(text) for batch in inputs for text in batch["text"])
         tokens = tokenise(self._tokenizer, texts, settings.query_max_len if is_query else settings.passage_max_len)
-        parts = []
+        parts: list[Any] = []
         with nullcontext() if is_query else TALLY.counting("embedded", len(tokens.lengths)):
             for batch in tokens.batches(self._encoder.batch_tokens):
                 parts += self._encoder.encoded(tokens, batch, _dense)

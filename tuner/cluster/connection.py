@@ -68,7 +68,8 @@ def connected(config: SearchConfig) -> Iterator[None]:
 
 def _require_same(config: SearchConfig) -> None:
     here = ray.get_runtime_context().gcs_address
-    if config.address not in (None, "auto", here) and not ray.util.client.ray.is_connected():
+    is_client = ray.util.client.ray.is_connected()  # type: ignore[no-untyped-call]
+    if config.address not in (None, "auto", here) and not is_client:
         raise RequestError(
             [
                 f"--address {config.address}: this process is connected to Ray at {here} already; leave address out to "
