@@ -25,6 +25,7 @@ from benchmarks.replay.peers import PEERS
 from benchmarks.replay.picture import draw
 from benchmarks.replay.regret import (
     RANDOM_TRIALS,
+    WANTED,
     Regret,
     chosen_without,
     full_cost,
@@ -37,7 +38,6 @@ from benchmarks.replay.synthetic import synthetic_table
 from benchmarks.replay.tasks import ReplayTask
 
 RECORDED = Path(__file__).with_name("recorded")
-_WANTED = 1 / 8
 _SHOWN = (1 / 32, 1 / 16, 1 / 8, 1 / 4)
 
 Regrets = Mapping[tuple[str, str], Regret]
@@ -103,7 +103,7 @@ def _say_task(task: ReplayTask, names: Sequence[str], regrets: Regrets) -> None:
         print(
             f"{name:<16}"
             + "".join(f"{cell:>24}" for cell in cells)
-            + f"{regret.at(_WANTED, 'test')[0]:>12.4f}{shown:>12}"
+            + f"{regret.at(WANTED, 'test')[0]:>12.4f}{shown:>12}"
         )
 
 
@@ -128,8 +128,8 @@ def _summary(
             "compute_vs_tpe_full": over_tpe,
         }
 
-    eighth = {name: sum(regrets[task.name, name].at(_WANTED)[0] for task in tasks) / len(tasks) for name in ("before",)}
-    ours = sum(regrets[task, name].at(_WANTED)[0] for task, name in chosen.items()) / len(chosen)
+    eighth = {name: sum(regrets[task.name, name].at(WANTED)[0] for task in tasks) / len(tasks) for name in ("before",)}
+    ours = sum(regrets[task, name].at(WANTED)[0] for task, name in chosen.items()) / len(chosen)
     return {
         "tasks": [task.name for task in tasks],
         "replays": replays,

@@ -16,6 +16,8 @@ from tuner.verdict.statistics import bootstrap_interval
 RANDOM_TRIALS = 60
 SHARES = np.geomspace(1 / 64, 1.0, 97)
 """Compute, as shares of that of 60 random full trials."""
+WANTED = 1 / 8
+"""Share at which a search is to be as good as they are."""
 _CHUNK = 10
 _OURS_MOST = 0.3
 """Share of it up to which our own strategies are replayed: beyond, the table is nearly exhausted."""
@@ -108,8 +110,7 @@ def mean_curve(curves: Iterable[Regret]) -> Floats:
 
 
 def chosen_without(task: str, candidates: Sequence[str], regrets: Mapping[tuple[str, str], Regret]) -> str:
-    """Returns the candidate with the least regret on the other tasks, from 1/32 to 1/4 of the compute."""
+    """Returns the candidate with the least regret on the other tasks at the compute that is wanted."""
     others = sorted({other for other, _ in regrets if other != task} or {task})
-    early = (SHARES >= 1 / 32) & (SHARES <= 1 / 4)
-    scores = {name: sum(regrets[other, name].mean()[early].mean() for other in others) for name in candidates}
+    scores = {name: sum(regrets[other, name].at(WANTED)[0] for other in others) for name in candidates}
     return min(scores, key=lambda name: scores[name])
