@@ -23,6 +23,7 @@ from tuner.schedule.agenda import Agenda
 from tuner.search.conclusion import conclude
 from tuner.search.plan import honoured, make_plan, write_config
 from tuner.study.storage import open_storage
+from tuner.study.strategy import strategy_of
 from tuner.study.study import SearchStudy
 
 METRIC = "dense.ndcg_at_10"
@@ -77,8 +78,7 @@ def _search(config: SearchConfig, run_dir: Path) -> str:
         open_storage(None, run_dir),
         space=plan.space,
         context=plan.context,
-        sampler=config.sampler,
-        pruner=config.pruner,
+        strategy=strategy_of(config),
         seed=config.seed,
         num_trials=config.num_trials,
         objectives=config.objectives,
