@@ -141,4 +141,5 @@ def test_a_run_directory_that_cannot_be_written_is_refused(
     finally:
         if run_dir.is_dir():
             subprocess.run(["umount", "-l", str(run_dir)], check=True)
-    assert f"error: --run_dir {run_dir}: cannot be written: " in capsys.readouterr().err
+    why = "must be a directory, but is a file" if way == "a file stands there" else "cannot be written: "
+    assert f"error: --run_dir {run_dir}: {why}" in capsys.readouterr().err

@@ -20,8 +20,8 @@ CONFIG = SearchConfig(num_trials=5, finalists=0, pruner="none", concurrent_trial
 def agenda(tmp_path: Path) -> Agenda:
     """Trial 2 is near the user's own settings, and trials 3 and 4 are alike."""
     study = open_study(CONFIG, tmp_path)
-    for rate in (START["learning_rate"], 2e-5, 2e-5):
-        study.search.enqueue_trial({**START, "learning_rate": rate, "warmup_ratio": 0.15})
+    for rate in (1.5 * START["learning_rate"], 2e-5, 2e-5):
+        study.search.enqueue_trial({**START, "learning_rate": rate})
     return new_agenda(CONFIG, study, tmp_path)
 
 

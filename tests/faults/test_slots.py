@@ -23,7 +23,7 @@ from tuner.search.run import grouped_causes
 from tuner.study.study import read_studies
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
-CONFIG = SearchConfig(num_trials=4, finalists=0, sampler="random", pruner="none")
+CONFIG = SearchConfig(num_trials=4, finalists=0, sampler="random", pruner="none", rungs=(0.25, 0.5, 1.0))
 
 
 def _search(run_dir: Path, slots: Slots, train: Train, config: SearchConfig = CONFIG) -> Agenda:
@@ -82,7 +82,7 @@ def test_what_is_lacking(total: dict[str, float], free: dict[str, float], words:
 
 def test_a_group_whose_controller_has_no_place_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     slot = object.__new__(Slot)
-    status = {"joined": 0, "position": (0, 0), "silent": (0, 0.0), "idle": (0, 0.0)}
+    status = {"joined": 0, "position": (0, 0), "scoring": None, "silent": (0, 0.0), "idle": (0, 0.0)}
     slot._slots = Slots(count=1, workers=1, cpus=1, gpus=0, folder=Path(), start_seconds=40)
     slot._box = SimpleNamespace(
         event=SimpleNamespace(remote=lambda _: None), status=SimpleNamespace(remote=lambda: status)
