@@ -32,7 +32,7 @@ def test_a_plan_says_what_a_search_takes(tmp_path: Path) -> None:
     said = {line.split()[0]: line for line in lines if not line.startswith(" ")}
     assert list(said) == ["rungs", "space", "memory", "disk", "probe", "hours", "price"]
     assert "25% 50% 100%" in said["rungs"]
-    assert "x 3 continuous" in said["space"]
+    assert "x 2 continuous" in said["space"]
     assert "            learning_rate  " in "\n".join(lines)
     assert "all of them fit" in said["memory"]
     assert " s a step, " in said["probe"]

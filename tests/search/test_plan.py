@@ -100,7 +100,7 @@ def test_a_search_does_not_go_on_with_what_makes_other_trials(tmp_path: Path) ->
     assert _refusals(plan, **changes) == [
         f"--resume: {line} now; start a new --run_dir"
         for line in (
-            "rungs was [0.25, 0.5, 1.0] when the search began and is [0.5, 1.0]",
+            "rungs was [0.125, 0.25, 0.5, 1.0] when the search began and is [0.5, 1.0]",
             "workers was 1 when the search began and is 2",
             "per_device_train_batch_size was 8 when the search began and is 128",
             "query_max_len was the default when the search began and is 64",

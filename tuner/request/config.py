@@ -29,8 +29,13 @@ EXAMPLE_DEFAULTS: Mapping[str, Any] = {
     "finalists": 1,
     "finalist_seeds": 1,
     "keep_checkpoints": 2,
+    "pruner": "successive_halving",
+    "rungs": (0.25, 0.5, 1.0),
 }
-"""The search's own defaults where the embedded example runs: it is to end within 5 minutes on 2 cores."""
+"""The search's own defaults where the embedded example runs: it is to end within 5 minutes on 2 cores.
+
+So few trials have no time for paused ones to go on, nor for another rung of scoring.
+"""
 
 SECRETS = ("token", "hub_token")
 """Arguments that are written nowhere."""
