@@ -73,7 +73,6 @@ class States:
         """
         temporary = self._folder / f".{step}.tmp"
         _wait()  # the first worker may have waited for the state before to be written
-        _wait()  # the first worker comes when the state before is on the disk
         self._remove_broken()
         _wait()
         temporary.mkdir(parents=True, exist_ok=True)
