@@ -13,8 +13,8 @@ first two on a log scale; sizes are linear, which found better ones on the recor
 * `per_device_train_batch_size`, 2 to 256, middle 129: 1,152 in all in the BGE-M3 paper (Table 9), 256 Nomic, 128
   NVIDIA.
 
-Large batches are exact on small cards: `sub_batch_size`, which a trial that runs out of memory halves, gives the whole
-batch's gradients. The warm-up stays as you set it: all the sources are at 0.03 to 0.1, and it matters least.
+Large batches are exact on small cards: `sub_batch_size`, which is chosen so that a step fits, gives the whole batch's
+gradients. The warm-up stays as you set it: all the sources are at 0.03 to 0.1, and it matters least.
 """
 
 from typing import Any

@@ -147,8 +147,8 @@ def test_a_study_that_cannot_be_read_is_told_and_left_alone(
     before = study.read_bytes()
     assert main(["--resume", str(run_dir), *flags]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    assert "no study can be read there" in line or damage == "no database"
-    assert "put back a copy of the file" in line or "no search wrote it" in line
+    assert "no study can be read there" in line
+    assert "put back a copy of the file" in line
     assert study.read_bytes() == before
 
 

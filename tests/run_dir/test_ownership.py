@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import shutil
-from contextlib import suppress
+import sqlite3
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -217,12 +218,26 @@ def test_what_no_search_wrote_is_not_written_over(
 ) -> None:
     """In a directory that bears the mark, too."""
     (tmp_path / name).parent.mkdir(exist_ok=True)
-    (tmp_path / name).write_text("mine: 1")
+    if name == "study.db":
+        with closing(sqlite3.connect(tmp_path / name)) as database:
+            database.execute("CREATE TABLE mine (number INTEGER)")
+    else:
+        (tmp_path / name).write_text("mine: 1")
+    before = (tmp_path / name).read_bytes()
     mark(tmp_path)
     assert main(["--run_dir", str(tmp_path), "--replace"]) == 2
     (error,) = errors_of(capsys)
     assert f"{tmp_path / name.replace('/x', '')} stands where the search writes, and no search wrote it" in error
-    assert (tmp_path / name).read_text() == "mine: 1"
+    assert (tmp_path / name).read_bytes() == before
+
+
+def test_a_study_that_is_no_database_is_told_as_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "study.db").write_text("mine: 1")
+    mark(tmp_path)
+    assert main(["--run_dir", str(tmp_path), "--replace"]) == 2
+    (error,) = errors_of(capsys)
+    assert "no study can be read there" in error
+    assert (tmp_path / "study.db").read_text() == "mine: 1"
 
 
 def _as_today(run_dir: Path, *others: str) -> None:

@@ -48,8 +48,12 @@ def written(run_dir: Path) -> list[str]:
 
 
 def in_the_way(run_dir: Path) -> list[str]:
-    """Returns what is not the program's and stands where a search would write, relative to the run directory."""
-    found = [name for name in (CONFIG_FILE, "result.json", "report.html", "study.db") if is_foreign(run_dir, name)]
+    """Returns what is not the program's and stands where a search would write, relative to the run directory.
+
+    A study.db that is no database is not written to: whoever opens it as a study is told that it is damaged.
+    """
+    found = [name for name in (CONFIG_FILE, "result.json", "report.html") if is_foreign(run_dir, name)]
+    found += ["study.db"] if is_foreign(run_dir, "study.db") and _is_database(run_dir / "study.db") else []
     found += [name for name in _FOLDERS if (run_dir / name).exists() and not (run_dir / name).is_dir()]
     data, best = run_dir / "data", run_dir / "best"
     if (data / MANIFEST).exists() and not _is_manifest(data / MANIFEST):
@@ -178,6 +182,13 @@ def _is_study(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(2**20)
     return not head or (head.startswith(_SQLITE) and (b"CREATE TABLE studies" in head or b"CREATE TABLE" not in head))
+
+
+def _is_database(path: Path) -> bool:
+    if not path.is_file():
+        return True  # a folder, or a link to nowhere
+    with path.open("rb") as file:
+        return file.read(len(_SQLITE)) == _SQLITE
 
 
 _KINDS = {CONFIG_FILE: _is_config, "result.json": _is_result, "report.html": _is_report, "study.db": _is_study}
