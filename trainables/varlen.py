@@ -47,11 +47,24 @@ def can_pack(encoder: nn.Module) -> bool:
 def attend_text_by_text(encoder: PreTrainedModel) -> None:
     """Lets the encoder take texts end to end as well as padded ones.
 
-    For texts end to end it is called with `cu_seqlens`, `longest` and `text_lengths`; see `attend`.
+    For texts end to end it is called with what `within_texts` returns.
     """
     AttentionInterface.register(_ATTENTION, attend)
     AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
     encoder.set_attn_implementation(_ATTENTION)
+
+
+def within_texts(
+    encoder: PreTrainedModel, cu_seqlens: Tensor, longest: int, text_lengths: Sequence[int] | npt.NDArray[np.int64]
+) -> dict[str, Any]:
+    """Returns what an encoder is called with, beside tokens and positions, for texts end to end: see `attend`."""
+    device, config = cu_seqlens.device, encoder.config
+    reduced = torch.is_autocast_enabled(device.type)
+    dtype = torch.get_autocast_dtype(device.type) if reduced else encoder.dtype
+    kernel = kernel_of(device, dtype, config.hidden_size // config.num_attention_heads)
+    # a compiled layer is compiled anew for every other list of lengths that it is shown
+    how = {"text_lengths": text_lengths} if kernel is None else {"kernel": kernel}
+    return {"cu_seqlens": cu_seqlens, "longest": longest, **how}
 
 
 def attends_text_by_text(encoder: nn.Module) -> bool:
@@ -94,7 +107,8 @@ def attend(
     *,
     cu_seqlens: Tensor | None = None,
     longest: int = 0,
-    text_lengths: Sequence[int] | None = None,
+    text_lengths: Sequence[int] | npt.NDArray[np.int64] | None = None,
+    kernel: Kernel | None = None,
     dropout: float = 0.0,
     scaling: float | None = None,
     **kwargs: Any,
@@ -109,21 +123,22 @@ def attend(
             padded, and PyTorch's attention takes them.
         longest: tokens of the longest text, or more.
         text_lengths: tokens of each text, on the host.
+        kernel: what attends to texts end to end; None to go from text to text by `text_lengths`.
         dropout: probability.
         scaling: of the products; None for one over the root of `size`.
 
     Returns:
         (1, tokens, heads, size), and None.
     """
-    if cu_seqlens is None or text_lengths is None:
+    if cu_seqlens is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     # tokens first, so that the gradients come back in the layout of the projections
     parts = [part.transpose(1, 2) for part in (query, key, value)]
-    kernel = kernel_of(parts[0])
     if kernel is not None:
         return kernel(*parts, cu_seqlens=cu_seqlens, longest=longest, dropout=dropout, scaling=scaling), None
+    assert text_lengths is not None
     lengths = list(map(int, text_lengths))
     texts = zip(*(torch.split(part, lengths, dim=1) for part in parts), strict=True)
     return torch.cat([_attend_to_one(*text, dropout=dropout, scaling=scaling) for text in texts], dim=1), None
@@ -134,15 +149,13 @@ def _attend_to_one(query: Tensor, key: Tensor, value: Tensor, *, dropout: float,
     return scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=scaling).transpose(1, 2)
 
 
-def kernel_of(query: Tensor) -> Kernel | None:
-    """Returns the kernel for tokens of this device, precision and size, or None where there is none."""
-    size = query.shape[-1]
-    if query.device.type != "cuda" or size % 8 or size > _MOST_SIZE:
+def kernel_of(device: torch.device, dtype: torch.dtype, size: int) -> Kernel | None:
+    """Returns the kernel for tokens of this device, precision and size of a head, or None where there is none."""
+    if device.type != "cuda" or size % 8 or size > _MOST_SIZE:
         return None
-    modern = _is_modern(query.device.index)
-    if query.dtype in (torch.float16, torch.bfloat16) and modern:
+    if dtype in (torch.float16, torch.bfloat16) and _is_modern(device.index):
         return flash
-    return efficient if query.dtype in (torch.float32, torch.float16) else None
+    return efficient if dtype in (torch.float32, torch.float16) else None
 
 
 @cache
@@ -162,7 +175,8 @@ def flash(
     scaling: float | None = None,
 ) -> Tensor:
     """Is a `Kernel` for 16 bits on compute capability 8 and newer."""
-    given = (query[0], key[0], value[0], cu_seqlens, cu_seqlens, longest, longest, dropout, False, False)
+    query, key, value = (part.squeeze(0) for part in (query, key, value))  # gradients of [0] would be copied
+    given = (query, key, value, cu_seqlens, cu_seqlens, longest, longest, dropout, False, False)
     attended: Tensor = torch.ops.aten._flash_attention_forward(*given, scale=scaling)[0]
     return attended[None]
 

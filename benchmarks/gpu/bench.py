@@ -51,6 +51,9 @@ SIZES = {
     "large": Size(vocab=250_002, layers=24, hidden=1024, heads=16, query_max_len=64, passage_max_len=512),
 }
 TINY = {name: Size(vocab=3000, layers=2, hidden=32, heads=4, query_max_len=12, passage_max_len=40) for name in SIZES}
+WARM_STEPS = 4
+"""First steps of a training, in which kernels are chosen, or compiled."""
+
 SHORT, LONG = 105, 300
 """Median words of a passage."""
 
@@ -60,8 +63,8 @@ class Trained:
     """What a training gave."""
 
     losses: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    """Of each step but the first."""
+    seconds: float = 0.0
+    """Of a step, on average over those after `WARM_STEPS`, for which the host waits at their end alone."""
     tokens: list[int] = field(default_factory=list)
     """Real ones, of each step."""
     peak: int = 0
@@ -75,8 +78,8 @@ class Trained:
 
     @property
     def rate(self) -> float:
-        """Real tokens a second, by the median step after two to warm up."""
-        return float(np.mean(self.tokens)) / float(np.median(self.seconds[1:]))
+        """Real tokens a second."""
+        return float(np.mean(self.tokens[WARM_STEPS:])) / self.seconds
 
 
 class Bench:
@@ -192,7 +195,8 @@ class Bench:
             built = build_arguments(values, str(self.folder / "out"))
             with self._kept_models() if upstream else nullcontext():
                 make = EncoderOnlyEmbedderM3Runner if upstream else Runner
-                runner = make(*built) if upstream else make(built, self.base, [], self.folder / "tokens")
+                ours = (built, self.base, [], self.folder / "tokens", values.get("torch_compile", False))
+                runner = make(*(built if upstream else ours))
             if before:
                 before(runner)
             watch = _Watch(runner, self, gradients=gradients)
@@ -236,7 +240,7 @@ class _Watch(TrainerCallback):
         self._runner = runner
         self._bench = bench
         self._gradients = gradients
-        self._ends: list[float] = []
+        self._started = self._seconds = 0.0
         self._losses: list[Tensor] = []
         self._counts: list[Any] = []
         self._trained = Trained()
@@ -278,11 +282,13 @@ class _Watch(TrainerCallback):
                 grad = whole
             self._trained.gradients[name] = grad
 
-    def on_step_end(self, *_: Any, **__: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **__: Any) -> None:  # noqa: ARG002
         """Notes the time, when the device is done."""
-        if self._bench.cuda:
-            torch.cuda.synchronize()
-        self._ends.append(time.perf_counter())
+        if state.global_step in (WARM_STEPS, state.max_steps):
+            if self._bench.cuda:
+                torch.cuda.synchronize()
+            self._seconds = (time.perf_counter() - self._started) / max(1, state.max_steps - WARM_STEPS)
+            self._started = time.perf_counter()
         scaler = getattr(self._runner.trainer.accelerator, "scaler", None)
         if scaler is not None:
             self._trained.scales.append(scaler.get_scale())
@@ -292,7 +298,7 @@ class _Watch(TrainerCallback):
         trained = self._trained
         trained.losses = [float(loss) for loss in self._losses]
         trained.tokens = [int(count) for count in self._counts]
-        trained.seconds = np.diff(self._ends).tolist()
+        trained.seconds = self._seconds
         return trained
 
 

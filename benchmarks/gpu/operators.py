@@ -27,7 +27,9 @@ def attention(bench: Bench) -> Result:
     found: Result = {}
 
     def packed(parts: list[torch.Tensor], dropout: float = 0.0) -> torch.Tensor:
-        given = {"cu_seqlens": cu_seqlens, "longest": max(lengths), "text_lengths": lengths, "dropout": dropout}
+        kernel = varlen.kernel_of(bench.device, parts[0].dtype, parts[0].shape[-1])
+        given = {"cu_seqlens": cu_seqlens, "longest": max(lengths), "text_lengths": lengths, "kernel": kernel}
+        given["dropout"] = dropout
         attended: torch.Tensor = varlen.attend(torch.nn.Identity(), *parts, None, **given)[0]
         return attended
 

@@ -48,11 +48,13 @@ def _weights(config: TrialConfig) -> str:
 def resume(bench: Bench) -> Result:
     """5: stopped at step 4 of 8 and taken up: the same weights under full_determinism, losses within 1e-3 without."""
     found: Result = {}
-    kinds = [(precision, True) for precision in bench.precisions] + [(bench.precisions[0], False)]
-    for precision, deterministic in kinds:
+    kinds = [(precision, True, False) for precision in bench.precisions]
+    kinds += [(bench.precisions[0], False, compiled) for compiled in (False, True)]
+    for precision, deterministic, compiled in kinds:
         values = bench.arguments(
-            dropout=0.1, precision=precision, max_steps=8, full_determinism=deterministic, learning_rate=1e-4, **UNIFIED
-        )
+            dropout=0.1, precision=precision, max_steps=8, full_determinism=deterministic, learning_rate=1e-4,
+            torch_compile=compiled, **UNIFIED,
+        )  # fmt: skip
         straight = _trial(bench, "straight", values, (0.5, 1.0))
         run_trial(straight, lambda _: True, bench.base)
         stopped = _trial(bench, "stopped", values, (0.5, 1.0))
@@ -65,7 +67,7 @@ def resume(bench: Bench) -> Result:
         difference = max(abs(a - b) for a, b in zip(_losses(straight), _losses(stopped), strict=True))
         equal = _weights(straight) == _weights(stopped)
         passed = interrupted and (equal if deterministic else difference <= 1e-3)
-        name = f"{precision}{' deterministic' if deterministic else ''}"
+        name = f"{precision}{' deterministic' * deterministic}{' compiled' * compiled}"
         found[name] = {"equal": equal, "losses": difference, "passed": passed}
     return {"passed": all(case["passed"] for case in found.values()), **found}
 
@@ -164,7 +166,8 @@ def many(bench: Bench) -> Result:
     resident: list[float] = []
     for number in range(13):
         name, precision = ("small", "fp32") if number < 10 else ("large", bench.precisions[0])
-        config = _trial(bench, f"{number:04d}", bench.arguments(name, precision=precision, max_steps=3, **UNIFIED))
+        values = bench.arguments(name, precision=precision, max_steps=3, torch_compile=True, **UNIFIED)
+        config = _trial(bench, f"{number:04d}", values)
         spare_what_is_kept()
         patch = _places()["backward"] if number == 3 else mock.MagicMock()
         with patch, suppress(torch.OutOfMemoryError):

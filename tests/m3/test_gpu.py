@@ -29,7 +29,7 @@ def projections(dtype: torch.dtype, size: int) -> list[Tensor]:
 
 
 def attended(parts: list[Tensor], dropout: float = 0.0) -> Tensor:
-    kernel = varlen.kernel_of(parts[0])
+    kernel = varlen.kernel_of(parts[0].device, parts[0].dtype, parts[0].shape[-1])
     assert kernel is not None
     cu_seqlens = torch.tensor([0, *np.cumsum(LENGTHS)], dtype=torch.int32, device="cuda")
     return kernel(*parts, cu_seqlens=cu_seqlens, longest=max(LENGTHS), dropout=dropout, scaling=None)
@@ -120,3 +120,18 @@ def test_layers_are_checkpointed_only_where_memory_is_wanting(root: Path, tmp_pa
             runner.trainer.train()
             found.append(float(runner.trainer.loss_sum))
     assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def test_compiled_layers_train_and_score_as_written_ones(root: Path, tmp_path: Path) -> None:
+    losses, states = [], []
+    for compiled in (False, True):
+        with trial_process(tmp_path / "log.txt"):
+            values = arguments(root, **UNIFIED, bf16=True, max_steps=4, learning_rate=1e-6)
+            built = build_arguments(values, str(tmp_path / "out"))
+            runner = Runner(built, BaseModels(), [], tmp_path / "tokens", compiled)
+            runner.trainer.train()
+            losses.append(float(runner.trainer.loss_sum))
+            with runner.whole_model() as model, torch.no_grad():
+                states.append(model.model(torch.arange(4, 12, device="cuda")[None]).last_hidden_state)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+    torch.testing.assert_close(states[1], states[0], rtol=0, atol=1e-2)

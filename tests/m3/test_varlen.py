@@ -27,7 +27,8 @@ def projections(**how: Any) -> list[Tensor]:
 
 def attended(parts: list[Tensor], **more: Any) -> Tensor:
     cu_seqlens = CU_SEQLENS.to(parts[0].device)
-    given = {"cu_seqlens": cu_seqlens, "longest": 5, "text_lengths": LENGTHS, "scaling": 0.3, **more}
+    kernel = varlen.kernel_of(parts[0].device, parts[0].dtype, parts[0].shape[-1])
+    given = {"cu_seqlens": cu_seqlens, "longest": 5, "text_lengths": LENGTHS, "kernel": kernel, "scaling": 0.3, **more}
     return attend(torch.nn.Module(), *parts, None, **given)[0]
 
 
@@ -68,7 +69,7 @@ def test_pytorchs_own_operators_take_these_shapes(
     way: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the meta device, where an operator computes shapes only; that of `efficient`'s gradients is broken there."""
-    monkeypatch.setattr(varlen, "kernel_of", lambda _: getattr(varlen, way))
+    monkeypatch.setattr(varlen, "kernel_of", lambda *_: getattr(varlen, way))
     parts = projections(dtype=dtype, device="meta")
     values = attended(parts, dropout=0.1)
     assert values.shape == (1, 9, 2, 8)
@@ -80,16 +81,7 @@ def test_pytorchs_own_operators_take_these_shapes(
 
 
 def test_there_is_no_kernel_off_the_gpu() -> None:
-    assert kernel_of(projections()[0]) is None
-
-
-class OnCard:
-    """What `kernel_of` looks at of a tensor on a GPU."""
-
-    def __init__(self, dtype: torch.dtype, size: int) -> None:
-        self.device = torch.device("cuda", 0)
-        self.dtype = dtype
-        self.shape = (1, 9, 2, size)
+    assert kernel_of(torch.device("cpu"), torch.float32, 8) is None
 
 
 @pytest.mark.parametrize(
@@ -109,7 +101,7 @@ def test_the_kernel_is_that_of_card_precision_and_size(
     dtype: torch.dtype, size: int, modern: bool, expected: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(varlen, "_is_modern", lambda _: modern)
-    found = kernel_of(OnCard(dtype, size))  # type: ignore[arg-type]
+    found = kernel_of(torch.device("cuda", 0), dtype, size)
     assert found is (expected and getattr(varlen, expected))
 
 

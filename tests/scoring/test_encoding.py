@@ -59,7 +59,7 @@ def test_texts_end_to_end_have_the_embeddings_of_padded_ones(bert: bool, pooling
             Encoder(model, tokenizer, settings, heads, packed=packed).encode(tokens, np.array([1, 2, 0]))
             for packed in (False, True)
         )
-    assert called == ["efficient"] * encoder.config.num_hidden_layers
+    assert called == ["efficient"]
     within = padded.mask[:, 1:, None]
     for name, (ours, theirs) in {
         "dense": (packed.dense, padded.dense),

@@ -57,7 +57,7 @@ def _flash(
     assert rest[:1] in ((), (False,))
     attended = _by_text(cu, longest, dropout, more.get("scale"))(q, k, v)
     nothing = torch.zeros(2, dtype=torch.uint64)
-    return attended, q.new_empty(q.shape[1], len(q), dtype=torch.float32), nothing, nothing[:0], q.new_empty(0)
+    return attended, q.new_empty(q.shape[1], len(q), dtype=torch.float32), nothing, nothing[0], q.new_empty(0)
 
 
 def _flash_backward(grad: Any, q: Any, k: Any, v: Any, _: Any, __: Any, cu: Any, *rest: Any, **more: Any) -> Any:
@@ -89,7 +89,7 @@ def kernels_on_cpu(name: str = "efficient") -> Iterator[list[str]]:
     """Lets texts end to end on the CPU go through a CUDA kernel's operator, computed text by text.
 
     Yields:
-        Name of the kernel for each of its calls.
+        Name of the kernel for each time that one was chosen.
     """
     library = torch.library.Library("aten", "IMPL")
     for operator, stand_in in {
@@ -101,7 +101,7 @@ def kernels_on_cpu(name: str = "efficient") -> Iterator[list[str]]:
         library.impl(operator, stand_in, "CPU")
     called: list[str] = []
 
-    def kernel_of(_: Tensor) -> varlen.Kernel:
+    def kernel_of(*_: Any) -> varlen.Kernel:
         called.append(name)
         kernel: varlen.Kernel = getattr(varlen, name)
         return kernel

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from trainables.varlen import within_texts
+
 
 class Padded:
     """A group of `Layout.batch` of a row for each text."""
@@ -39,12 +41,10 @@ class Packed:
         hidden: Tensor = encoder(
             group["input_ids"][None],
             position_ids=group["positions"][None],
-            cu_seqlens=group["cu_seqlens"],
-            longest=group["longest"],
-            text_lengths=group["lengths"],
+            **within_texts(encoder, group["cu_seqlens"], group["longest"], group["lengths"]),
             return_dict=True,
         ).last_hidden_state
-        return hidden[0]
+        return hidden.squeeze(0)
 
     def mean(self, hidden: Tensor) -> Tensor:
         """Returns the mean of each text's hidden states, (texts, size)."""

@@ -32,6 +32,7 @@ from transformers import HfArgumentParser, PreTrainedTokenizerBase, TrainerCallb
 from trainables.linear import fast_linear
 from trainables.m3.base_models import BaseModels
 from trainables.m3.batching import Collator, Layout
+from trainables.m3.compiling import CompiledLayers
 from trainables.m3.embedding import Vocabulary, embedded_from, encode_groups, plain_embedding, token_table
 from trainables.m3.heads import colbert_scores, sparse_vectors, token_vectors
 from trainables.m3.packing import Packed, Padded
@@ -55,6 +56,9 @@ on CPUs train together (unless told to use the CPU, Accelerate lets each of them
 
 _DROPPED = ("overwrite_output_dir", "save_safetensors", "group_by_length", "logging_dir")
 """Arguments of older transformers that have no effect on a trial."""
+
+_COMPILING = ("torch_compile", "torch_compile_backend", "torch_compile_mode")
+"""Arguments by which transformers would compile the whole model, whose batches are laid out anew in each step."""
 
 
 _GROUP_COST = {"cpu": 32, "cuda": 2048}
@@ -83,7 +87,7 @@ def build_arguments(arguments: Mapping[str, Any], output_dir: str) -> Arguments:
     Raises:
         ValueError: a name is unknown to all three dataclasses.
     """
-    values = {name: value for name, value in arguments.items() if name not in _DROPPED}
+    values = {name: value for name, value in arguments.items() if name not in _DROPPED + _COMPILING}
     if "warmup_ratio" in values:
         values["warmup_steps"] = values.pop("warmup_ratio")
     if isinstance(values.get("train_data"), str):
@@ -230,12 +234,19 @@ class Runner(EncoderOnlyEmbedderM3Runner):  # type: ignore[misc]
         base: where base models are kept between trials.
         callbacks: for the trainer.
         token_cache: folder for the token ids of training texts; None to tokenise them in every batch.
+        torch_compile: see `CompiledLayers`.
     """
 
     def __init__(
-        self, arguments: Arguments, base: BaseModels, callbacks: list[TrainerCallback], token_cache: Path | None = None
+        self,
+        arguments: Arguments,
+        base: BaseModels,
+        callbacks: list[TrainerCallback],
+        token_cache: Path | None = None,
+        torch_compile: bool | None = None,
     ) -> None:
         self._base = base
+        self._torch_compile = torch_compile
         self._callbacks = callbacks
         self._token_cache = token_cache
         super().__init__(*arguments)
@@ -275,13 +286,14 @@ class Runner(EncoderOnlyEmbedderM3Runner):  # type: ignore[misc]
         self._set_parallel()
         tokens = self._reachable_tokens()
         self.vocabulary = None if tokens is None else Vocabulary(self.model.model, tokens)
+        self._compiled_layers = CompiledLayers(self.model.model, self._torch_compile)
         trainer = Trainer(
             model=self.model,
             args=self.training_args,
             train_dataset=self.train_dataset,
             data_collator=self.data_collator,
             processing_class=self.tokenizer,
-            callbacks=self._callbacks,
+            callbacks=[*self._callbacks, self._compiled_layers],
         )
         if self.data_args.same_dataset_within_batch:
             trainer.add_callback(EmbedderTrainerCallbackForDataRefresh(self.train_dataset))
@@ -298,7 +310,7 @@ class Runner(EncoderOnlyEmbedderM3Runner):  # type: ignore[misc]
     @contextmanager
     def whole_model(self) -> Iterator[Model]:
         """Yields the model as it stands, for scoring and saving."""
-        with self.vocabulary.whole() if self.vocabulary else nullcontext():
+        with self.vocabulary.whole() if self.vocabulary else nullcontext(), self._compiled_layers.as_written():
             yield self.model
 
     def _reachable_tokens(self) -> Any:

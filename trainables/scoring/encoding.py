@@ -20,7 +20,7 @@ from trainables.linear import fast_linear
 from trainables.scoring.frozen import HiddenStates
 from trainables.scoring.settings import EncodingSettings
 from trainables.tally import TALLY
-from trainables.varlen import attends_text_by_text, padding_position, positions
+from trainables.varlen import attends_text_by_text, padding_position, positions, within_texts
 
 _Made = TypeVar("_Made")
 
@@ -204,12 +204,9 @@ class Encoder:
             return states
         lengths = tokens.lengths[texts]
         given, cells = tokens.end_to_end(texts, padding_position(self._model.model))
-        flat: Tensor = self._model.model(
-            **{name: to_device(value, self.device) for name, value in given.items()},
-            longest=ids.shape[1],
-            text_lengths=lengths,
-            return_dict=True,
-        ).last_hidden_state[0]
+        moved = {name: to_device(value, self.device) for name, value in given.items()}
+        how = within_texts(self._model.model, moved.pop("cu_seqlens"), ids.shape[1], lengths)
+        flat: Tensor = self._model.model(**moved, **how, return_dict=True).last_hidden_state[0]
         empty = flat.new_zeros(ids.numel(), flat.shape[1])
         return empty.index_copy_(0, to_device(cells, self.device), flat).view(*ids.shape, -1)
 

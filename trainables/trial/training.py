@@ -45,7 +45,7 @@ def train(config: TrialConfig, report: Report, base: BaseModels, progress: Progr
         # same_dataset_within_batch overwrites the argument, so the rows in a step are counted before
         rows = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
         rungs = Rungs(config, report, progress, clock, rows, saving)
-        runner = Runner(arguments, base, [rungs], _token_cache(config))
+        runner = Runner(arguments, base, [rungs], _token_cache(config), values.get("torch_compile"))
         rungs.runner = runner
         rungs.judge = Judge(config, arguments, runner.tokenizer, base)
         with planned(runner, config):
