@@ -30,6 +30,7 @@ from tuner.schedule.disk import TrialFolders
 from tuner.search.place import make_room, room
 from tuner.search.plan import make_plan, write_config
 from tuner.search.run import main
+from tuner.study.storage import open_storage
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -340,8 +341,13 @@ IN_A_RUN = st.dictionaries(st.sampled_from(BESIDE), TEXTS, min_size=1, max_size=
 
 
 def _what_is_not_ours_stays(files: dict[str, str], flags: list[str], folder: Path, inputs: Path) -> None:
-    """Through all that a search of the directory does with files, twice, but for training."""
+    """Through all that a search of the directory does with files, twice, but for training.
+
+    An empty study.db is a search's own: SQLite leaves one where a search is killed in its first moment.
+    """
     before = _filled(folder, files)
+    if files.get("study.db") == "":
+        before.pop("study.db", None)
     mark(folder)
     request = ["--model_name_or_path", str(inputs / "model"), "--train_data", str(inputs / "rows.jsonl")]
     more = ["--eval_data", str(inputs / "eval"), "--guard", str(inputs / "eval"), "--run_dir", str(folder)]
@@ -358,7 +364,7 @@ def _search_but_for_training(argv: list[str], folder: Path) -> None:
         plan = make_plan(config, folder, lambda _: None)
         write_config(replace(plan, config=keep(plan.config, folder)), None)
         make_room(config, store, Console(quiet=True))
-        optuna.create_study(storage=f"sqlite:///{folder}/study.db", study_name="search", load_if_exists=True)
+        optuna.create_study(storage=open_storage(None, folder), study_name="search", load_if_exists=True)
         for content in ("first", "second"):
             with new_folder(folder / "trials" / "0002" / "checkpoint") as checkpoint:
                 (checkpoint / "model.safetensors").write_text(content)
