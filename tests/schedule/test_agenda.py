@@ -377,7 +377,7 @@ def test_a_place_that_an_idle_group_held_is_waited_for(tmp_path: Path) -> None:
 
 def test_slots_that_all_wait_for_a_place_do_not_wait_for_each_other(tmp_path: Path) -> None:
     agenda, first, second = _two_jobs(tmp_path)
-    agenda.waits(second.name, "waiting for a worker group")
+    agenda.progress(second.name, 0, 0, note="waiting for a worker group")
     agenda.failed(first.name, NO_PLACE)
     with pytest.raises(SearchStopped, match="free is 0 GPU"):
         agenda.next()
