@@ -29,6 +29,7 @@ from tuner.schedule.suggestions import Suggestions
 from tuner.schedule.time_budget import TimeBudget
 from tuner.schedule.weights import Weights
 from tuner.study.study import SearchStudy
+from tuner.study.trials import retried
 
 
 class Agenda:
@@ -220,7 +221,7 @@ class Agenda:
     def _take_up_again(self, job: Job, config: TrialConfig, failure: Failure) -> None:
         job.row.state = "retried"
         if job.trial is not None:
-            self._study.retried(job.trial, failure.kind, failure.message)
+            retried(job.trial, failure.kind, failure.message)
         if failure.kind == "no_resources" and not self._jobs.others_had_a_group(job):
             self._stop_reason = failure.message
         if failure.kind == "disk_full":

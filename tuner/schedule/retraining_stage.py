@@ -1,14 +1,13 @@
 """The finalists: the best trials are trained again with other seeds, before one of them is called the winner."""
 
-from optuna.trial import TrialState
-
 from trainables.config import RungReport
 from tuner.request.config import SearchConfig
 from tuner.schedule.jobs import Job, Jobs, TrialConfigs
 from tuner.schedule.retries import Failure
 from tuner.schedule.time_budget import TimeBudget
 from tuner.schedule.weights import Weights
-from tuner.study.study import SearchStudy, arguments_of
+from tuner.study.study import SearchStudy
+from tuner.study.trials import arguments_of
 
 
 class RetrainingStage:
@@ -44,7 +43,7 @@ class RetrainingStage:
             for offset in range(1, self._config.finalist_seeds + 1):
                 seed = self._config.seed + offset
                 name = f"{source.number:04d}-seed{seed}"
-                trial = None if name in self._jobs.running else self._study.retraining(source.number, seed)
+                trial = None if name in self._jobs.running else self._study.retrainings.open(source.number, seed)
                 if trial is not None:
                     params = arguments_of(source)
                     config = self._configs.make(name, params, seed=seed, rungs=self._config.rungs)
@@ -55,7 +54,7 @@ class RetrainingStage:
     def close(self) -> bool:
         """Gives up the retrainings, of a broken search, of trials that are no finalists any more."""
         finalists = [trial.number for trial in self._weights.finalists()] if self._config.finalist_count else []
-        if self._study.give_up_retrainings(finalists):
+        if self._study.retrainings.give_up(finalists):
             self._weights.drop()
         return True
 
@@ -66,9 +65,9 @@ class RetrainingStage:
 
     def ended(self, job: Job) -> None:
         """Tells the study what the retraining scored at its best rung."""
-        self._study.finalists.tell(job.told, job.best)
+        self._study.retrainings.complete(job.told, job.best)
 
     def gave_up(self, job: Job, failure: Failure) -> str:  # noqa: ARG002
         """Tells the study that there is no such retraining."""
-        self._study.finalists.tell(job.told, state=TrialState.FAIL)
+        self._study.retrainings.failed(job.told)
         return ""

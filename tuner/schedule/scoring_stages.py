@@ -19,8 +19,8 @@ from tuner.run_dir.names import mixture_name, task_name, weights_of
 from tuner.schedule.jobs import Job, Jobs, Stage, TrialConfigs
 from tuner.schedule.retries import Failure
 from tuner.study import guards
-from tuner.study.study import SearchStudy, arguments_of
-from tuner.study.trials import USER
+from tuner.study.study import SearchStudy
+from tuner.study.trials import USER, arguments_of
 from tuner.verdict import selection
 from tuner.verdict.encoding import base_folder, own_settings, settings_of
 from tuner.verdict.judge import rests_on

@@ -11,7 +11,7 @@ from tuner.schedule.jobs import Job, Jobs, TrialConfigs
 from tuner.schedule.retries import Failure
 from tuner.schedule.suggestions import NO_TIME, Asked, Suggestions
 from tuner.study.study import SearchStudy
-from tuner.study.trials import BASE, SAMPLED
+from tuner.study.trials import BASE, SAMPLED, role_of
 from tuner.verdict import selection
 
 WITHOUT_BASE = Failure(kind="error", message="the base model could not be scored: no trial can be compared")
@@ -72,12 +72,12 @@ class SearchStage:
         """Ends the paused trials once none runs; what follows is for a trial that has completed."""
         if self._jobs.of(self):
             return False
-        self._study.stop_paused()
+        self._study.paused.stop()
         return self.has_winner
 
     def rung(self, job: Job, report: RungReport) -> bool:
         """Tells the study of a rung; a trial goes on where the pruner lets it and its next one has time."""
-        goes_on = self._study.report(job.told, report)
+        goes_on = self._study.tell.report(job.told, report)
         if goes_on and not report.last:
             goes_on = self._suggestions.has_time(job.config.name, job.row.role, report.rung)
             job.row.note = "" if goes_on else NO_TIME
@@ -87,25 +87,25 @@ class SearchStage:
     def ended(self, job: Job) -> None:
         """Tells the study of the end of a trial, which may be only paused."""
         if job.stopped:
-            job.row.state = "paused" if self._study.stopped(job.told) else "pruned"
+            job.row.state = "paused" if self._study.tell.stopped(job.told) else "pruned"
         else:
-            self._study.complete(job.told)
+            self._study.tell.complete(job.told)
 
     def gave_up(self, job: Job, failure: Failure) -> str:
         """Tells the study why a trial failed; what could not work with its parameters is a violated constraint."""
         if job.row.role == BASE:
             self.lacks_base = True
-            self._study.unscored(job.told, failure.kind, failure.message)
+            self._study.tell.unscored(job.told, failure.kind, failure.message)
         elif failure.kind in ("out_of_memory", "non_finite"):
-            self._study.infeasible(job.told, failure.kind, failure.message)
+            self._study.tell.infeasible(job.told, failure.kind, failure.message)
         else:
-            self._study.failed(job.told, failure.kind, failure.message)
+            self._study.tell.failed(job.told, failure.kind, failure.message)
         return ""
 
     def give_up_twins(self) -> None:
         """Ends the trials that wait for the end of another and can be compared with nothing."""
         for trial, _ in self._twins:
-            self._study.failed(trial, WITHOUT_BASE.kind, WITHOUT_BASE.message)
+            self._study.tell.failed(trial, WITHOUT_BASE.kind, WITHOUT_BASE.message)
         self._twins = []
 
     def _asked(self) -> Asked | None:
@@ -121,13 +121,13 @@ class SearchStage:
         return bool(params) and any(job.row.params == params for job in self._jobs.of(self))
 
     def _reuse(self, trial: Trial, params: Mapping[str, Any], earlier: FrozenTrial) -> None:
-        self._study.reuse(trial, earlier)
+        self._study.tell.reuse(trial, earlier)
         row = self._jobs.row(f"{trial.number:04d}", SAMPLED, params)
         row.value, row.state = earlier.user_attrs.get("best_value"), f"as {earlier.number}"
         self._jobs.rows.append(row)
 
     def _job(self, trial: Trial, params: Mapping[str, Any]) -> Job:
-        role = self._study.role(trial)
+        role = role_of(trial)
         rungs = () if role == BASE else self._config.rungs
         guards = self._config.guard if self._config.guard_constraint else ()
         config = self._configs.make(f"{trial.number:04d}", params, rungs=rungs, guards=guards)

@@ -11,7 +11,7 @@ from tuner.schedule.jobs import Jobs
 from tuner.schedule.time_budget import TimeBudget
 from tuner.schedule.weights import Weights
 from tuner.study.study import SearchStudy
-from tuner.study.trials import SAMPLED
+from tuner.study.trials import SAMPLED, role_of
 
 NO_TIME = "no time for its next rung"
 Asked = tuple[Trial, Mapping[str, Any]]
@@ -62,7 +62,7 @@ class Suggestions:
         """
         while self._study.has_unfinished:
             trial, params = self._study.ask()
-            if self.has_time(f"{trial.number:04d}", self._study.role(trial), 0):
+            if self.has_time(f"{trial.number:04d}", role_of(trial), 0):
                 return trial, params
             self._leave_out(trial, params)
         may_issue = self._may_issue()
@@ -76,7 +76,7 @@ class Suggestions:
 
     def _promoted(self, *, closing: bool) -> Asked | None:
         """A paused trial that may go on; once no other is to come, the best at each rung."""
-        while (asked := self._study.promote(closing=closing)) is not None:
+        while (asked := self._study.paused.promote(closing=closing)) is not None:
             trial, params = asked
             rung = max(trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
             if self.has_time(f"{trial.number:04d}", SAMPLED, rung):
@@ -86,7 +86,7 @@ class Suggestions:
 
     def _leave_out(self, trial: Trial, params: Mapping[str, Any]) -> None:
         """Ends a trial where it stands, as at a rung."""
-        self._study.pruned(trial)
+        self._study.tell.pruned(trial)
         row = self._jobs.row(f"{trial.number:04d}", SAMPLED, params)
         row.state, row.note, row.ended = "pruned", NO_TIME, row.started
         self._jobs.rows.append(row)

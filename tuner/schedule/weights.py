@@ -76,5 +76,5 @@ class Weights:
         others = [*finalists, *self._study.users, *([] if winner is None else [winner])]
         kept = {f"{number:04d}" for number in [*best, *others]}
         alive = {*(job.config.name for job in self._jobs.open), *self._study.unfinished_names}
-        alive |= set() if fewest else self._study.next_names
+        alive |= set() if fewest else self._study.paused.next_names
         self._mirror.drop([f"trials/{folder}" for folder in self._folders.keep(kept, alive)])
