@@ -8,13 +8,10 @@ import pytest
 from tests.support.fake import METRIC, PARETO, fake_train, open_agenda, open_study, score_of
 from trainables.config import RungReport
 from tuner.cluster.executor import run_in_process
-from tuner.errors import RequestError
 from tuner.request.config import SearchConfig
 from tuner.schedule.retries import Failure
-from tuner.study.claim import claim, require_untaken
 from tuner.study.pruners import pruner_names
 from tuner.study.samplers import sampler_names
-from tuner.study.storage import open_storage
 from tuner.study.study import read_studies
 from tuner.study.trials import has_failed, value_of
 
@@ -73,14 +70,6 @@ def test_a_finished_search_is_extended(tmp_path: Path) -> None:
     assert len(long) == 7
 
 
-def test_a_search_does_not_go_on_over_other_data(tmp_path: Path) -> None:
-    config = SearchConfig(num_trials=4)
-    claim(open_study(config, tmp_path).search, {"data_hash": "aaaa", "metric": METRIC})
-    claim(open_study(config, tmp_path).search, {"data_hash": "aaaa", "metric": METRIC})
-    with pytest.raises(RequestError, match="data_hash was aaaa when the search began and is bbbb now"):
-        claim(open_study(config, tmp_path).search, {"data_hash": "bbbb", "metric": METRIC})
-
-
 def test_a_trials_value_is_its_best_rungs(tmp_path: Path) -> None:
     study = open_study(SearchConfig(num_trials=4), tmp_path)
     study.ask()
@@ -137,17 +126,6 @@ def test_a_trial_that_diverges_is_a_violated_constraint_and_counts_as_failed(tmp
         assert trial.user_attrs["error_kind"] == "non_finite"
         assert trial.constraints["infeasible"] > 0
         assert has_failed(trial)
-
-
-def test_a_study_that_another_search_has_begun_is_not_taken(tmp_path: Path) -> None:
-    config = SearchConfig(storage=f"sqlite:///{tmp_path}/studies.db", study_name="mine")
-    storage = open_storage(config.storage, tmp_path)
-    require_untaken(storage, "mine")
-    study = open_study(config, tmp_path)
-    require_untaken(storage, "mine")  # one that ended before its first trial
-    study.ask()
-    with pytest.raises(RequestError, match="--study_name mine: the storage has a study of that name with 1 trials"):
-        require_untaken(open_storage(config.storage, tmp_path), "mine")
 
 
 def test_a_trial_taken_up_again_keeps_its_constraint(tmp_path: Path) -> None:
