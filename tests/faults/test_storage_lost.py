@@ -14,9 +14,9 @@ from tests.support.postgres import PASSWORD, Server, running_server
 from trainables.config import Progress, Report, Train, TrialConfig
 from tuner.cluster.executor import run_in_process
 from tuner.interrupts import SearchStopped
+from tuner.request.asked import write_config
 from tuner.request.command_line import parse
 from tuner.request.config import SearchConfig
-from tuner.request.config_file import write_config
 from tuner.request.storage_url import PASSWORD_VARIABLE
 from tuner.search.plan import make_plan
 from tuner.search.run import main

@@ -11,9 +11,9 @@ from tuner.cluster.executor import run_in_process
 from tuner.cluster.staging import on_any_machine
 from tuner.cluster.submit import entrypoint, refuse_shown_secrets, runtime_environment, submit
 from tuner.errors import RequestError
+from tuner.request.asked import write_config
 from tuner.request.command_line import parse
 from tuner.request.config import SearchConfig
-from tuner.request.config_file import write_config
 from tuner.request.storage_url import redacted
 from tuner.run_dir.object_storage import url_problem
 from tuner.run_dir.store import RunStore, open_run_dir

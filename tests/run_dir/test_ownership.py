@@ -21,8 +21,9 @@ import tuner
 from tests.support.m3_fixtures import make_eval, make_model, make_rows
 from trainables.files import new_folder
 from tuner.errors import RequestError
+from tuner.request.asked import write_config
 from tuner.request.command_line import parse
-from tuner.request.config_file import keep, write_config
+from tuner.request.config_file import keep
 from tuner.run_dir.ownership import MARK, held, is_ours, mark
 from tuner.run_dir.store import open_run_dir
 from tuner.schedule.disk import TrialFolders

@@ -10,9 +10,9 @@ from tests.support.fake import open_study
 from tests.support.m3_fixtures import make_model, make_rows
 from tuner.errors import RequestError
 from tuner.request.arguments import honoured
+from tuner.request.asked import write_config
 from tuner.request.command_line import parse
 from tuner.request.config import SearchConfig
-from tuner.request.config_file import write_config
 from tuner.request.storage_url import redacted
 from tuner.run_dir.written import CONFIG_FILE
 from tuner.search.plan import Plan, make_plan

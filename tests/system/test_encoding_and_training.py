@@ -19,8 +19,8 @@ from trainables.scoring.mteb_judge import HeldOutTask
 from trainables.trial.trial import run_trial
 from tuner.cluster.executor import run_in_process
 from tuner.request.arguments import honoured
+from tuner.request.asked import write_config
 from tuner.request.config import SearchConfig
-from tuner.request.config_file import write_config
 from tuner.schedule.agenda import Agenda
 from tuner.search.conclusion import conclude
 from tuner.search.plan import make_plan

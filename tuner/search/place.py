@@ -9,8 +9,8 @@ from pathlib import Path
 from rich.console import Console
 
 from tuner.errors import RequestError
+from tuner.request.asked import changes, read_config
 from tuner.request.config import SearchConfig
-from tuner.request.config_file import changes, read_config
 from tuner.run_dir.ownership import require_apart, require_ours
 from tuner.run_dir.replaced import forget_replaced, holds_search, keep_replaced, set_aside
 from tuner.run_dir.store import RunStore

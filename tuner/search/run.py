@@ -26,9 +26,10 @@ from tuner.errors import (
     RequestError,
 )
 from tuner.interrupts import Interrupted, interrupting
+from tuner.request.asked import write_config
 from tuner.request.command_line import parse
 from tuner.request.config import SearchConfig, new_run_dir
-from tuner.request.config_file import keep, write_config
+from tuner.request.config_file import keep
 from tuner.run_dir.object_storage import is_url
 from tuner.run_dir.ownership import held, scratch
 from tuner.run_dir.store import open_run_dir
