@@ -39,7 +39,6 @@ from tuner.cluster.slot import Slots
 from tuner.request.config import SearchConfig
 from tuner.schedule.agenda import Agenda
 from tuner.study.storage import open_storage
-from tuner.study.strategy import strategy_of
 from tuner.study.study import SearchStudy
 
 START = {"learning_rate": 1e-5, "temperature": 0.02, "train_group_size": 8, "per_device_train_batch_size": 2}
@@ -168,13 +167,9 @@ def main() -> None:
         run_dir = Path(folder)
         study = SearchStudy(
             open_storage(config.storage, run_dir),
+            config,
             space=load_search_space("m3"),
             context=Context(rows=ROWS, negatives=7, start=START),
-            strategy=strategy_of(config),
-            seed=config.seed,
-            num_trials=config.num_trials,
-            objectives=config.objectives,
-            guard_tolerance=config.guard_tolerance,
         )
         agenda = Agenda(config, study, run_dir=run_dir, arguments=START, eval_data="eval")
         ends, cpu = [time.perf_counter()], [time.process_time()]

@@ -37,12 +37,10 @@ from tuner.cluster.connection import connected, cores
 from tuner.cluster.executor import run_on_ray
 from tuner.cluster.slot import Slots
 from tuner.data.example import example_arguments, write_example
-from tuner.request.arguments import translated
+from tuner.request.arguments import honoured, translated
 from tuner.request.config import SearchConfig
 from tuner.schedule.agenda import Agenda
-from tuner.search.plan import honoured
 from tuner.study.storage import open_storage
-from tuner.study.strategy import strategy_of
 from tuner.study.study import SearchStudy
 
 STEPS = 4
@@ -113,13 +111,9 @@ class Bench:
         run_dir.mkdir()
         study = SearchStudy(
             open_storage(None, run_dir),
+            config,
             space=_one_setting,
             context=Context(rows=STEPS * 4, negatives=1, start=START),
-            strategy=strategy_of(config),
-            seed=config.seed,
-            num_trials=trials,
-            objectives=config.objectives,
-            guard_tolerance=config.guard_tolerance,
         )
         started = time.time()
         with connected(config):

@@ -70,7 +70,8 @@ class Result:
     @property
     def trials(self) -> "pd.DataFrame":
         """The study's trials, one a row, as Optuna's ``study.trials_dataframe`` gives them; FAIL where it failed."""
-        from tuner.study.study import has_failed, read_studies
+        from tuner.study.study import read_studies
+        from tuner.study.trials import has_failed
 
         config = _config(self.run_dir)
         study = read_studies(self.run_dir, config.storage, config.study_name)[0]

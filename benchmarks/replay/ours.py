@@ -63,13 +63,10 @@ def replay_ours(
     with tempfile.TemporaryDirectory(dir=_MEMORY if _MEMORY.is_dir() else None) as folder:
         study = SearchStudy(
             InMemoryStorage(),
+            config,
             space=space,
             context=Context(rows=10**9, negatives=10**9, start=task.arguments(user)),
             strategy=strategy,
-            seed=seed,
-            num_trials=config.num_trials,
-            objectives=config.objectives,
-            guard_tolerance=config.guard_tolerance,
         )
         agenda = Agenda(config, study, run_dir=Path(folder), arguments={}, eval_data=folder)
         with contextlib.suppress(_Spent, Exhausted):

@@ -17,8 +17,7 @@ from tuner.cluster.executor import run_in_process
 from tuner.request.config import SearchConfig
 from tuner.schedule.agenda import Agenda
 from tuner.search.run import main
-from tuner.study.patience import PatientStorage
-from tuner.study.storage import open_storage
+from tuner.study.storage import PatientStorage, open_storage
 from tuner.study.study import read_studies
 
 CONFIG = SearchConfig(num_trials=5, finalists=0, keep_checkpoints=1, pruner="none")

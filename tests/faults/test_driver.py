@@ -16,10 +16,12 @@ from tests.support.fake import fake_train, new_agenda, new_study
 from tests.support.m3_fixtures import make_model, make_rows
 from tuner.cluster.executor import run_in_process
 from tuner.errors import RequestError
+from tuner.request.asked import write_config
 from tuner.request.command_line import parse
 from tuner.request.config import SearchConfig
-from tuner.search.plan import facts, make_plan, write_config
+from tuner.search.plan import make_plan
 from tuner.search.run import main
+from tuner.study.claim import claim, facts
 from tuner.study.storage import open_storage
 from tuner.study.study import read_studies
 
@@ -203,10 +205,10 @@ def finished(tmp_path: Path) -> Path:
     (tmp_path / "run").mkdir()
     request = ["--model_name_or_path", str(tmp_path / "model"), "--train_data", str(tmp_path / "rows.jsonl")]
     plan = make_plan(parse(request), tmp_path / "run", lambda _: None)
-    write_config(plan, request)
+    write_config(plan.config, plan.run_dir, request)
     config = SearchConfig(num_trials=3, finalists=0)
     study = new_study(config, open_storage(None, tmp_path / "run"))
-    study.claim(facts(plan.config, plan.dataset))
+    claim(study.search, facts(plan.config, plan.dataset))
     run_in_process(new_agenda(config, study, tmp_path / "run"), fake_train)
     return tmp_path / "run"
 

@@ -19,7 +19,7 @@ from tuner.cluster.slot import Slot, Slots, shortage
 from tuner.interrupts import SearchStopped
 from tuner.request.config import SearchConfig
 from tuner.schedule.agenda import Agenda
-from tuner.search.run import grouped_causes
+from tuner.search.conclusion import grouped_causes
 from tuner.study.study import read_studies
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]

@@ -14,13 +14,13 @@ from tests.support.postgres import PASSWORD, Server, running_server
 from trainables.config import Progress, Report, Train, TrialConfig
 from tuner.cluster.executor import run_in_process
 from tuner.interrupts import SearchStopped
+from tuner.request.asked import write_config
 from tuner.request.command_line import parse
 from tuner.request.config import SearchConfig
 from tuner.request.storage_url import PASSWORD_VARIABLE
-from tuner.search.plan import make_plan, write_config
+from tuner.search.plan import make_plan
 from tuner.search.run import main
-from tuner.study.patience import PatientStorage
-from tuner.study.storage import open_storage
+from tuner.study.storage import PatientStorage, open_storage
 from tuner.study.study import read_studies
 
 CONFIG = SearchConfig(num_trials=6, finalists=0, pruner="successive_halving", rungs=(0.25, 0.5, 1.0))
@@ -119,7 +119,8 @@ def test_a_password_is_written_nowhere(
     run_dir = tmp_path / "run"
     run_dir.mkdir(exist_ok=True)
     flags = [*request_flags, "--storage", url]
-    write_config(make_plan(parse(flags), run_dir, lambda _: None), flags)
+    plan = make_plan(parse(flags), run_dir, lambda _: None)
+    write_config(plan.config, plan.run_dir, flags)
     assert main(["--resume", str(run_dir)]) == 2
     assert f"in the environment variable {PASSWORD_VARIABLE}" in capsys.readouterr().err
     monkeypatch.setenv(PASSWORD_VARIABLE, url)
@@ -133,7 +134,8 @@ def test_a_study_that_cannot_be_read_is_told_and_left_alone(
 ) -> None:
     run_dir, flags = tmp_path / "run", list[str]()
     run_dir.mkdir()
-    write_config(make_plan(parse(request_flags), run_dir, lambda _: None), request_flags)
+    plan = make_plan(parse(request_flags), run_dir, lambda _: None)
+    write_config(plan.config, plan.run_dir, request_flags)
     _search(CONFIG, run_dir, fake_train)
     study = run_dir / "study.db"
     if damage == "no database":

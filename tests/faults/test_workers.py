@@ -17,7 +17,8 @@ from tuner.cluster.executor import run_in_process, run_on_ray
 from tuner.cluster.slot import Slots
 from tuner.request.config import SearchConfig
 from tuner.schedule.agenda import Agenda
-from tuner.study.study import has_failed, read_studies
+from tuner.study.study import read_studies
+from tuner.study.trials import has_failed
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(580)]
 CONFIG = SearchConfig(num_trials=15, finalists=0, sampler="random", pruner="none")

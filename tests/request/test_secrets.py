@@ -11,13 +11,14 @@ from tuner.cluster.executor import run_in_process
 from tuner.cluster.staging import on_any_machine
 from tuner.cluster.submit import entrypoint, refuse_shown_secrets, runtime_environment, submit
 from tuner.errors import RequestError
+from tuner.request.asked import write_config
 from tuner.request.command_line import parse
 from tuner.request.config import SearchConfig
 from tuner.request.storage_url import redacted
 from tuner.run_dir.object_storage import url_problem
 from tuner.run_dir.store import RunStore, open_run_dir
 from tuner.schedule.agenda import Agenda
-from tuner.search.plan import make_plan, write_config
+from tuner.search.plan import make_plan
 from tuner.search.run import main
 
 TOKEN, PASSWORD = "hf_0123456789", "correct-horse"
@@ -40,7 +41,7 @@ def test_nothing_that_a_search_writes_or_sends_holds_them(secret_flags: list[str
     arguments = {"model_name_or_path": str(model), "train_data": [str(rows)], "token": TOKEN}
     config = SearchConfig(arguments=arguments, num_trials=3, finalists=0, storage=STORAGE)
     plan = make_plan(config, run_dir, lambda _: None)
-    write_config(plan, secret_flags)
+    write_config(plan.config, plan.run_dir, secret_flags)
     study = open_study(config.replace(storage=None), run_dir)
     agenda = Agenda(config, study, run_dir=run_dir, arguments=plan.arguments, eval_data=plan.dataset.eval_data)
     run_in_process(agenda, fake_train)

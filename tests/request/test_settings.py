@@ -11,7 +11,7 @@ from tuner.request.command_line import parse
 from tuner.request.config import SearchConfig
 from tuner.request.config_file import keep
 from tuner.run_dir.store import open_run_dir
-from tuner.search.plan import facts
+from tuner.study.claim import facts
 
 SPACE = "learning_rate: {low: 1e-6, high: 3e-5, log: true}\n"
 

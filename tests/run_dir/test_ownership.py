@@ -8,7 +8,6 @@ import os
 import shutil
 import sqlite3
 from contextlib import closing, suppress
-from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -22,13 +21,14 @@ import tuner
 from tests.support.m3_fixtures import make_eval, make_model, make_rows
 from trainables.files import new_folder
 from tuner.errors import RequestError
+from tuner.request.asked import write_config
 from tuner.request.command_line import parse
 from tuner.request.config_file import keep
 from tuner.run_dir.ownership import MARK, held, is_ours, mark
 from tuner.run_dir.store import open_run_dir
 from tuner.schedule.disk import TrialFolders
 from tuner.search.place import make_room, room
-from tuner.search.plan import make_plan, write_config
+from tuner.search.plan import make_plan
 from tuner.search.run import main
 from tuner.study.storage import open_storage
 
@@ -362,7 +362,7 @@ def _search_but_for_training(argv: list[str], folder: Path) -> None:
     config, store = parse(argv), open_run_dir(str(folder))
     with held(folder, "--run_dir"), room(config, store):
         plan = make_plan(config, folder, lambda _: None)
-        write_config(replace(plan, config=keep(plan.config, folder)), None)
+        write_config(keep(plan.config, folder), plan.run_dir, None)
         make_room(config, store, Console(quiet=True))
         optuna.create_study(storage=open_storage(None, folder), study_name="search", load_if_exists=True)
         for content in ("first", "second"):

@@ -14,11 +14,11 @@ import yaml
 from tests.support.m3_fixtures import make_model, make_rows
 from trainables.files import files_in, write_text
 from tuner.errors import RequestError
+from tuner.request.asked import changes
 from tuner.request.command_line import parse
 from tuner.run_dir.ownership import held, mark
 from tuner.run_dir.replaced import ASIDE, BEGUN, FORGOTTEN, forget_replaced, holds_search, keep_replaced, set_aside
 from tuner.run_dir.written import written
-from tuner.search.plan import changes
 from tuner.search.run import main
 from tuner.study.storage import require_study
 

@@ -19,7 +19,7 @@ from tuner.request.config import SearchConfig
 from tuner.run_dir.names import weights_of
 from tuner.schedule.agenda import Agenda
 from tuner.schedule.retries import Failure
-from tuner.search.run import _without_winner
+from tuner.search.conclusion import without_winner
 from tuner.study.study import read_studies
 from tuner.verdict import selection
 
@@ -290,7 +290,7 @@ def test_trials_that_the_time_budget_left_out_are_told(tmp_path: Path) -> None:
         "time budget: 1 of 5 trials were started: "
         "the next one, the finalists and the test need 300 s, and 200 s are left; raise --time_budget"
     )
-    stopped = _without_winner(agenda)
+    stopped = without_winner(agenda)
     assert isinstance(stopped, SearchStopped)
     assert stopped.reason == agenda.left_out
 
@@ -343,7 +343,7 @@ def test_causes_are_known_after_a_resume(tmp_path: Path) -> None:
     resumed = open_agenda(config, tmp_path)
     run_in_process(resumed, fake_train)
     assert resumed.rows == []
-    failed = _without_winner(resumed)
+    failed = without_winner(resumed)
     assert isinstance(failed, AllTrialsFailedError)
     assert str(failed) == "every trial failed (2):\n  2 x RuntimeError: no such file"
 
@@ -377,7 +377,7 @@ def test_a_place_that_an_idle_group_held_is_waited_for(tmp_path: Path) -> None:
 
 def test_slots_that_all_wait_for_a_place_do_not_wait_for_each_other(tmp_path: Path) -> None:
     agenda, first, second = _two_jobs(tmp_path)
-    agenda.waits(second.name, "waiting for a worker group")
+    agenda.progress(second.name, 0, 0, note="waiting for a worker group")
     agenda.failed(first.name, NO_PLACE)
     with pytest.raises(SearchStopped, match="free is 0 GPU"):
         agenda.next()
@@ -387,7 +387,7 @@ def test_a_retraining_of_what_is_no_finalist_any_more_is_given_up(tmp_path: Path
     """The driver was killed in the retraining of a trial that is not among the best now."""
     config = SearchConfig(num_trials=3, finalists=1, finalist_seeds=1, pruner="none")
     study = open_study(config, tmp_path)
-    assert study.retraining(99, 43) is not None
+    assert study.retrainings.open(99, 43) is not None
     state = tmp_path / "trials" / "0099-seed43" / "resume"
     state.mkdir(parents=True)
     run_in_process(open_agenda(config, tmp_path), fake_train)

@@ -9,11 +9,14 @@ import tuner
 from tests.support.fake import open_study
 from tests.support.m3_fixtures import make_model, make_rows
 from tuner.errors import RequestError
+from tuner.request.arguments import honoured
+from tuner.request.asked import write_config
 from tuner.request.command_line import parse
 from tuner.request.config import SearchConfig
 from tuner.request.storage_url import redacted
-from tuner.search.plan import CONFIG_FILE, Plan, facts, honoured, make_plan, write_config
-from tuner.study.study import check_claim
+from tuner.run_dir.written import CONFIG_FILE
+from tuner.search.plan import Plan, make_plan
+from tuner.study.claim import check_claim, claim, facts
 
 
 def _plan(folder: Path, *, space: str = "m3", **arguments: object) -> Plan:
@@ -86,7 +89,7 @@ def _refusals(plan: Plan, **changes: object) -> list[str]:
     options = {name: changes.pop(name) for name in list(changes) if hasattr(plan.config, name)}
     config = plan.config.replace(arguments={**plan.config.arguments, **changes}, **options)
     study = open_study(SearchConfig(), plan.run_dir)
-    study.claim(facts(plan.config, plan.dataset))
+    claim(study.search, facts(plan.config, plan.dataset))
     try:
         check_claim(facts(config, plan.dataset), plan.run_dir, None, None)
     except RequestError as error:
@@ -120,7 +123,7 @@ def test_a_search_that_wrote_down_less_goes_on(tmp_path: Path) -> None:
     plan = _plan(tmp_path)
     known = facts(plan.config, plan.dataset)
     before = {name: known[name] for name in ("data_hash", "search_space", "metric", "model")}
-    open_study(SearchConfig(), plan.run_dir).claim(before)
+    claim(open_study(SearchConfig(), plan.run_dir).search, before)
     check_claim(facts(plan.config.replace(gpus_per_trial=2.0), plan.dataset), plan.run_dir, None, None)
 
 
@@ -180,7 +183,7 @@ def test_a_storage_is_found_again_from_another_directory(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     plan = _plan(tmp_path)
-    write_config(replace(plan, config=plan.config.replace(storage=storage)), [])
+    write_config(plan.config.replace(storage=storage), plan.run_dir, [])
     assert yaml.safe_load((plan.run_dir / CONFIG_FILE).read_text())["storage"] == written.format(here=tmp_path)
 
 
@@ -189,7 +192,7 @@ def test_a_configuration_that_cannot_be_written_leaves_the_one_before(
 ) -> None:
     """As on a full disk, when a search is resumed: the file is its only record."""
     plan = _plan(tmp_path)
-    write_config(plan, [])
+    write_config(plan.config, plan.run_dir, [])
     before = (plan.run_dir / CONFIG_FILE).read_text()
 
     def fills_up(path: Path, content: bytes) -> None:
@@ -198,7 +201,7 @@ def test_a_configuration_that_cannot_be_written_leaves_the_one_before(
 
     monkeypatch.setattr(Path, "write_bytes", fills_up)
     with pytest.raises(OSError, match="no space left"):
-        write_config(replace(plan, config=plan.config.replace(num_trials=32)), [])
+        write_config(plan.config.replace(num_trials=32), plan.run_dir, [])
     assert (plan.run_dir / CONFIG_FILE).read_text() == before
 
 
@@ -212,19 +215,19 @@ def _asked(plan: Plan) -> SearchConfig:
 def test_a_resumed_search_keeps_the_command_that_began_it(tmp_path: Path) -> None:
     plan = _plan(tmp_path)
     request = ["--train_data", str(tmp_path / "rows.jsonl"), "--model_name_or_path", str(tmp_path / "model")]
-    write_config(plan, [*request, "--search_space", "m3", "--token", "hf_secret"])
+    write_config(plan.config, plan.run_dir, [*request, "--search_space", "m3", "--token", "hf_secret"])
     before = (plan.run_dir / CONFIG_FILE).read_text()
     resumed = replace(plan, config=parse(["--resume", str(plan.run_dir), "--token", "hf_secret"]))
-    write_config(resumed, ["--resume", str(plan.run_dir), "--token", "hf_secret"])
+    write_config(resumed.config, resumed.run_dir, ["--resume", str(plan.run_dir), "--token", "hf_secret"])
     assert (plan.run_dir / CONFIG_FILE).read_text() == before
     assert "command: python -m tuner.search --train_data" in before
 
 
 def test_a_search_that_was_extended_is_searched_again_as_it_was_in_the_end(tmp_path: Path) -> None:
     plan = _plan(tmp_path)
-    write_config(plan, ["--train_data", "rows.jsonl"])
+    write_config(plan.config, plan.run_dir, ["--train_data", "rows.jsonl"])
     resumed = replace(plan, config=plan.config.replace(resume=str(plan.run_dir), num_trials=32))
-    write_config(resumed, ["--resume", "run", "--num_trials", "32"])
+    write_config(resumed.config, resumed.run_dir, ["--resume", "run", "--num_trials", "32"])
     assert _asked(plan) == plan.config.replace(num_trials=32, run_dir=f"{plan.run_dir}-again")
 
 
@@ -235,14 +238,14 @@ def test_a_search_from_python_can_be_searched_again(
     monkeypatch.chdir(tmp_path)
     plan = _plan(tmp_path, learning_rate=3e-6)
     asked = plan.config.replace(run_dir=run_dir, storage="sqlite:///studies.db", study_name="mine", rungs=(0.5, 1.0))
-    write_config(replace(plan, config=asked), None)
+    write_config(asked, plan.run_dir, None)
     storage = f"sqlite:///{tmp_path}/studies.db"
     assert _asked(plan) == asked.replace(run_dir="run-again", study_name="run-again", storage=storage)
 
 
 def test_a_search_on_object_storage_is_named_by_its_url(tmp_path: Path) -> None:
     plan = _plan(tmp_path)
-    write_config(replace(plan, config=plan.config.replace(run_dir="s3://bucket/first?region=eu")), None)
+    write_config(plan.config.replace(run_dir="s3://bucket/first?region=eu"), plan.run_dir, None)
     command = yaml.safe_load((plan.run_dir / CONFIG_FILE).read_text())["command"]
     assert shlex.split(command)[3:] == [
         "--config", "s3://bucket/first?region=eu/config.yaml", "--run_dir", "s3://bucket/first-again?region=eu",

@@ -17,8 +17,10 @@ from tuner.cluster.slot import Slots
 from tuner.interrupts import Interrupted, SearchStopped, interruptible, interrupting
 from tuner.request.config import SearchConfig
 from tuner.run_dir.ownership import mark
+from tuner.run_dir.store import open_run_dir
 from tuner.schedule.agenda import Agenda
-from tuner.search.run import _ending_in_order, main
+from tuner.search.run import main
+from tuner.search.session import Session
 
 SIGNALS = pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 
@@ -113,22 +115,23 @@ def test_a_signal_while_the_result_is_written(
         raise AssertionError("the signal was not heard")
 
     slots = Slots(count=1, workers=1, cpus=1, gpus=0, folder=tmp_path)
-    monkeypatch.setattr("tuner.cluster.connection.connected", connected)
-    monkeypatch.setattr("tuner.cluster.connection.rays_folder", lambda *_: tmp_path)
-    monkeypatch.setattr("tuner.cluster.connection.slots_for", lambda *_: slots)
-    monkeypatch.setattr("tuner.cluster.executor.run_on_ray", run)
-    monkeypatch.setattr("tuner.search.conclusion.conclude", conclude)
+    monkeypatch.setattr("tuner.search.driver.connected", connected)
+    monkeypatch.setattr("tuner.search.driver.rays_folder", lambda *_: tmp_path)
+    monkeypatch.setattr("tuner.search.driver.slots_for", lambda *_: slots)
+    monkeypatch.setattr("tuner.search.driver.run_on_ray", run)
+    monkeypatch.setattr("tuner.search.driver.conclude", conclude)
     assert main(asked) == exit_code
     assert f"Go on with: python -m tuner.search --resume {tmp_path / 'run'}" in capsys.readouterr().out
 
 
-def test_how_to_go_on_is_said_once() -> None:
-    console = Console(record=True, width=200)
-    with pytest.raises(Interrupted), _ending_in_order("run", console), _ending_in_order("run", console):
+def test_how_to_go_on_is_said_once(tmp_path: Path) -> None:
+    console, config = Console(record=True, width=200), SearchConfig()
+    session = Session(store=open_run_dir(str(tmp_path)), console=console)
+    with pytest.raises(Interrupted), session.ending_in_order(config), session.ending_in_order(config):
         raise SearchStopped("the disk is full")
     assert console.export_text() == (
         "stopped: the disk is full; nothing that was finished is lost. "
-        "Go on with: python -m tuner.search --resume run\n"
+        f"Go on with: python -m tuner.search --resume {tmp_path}\n"
     )
 
 

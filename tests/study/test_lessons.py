@@ -11,7 +11,6 @@ from tuner.errors import RequestError
 from tuner.request.config import SearchConfig
 from tuner.study.lessons import read_lessons
 from tuner.study.storage import open_storage
-from tuner.study.strategy import strategy_of
 from tuner.study.study import SearchStudy
 
 
@@ -41,20 +40,16 @@ def test_first_trials_are_drawn_near_the_lessons_also_after_a_resume(tmp_path: P
     """The earlier best is at the lower end of every range: most of the first trials lie in the lower third."""
     best = {"learning_rate": 2e-6, "temperature": 0.01, "train_group_size": 2, "per_device_train_batch_size": 2}
     lessons = [{"run_dir": "earlier", "params": [best]}]
-    config = SearchConfig(num_trials=31)
+    config = SearchConfig(num_trials=31, seed=1)
 
     def opened(lessons: list[dict[str, object]]) -> SearchStudy:
         from search_spaces import Context, load_search_space
 
         return SearchStudy(
             open_storage(None, tmp_path),
+            config,
             space=load_search_space("m3"),
             context=Context(rows=100_000, negatives=15, start=START),
-            strategy=strategy_of(config),
-            seed=1,
-            num_trials=31,
-            objectives=config.objectives,
-            guard_tolerance=0.01,
             lessons=lessons,
         )
 

@@ -107,13 +107,13 @@ def test_a_paused_trial_is_no_unfinished_one_and_a_promoted_one_is(tmp_path: Pat
     study.ask(), study.ask()
     for value in (0.5, 0.6):
         trial, _ = study.ask()
-        assert study.report(trial, _rung(value)) is (value == 0.6)
+        assert study.tell.report(trial, _rung(value)) is (value == 0.6)
         if value == 0.5:
-            assert study.stopped(trial)
+            assert study.tell.stopped(trial)
     again = open_study(config, tmp_path)
-    assert [trial.number for trial in again.paused] == [2]
-    assert again.promote(closing=False) is None
-    promoted = again.promote(closing=True)
+    assert [trial.number for trial in again.paused.all] == [2]
+    assert again.paused.promote(closing=False) is None
+    promoted = again.paused.promote(closing=True)
     assert promoted is None  # 3 is at the same rung, and better
     assert {"0002"}.isdisjoint(again.unfinished_names)
 

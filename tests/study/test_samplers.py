@@ -20,8 +20,8 @@ def _score(study: SearchStudy, trial: optuna.trial.Trial, value: float) -> None:
     report = RungReport(
         rung=1, fraction=1.0, step=1, examples=1, loss=1.0, value=value, scores={}, seconds={}, last=True
     )
-    study.report(trial, report)
-    study.complete(trial)
+    study.tell.report(trial, report)
+    study.tell.complete(trial)
 
 
 def _suggestions(sampler: str, run_dir: Path, *, broken_at: Sequence[int] = ()) -> list[dict[str, Any]]:

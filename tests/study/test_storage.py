@@ -18,8 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from tests.support import mariadb, postgres
 from tuner.errors import RequestError
 from tuner.interrupts import SearchStopped
-from tuner.study.patience import PatientStorage
-from tuner.study.storage import RememberedStorage, open_storage, require_study
+from tuner.study.storage import PatientStorage, RememberedStorage, open_storage, require_study
 
 _Answer = TypeVar("_Answer")
 
@@ -147,7 +146,7 @@ _FULL_FOR_A_WHILE = """
 import json, resource, sys
 from pathlib import Path
 import optuna
-from tuner.study.patience import PatientStorage
+from tuner.study.storage import PatientStorage
 from tuner.study.storage import open_storage
 
 journal = Path(sys.argv[1])

@@ -8,13 +8,12 @@ import pytest
 from tests.support.fake import METRIC, PARETO, fake_train, open_agenda, open_study, score_of
 from trainables.config import RungReport
 from tuner.cluster.executor import run_in_process
-from tuner.errors import RequestError
 from tuner.request.config import SearchConfig
 from tuner.schedule.retries import Failure
 from tuner.study.pruners import pruner_names
 from tuner.study.samplers import sampler_names
-from tuner.study.storage import open_storage
-from tuner.study.study import has_failed, read_studies, require_untaken, value_of
+from tuner.study.study import read_studies
+from tuner.study.trials import has_failed, value_of
 
 
 def _run(config: SearchConfig, run_dir: Path, *, break_after: int | None = None) -> list[tuple[object, ...]]:
@@ -71,14 +70,6 @@ def test_a_finished_search_is_extended(tmp_path: Path) -> None:
     assert len(long) == 7
 
 
-def test_a_search_does_not_go_on_over_other_data(tmp_path: Path) -> None:
-    config = SearchConfig(num_trials=4)
-    open_study(config, tmp_path).claim({"data_hash": "aaaa", "metric": METRIC})
-    open_study(config, tmp_path).claim({"data_hash": "aaaa", "metric": METRIC})
-    with pytest.raises(RequestError, match="data_hash was aaaa when the search began and is bbbb now"):
-        open_study(config, tmp_path).claim({"data_hash": "bbbb", "metric": METRIC})
-
-
 def test_a_trials_value_is_its_best_rungs(tmp_path: Path) -> None:
     study = open_study(SearchConfig(num_trials=4), tmp_path)
     study.ask()
@@ -94,8 +85,8 @@ def test_a_trials_value_is_its_best_rungs(tmp_path: Path) -> None:
             scores={METRIC: value},
             last=rung == 3,
         )
-        assert study.report(user, report)
-    study.complete(user)
+        assert study.tell.report(user, report)
+    study.tell.complete(user)
     told = study.search.trials[1]
     assert (told.value, told.user_attrs["best_rung"], told.intermediate_values) == (0.8, 2, {1: 0.7, 2: 0.8, 3: 0.75})
 
@@ -125,27 +116,16 @@ def test_a_trial_that_diverges_is_a_violated_constraint_and_counts_as_failed(tmp
     study.ask()
     user, own = study.ask()
     study.search.enqueue_trial(own)
-    study.infeasible(user, "non_finite", "the loss is nan")
+    study.tell.infeasible(user, "non_finite", "the loss is nan")
     twin, params = study.ask()
     earlier = study.duplicate_of(twin, params)
     assert earlier is not None
-    study.reuse(twin, earlier)
+    study.tell.reuse(twin, earlier)
     for trial in read_studies(tmp_path)[0].trials[1:]:
         assert trial.state == optuna.trial.TrialState.PRUNED
         assert trial.user_attrs["error_kind"] == "non_finite"
         assert trial.constraints["infeasible"] > 0
         assert has_failed(trial)
-
-
-def test_a_study_that_another_search_has_begun_is_not_taken(tmp_path: Path) -> None:
-    config = SearchConfig(storage=f"sqlite:///{tmp_path}/studies.db", study_name="mine")
-    storage = open_storage(config.storage, tmp_path)
-    require_untaken(storage, "mine")
-    study = open_study(config, tmp_path)
-    require_untaken(storage, "mine")  # one that ended before its first trial
-    study.ask()
-    with pytest.raises(RequestError, match="--study_name mine: the storage has a study of that name with 1 trials"):
-        require_untaken(open_storage(config.storage, tmp_path), "mine")
 
 
 def test_a_trial_taken_up_again_keeps_its_constraint(tmp_path: Path) -> None:
@@ -155,7 +135,7 @@ def test_a_trial_taken_up_again_keeps_its_constraint(tmp_path: Path) -> None:
     again = open_study(config, tmp_path)
     again.ask()
     user, _ = again.ask()
-    again.infeasible(user, "out_of_memory", "CUDA out of memory")
+    again.tell.infeasible(user, "out_of_memory", "CUDA out of memory")
     assert read_studies(tmp_path)[0].trials[1].constraints["infeasible"] > 0
 
 

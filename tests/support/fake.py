@@ -17,7 +17,6 @@ from tuner.request.config import SearchConfig
 from tuner.run_dir.mirror import Mirror
 from tuner.schedule.agenda import Agenda
 from tuner.study.storage import open_storage
-from tuner.study.strategy import strategy_of
 from tuner.study.study import SearchStudy
 
 METRIC = "dense.ndcg_at_10"
@@ -111,14 +110,9 @@ def _report(
 def new_study(config: SearchConfig, storage: BaseStorage) -> SearchStudy:
     return SearchStudy(
         storage,
+        config,
         space=load_search_space(config.search_space or "m3"),
         context=Context(rows=1000, negatives=7, start=START),
-        strategy=strategy_of(config),
-        seed=config.seed,
-        num_trials=config.num_trials,
-        objectives=config.objectives,
-        guard_tolerance=config.guard_tolerance,
-        name=config.study_name,
     )
 
 

@@ -18,12 +18,13 @@ from trainables.m3.base_models import BaseModels
 from trainables.scoring.mteb_judge import HeldOutTask
 from trainables.trial.trial import run_trial
 from tuner.cluster.executor import run_in_process
+from tuner.request.arguments import honoured
+from tuner.request.asked import write_config
 from tuner.request.config import SearchConfig
 from tuner.schedule.agenda import Agenda
 from tuner.search.conclusion import conclude
-from tuner.search.plan import honoured, make_plan, write_config
+from tuner.search.plan import make_plan
 from tuner.study.storage import open_storage
-from tuner.study.strategy import strategy_of
 from tuner.study.study import SearchStudy
 
 METRIC = "dense.ndcg_at_10"
@@ -73,16 +74,12 @@ def test_the_gain_is_that_of_training_alone(tmp_path: Path) -> None:
 def _search(config: SearchConfig, run_dir: Path) -> str:
     """Runs a search in this process; returns what it says in the end."""
     plan = make_plan(config, run_dir, lambda _line: None)
-    write_config(plan, [])
+    write_config(plan.config, plan.run_dir, [])
     study = SearchStudy(
         open_storage(None, run_dir),
+        config,
         space=plan.space,
         context=plan.context,
-        strategy=strategy_of(config),
-        seed=config.seed,
-        num_trials=config.num_trials,
-        objectives=config.objectives,
-        guard_tolerance=config.guard_tolerance,
     )
     asked = honoured(plan.arguments, gpu=False)[0]
     agenda = Agenda(config, study, run_dir=run_dir, arguments=asked, eval_data=plan.dataset.eval_data)

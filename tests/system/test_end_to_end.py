@@ -11,12 +11,13 @@ from trainables.config import Progress, Report, TrialConfig
 from trainables.m3.base_models import BaseModels
 from trainables.trial.trial import run_trial
 from tuner.cluster.executor import run_in_process
+from tuner.request.arguments import honoured
+from tuner.request.asked import write_config
 from tuner.request.config import SearchConfig
 from tuner.schedule.agenda import Agenda
 from tuner.search.conclusion import conclude
-from tuner.search.plan import honoured, make_plan, write_config
+from tuner.search.plan import make_plan
 from tuner.study.storage import open_storage
-from tuner.study.strategy import strategy_of
 from tuner.study.study import SearchStudy, read_studies
 
 METRIC = "dense.ndcg_at_10,0.5*sparse.ndcg_at_10+0.5*colbert.ndcg_at_10"
@@ -41,16 +42,12 @@ def test_two_objectives_with_a_guard_as_constraint(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     plan = make_plan(config, run_dir, lambda _line: None)
-    write_config(plan, ["--metric", METRIC])
+    write_config(plan.config, plan.run_dir, ["--metric", METRIC])
     study = SearchStudy(
         open_storage(None, run_dir),
+        config,
         space=plan.space,
         context=plan.context,
-        strategy=strategy_of(config),
-        seed=config.seed,
-        num_trials=config.num_trials,
-        objectives=config.objectives,
-        guard_tolerance=config.guard_tolerance,
     )
     held = {
         "run_dir": run_dir,

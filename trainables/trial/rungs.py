@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,12 @@ class Rungs(TrainerCallback):
         config: the trial.
         report: see `run_trial`.
         progress: see `run_trial`.
+        runner: trains the trial; its trainer is to have this callback.
+        judge: scores the trial's model.
         clock: runs since the trial began.
         batch_size: training rows in one optimizer step, over all workers.
         saving: of training states.
+        done: rungs that an earlier process has reported, where this one goes on from its state.
     """
 
     def __init__(
@@ -50,25 +53,24 @@ class Rungs(TrainerCallback):
         config: TrialConfig,
         report: Report,
         progress: Progress | None,
+        *,
+        runner: Runner,
+        judge: Judge,
         clock: Clock,
         batch_size: int,
         saving: Saving,
+        done: Sequence[RungReport],
     ) -> None:
         self._config = config
         self._report = report
         self._progress = progress
+        self._runner, self._trainer, self._judge = runner, runner.trainer, judge
         self._clock = clock
         self._batch_size = batch_size
         self._folder = Path(config.directory)
-        self._done: list[RungReport] = []
+        self._done = list(done)
         self._saving = saving
         self._resumed = time.perf_counter()
-        self.runner: Runner | None = None
-        self.judge: Judge | None = None
-
-    def go_on_from(self, done: list[RungReport]) -> None:
-        """Leaves out rungs that an earlier process has reported."""
-        self._done = list(done)
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         """Starts the clock of training."""
@@ -112,13 +114,11 @@ class Rungs(TrainerCallback):
 
     def _stand(self, due: list[int], state: TrainerState) -> bool:
         """Scores once, reports every rung that is due; returns whether to go on."""
-        assert self.runner is not None
-        assert self.judge is not None
         loss = self._mean_loss(state.global_step)
-        with self.runner.whole_model() as model:
+        with self._runner.whole_model() as model:
             with self._clock.measure("scoring"):
-                scores = self.judge.scores(model)
-                guards = self.judge.guard_scores(model) if due[-1] == len(self._config.rungs) else {}
+                scores = self._judge.scores(model)
+                guards = self._judge.guard_scores(model) if due[-1] == len(self._config.rungs) else {}
             self._keep_best(scores, model)
         self._pass_on(scores, guards)
         for number in due:
@@ -129,8 +129,7 @@ class Rungs(TrainerCallback):
 
     def _pass_on(self, scores: Scores, guards: Mapping[str, float]) -> None:
         """Hands scores to the trackers that ``report_to`` names, beside the trainer's own curves."""
-        assert self.runner is not None
-        trainer = self.runner.trainer
+        trainer = self._trainer
         if trainer.args.report_to:
             values = scores.means | {f"guard.{task}": score for task, score in guards.items()}
             own_log_is_due = trainer.control.should_log  # which `log` takes for done
@@ -139,8 +138,7 @@ class Rungs(TrainerCallback):
 
     def _save_state(self, step: int, *, now: bool = False) -> None:
         """Saves the training state `now`, or if training anew would cost more than saving."""
-        assert self.runner is not None
-        trainer = self.runner.trainer
+        trainer = self._trainer
         if trainer.resumable and agree(now or self._saving.is_due):
             self._clock.add("training", time.perf_counter() - self._resumed)
             self._saving.save(step, trainer.capture_state, now=now)
@@ -171,8 +169,7 @@ class Rungs(TrainerCallback):
             write_text(self._folder / f"{scores.split}.json", scores.to_json())
 
     def _check_loss(self, step: int) -> None:
-        assert self.runner is not None
-        trainer = self.runner.trainer
+        trainer = self._trainer
         if not math.isfinite(float(trainer.loss_sum)):
             raise NonFiniteLoss(
                 f"the training loss must be finite, but it was not at or before step {step}: "
@@ -181,8 +178,7 @@ class Rungs(TrainerCallback):
 
     def _mean_loss(self, step: int) -> float:
         """Returns the mean loss since the rung before, over all workers."""
-        assert self.runner is not None
-        trainer = self.runner.trainer
+        trainer = self._trainer
         self._check_loss(step)
         mean = trainer.loss_sum / max(trainer.loss_count, 1)
         if world_size() > 1:

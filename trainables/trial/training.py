@@ -8,7 +8,7 @@ import torch.distributed as dist
 from trainables.config import Progress, Report, RungReport, TrialConfig
 from trainables.files import remove_folder, settle_folder
 from trainables.m3.base_models import BaseModels
-from trainables.m3.runner import Runner, build_arguments
+from trainables.m3.runner import Arguments, Runner, build_arguments
 from trainables.process import agree, extensions_folder, process_group, rank, remove_stale_build_locks, world_size
 from trainables.trial.judging import Judge
 from trainables.trial.planning import planned
@@ -39,22 +39,34 @@ def train(config: TrialConfig, report: Report, base: BaseModels, progress: Progr
     reported = own_run(folder) if values.get("report_to") else nullcontext()
     with process_group() if alone else nullcontext(), reported, Saving(states) as saving:
         arguments = build_arguments(values, config.directory)
-        training = arguments.training
-        assert training.n_gpu <= 1, "a worker trains on one card: others are other workers'"
-        assert training.world_size == world_size(), "transformers must see every worker of the group"
-        # same_dataset_within_batch overwrites the argument, so the rows in a step are counted before
-        rows = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
-        rungs = Rungs(config, report, progress, clock, rows, saving)
-        runner = Runner(arguments, base, [rungs], _token_cache(config), values.get("torch_compile"))
-        rungs.runner = runner
-        rungs.judge = Judge(config, arguments, runner.tokenizer, base)
+        rows = _rows_in_step(arguments)  # same_dataset_within_batch overwrites the argument: counted before
+        runner = Runner(arguments, base, [], _token_cache(config), values.get("torch_compile"))
+        rungs = Rungs(
+            config,
+            report,
+            progress,
+            runner=runner,
+            judge=Judge(config, arguments, runner.tokenizer, base),
+            clock=clock,
+            batch_size=rows,
+            saving=saving,
+            done=done if state else (),
+        )
+        runner.trainer.add_callback(rungs)
         with planned(runner, config):
             if state is None:
                 runner.trainer.train()
             else:
                 clock.go_on_from(done[-1].seconds if done else {})
-                rungs.go_on_from(done)
                 runner.trainer.resume(state)
+
+
+def _rows_in_step(arguments: Arguments) -> int:
+    """Returns the training rows in one optimizer step, over all workers."""
+    training = arguments.training
+    assert training.n_gpu <= 1, "a worker trains on one card: others are other workers'"
+    assert training.world_size == world_size(), "transformers must see every worker of the group"
+    return int(training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size)
 
 
 def _known(folder: Path, states: States, state: Path | None) -> list[RungReport]:

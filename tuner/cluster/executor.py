@@ -172,9 +172,7 @@ class _AgendaScheduler(FIFOScheduler):
         self._searcher.orphans.told(result["mailbox"], result["placement_group"])
         self._searcher.orphans.sweep()
         if event == WAITING:
-            agenda.progress(name, *result["position"])
-            agenda.scores(name, result["scoring"])
-            agenda.waits(name, result["note"])
+            agenda.progress(name, *result["position"], scoring=result["scoring"], note=result["note"])
             return TrialScheduler.CONTINUE
         if event == RUNG:
             goes_on = agenda.rung(name, RungReport.from_dict(json.loads(result["report"])))

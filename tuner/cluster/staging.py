@@ -110,31 +110,15 @@ class OnAnyMachine:
         folder = Path(here.directory)
         folder.mkdir(parents=True, exist_ok=True)
         pusher = Pusher(store, f"trials/{config.name}")
-        states = _States(folder / "resume")
-
-        stopped = False
-
-        def kept(rung: RungReport) -> bool:
-            nonlocal stopped
-            pusher.require_place()
-            pusher.ask()
-            stopped = not report(rung)
-            return not stopped
-
-        def watched(step: int, steps: int) -> bool | None:
-            pusher.require_place()
-            if states.changed():
-                pusher.ask()
-            return progress(step, steps)
-
+        keeping = _Keeping(pusher, _States(folder / "resume"), report, progress)
         try:
-            self.train(here, kept, watched)
+            self.train(here, keeping.report, keeping.progress)
         except Exception as error:
             with (folder / "log.txt").open("a", encoding="utf-8") as log:
                 log.write(f"{one_line(error)}\n{traceback.format_exc()}\n")
             raise
         finally:
-            if stopped:
+            if keeping.is_stopped:
                 for unwanted in ("checkpoint", "resume"):
                     shutil.rmtree(folder / unwanted, ignore_errors=True)
             with _reaching(self.run_dir):
@@ -180,6 +164,35 @@ def _reaching(place: str) -> Iterator[None]:
         raise StorageAway(str(error)) from error
     except (OSError, RequestError) as error:
         raise StorageAway(f"{place} cannot be reached: {error}") from error
+
+
+class _Keeping:
+    """Passes on what a trial says, and has pushed what it has written by then.
+
+    Args:
+        pusher: Of the trial's folder.
+        states: The trial's.
+        report: What its rungs are told to.
+        progress: What its steps are told to.
+    """
+
+    def __init__(self, pusher: Pusher, states: "_States", report: Report, progress: Progress) -> None:
+        self._pusher, self._states, self._report, self._progress = pusher, states, report, progress
+        self.is_stopped = False
+
+    def report(self, rung: RungReport) -> bool:
+        """Passes a rung on; returns whether the trial goes on."""
+        self._pusher.require_place()
+        self._pusher.ask()
+        self.is_stopped = not self._report(rung)
+        return not self.is_stopped
+
+    def progress(self, step: int, steps: int) -> bool | None:
+        """Passes a step on; returns False where the trial is to be interrupted."""
+        self._pusher.require_place()
+        if self._states.changed():
+            self._pusher.ask()
+        return self._progress(step, steps)
 
 
 class _States:

@@ -19,7 +19,8 @@ from tuner.request.arguments import translated, upstream_arguments
 from tuner.request.config import SearchConfig
 from tuner.run_dir.object_storage import is_url
 from tuner.run_dir.store import trial_folder
-from tuner.study.study import arguments_of, read_studies
+from tuner.study.study import read_studies
+from tuner.study.trials import arguments_of
 from tuner.verdict.encoding import BASE_FOLDER
 from tuner.verdict.result import RESULT_FILE, Best, Model, Recommended, Verdict
 

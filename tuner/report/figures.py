@@ -15,7 +15,7 @@ import plotly.io
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from tuner.study.study import has_failed, value_of
+from tuner.study.trials import has_failed, value_of
 from tuner.verdict.result import Finalist
 
 INK, MUTED, RULE = "#1f2933", "#66727f", "#dde2e7"

@@ -20,7 +20,8 @@ from tuner.report.figures import search_pictures, seeds_picture
 from tuner.report.queries import moved_queries
 from tuner.run_dir.store import open_run_dir, run_folder
 from tuner.run_dir.written import is_foreign
-from tuner.study.study import arguments_of, has_failed, read_studies, value_of
+from tuner.study.study import read_studies
+from tuner.study.trials import arguments_of, has_failed, value_of
 from tuner.verdict.decision import FINE_TUNE, interval, metric_label, modes, sentence, settings_notes
 from tuner.verdict.result import Best, Verdict, bundle_of
 from tuner.verdict.statistics import Comparison

@@ -44,6 +44,17 @@ DROPPED = {
     "logging_dir": "curves are under the run directory",
 }
 """Arguments that transformers 5 no longer has, and what happens instead."""
+_SEARCHABLE = (
+    "learning_rate",
+    "temperature",
+    "train_group_size",
+    "per_device_train_batch_size",
+    "weight_decay",
+    "num_train_epochs",
+    "max_grad_norm",
+    "gradient_accumulation_steps",
+)
+"""Numbers that a space may vary."""
 
 Group = Literal["model", "data", "training"]
 
@@ -212,3 +223,30 @@ def translated(arguments: Mapping[str, Any]) -> dict[str, Any]:
     if result.pop("group_by_length", False):
         result["train_sampling_strategy"] = "group_by_length"
     return result
+
+
+def searchable_numbers(arguments: Mapping[str, Any], rows: int) -> dict[str, int | float]:
+    """Returns the numbers that a space may vary: the user's, else upstream's defaults.
+
+    Budgets are counted in examples, so that every batch size gets the same: `max_steps` becomes epochs, and a number of
+    warm-up steps a share.
+    """
+    numbers = {name: arguments.get(name, upstream_arguments()[name].default) for name in _SEARCHABLE}
+    batch = numbers["per_device_train_batch_size"] * numbers["gradient_accumulation_steps"]
+    if (arguments.get("max_steps") or -1) > 0:
+        numbers["num_train_epochs"] = arguments["max_steps"] * batch / rows
+    warmup = arguments.get("warmup_steps") or 0
+    share = warmup if warmup < 1 else min(0.5, warmup * batch / (rows * numbers["num_train_epochs"]))
+    return {**numbers, "warmup_ratio": arguments.get("warmup_ratio", share)}
+
+
+def honoured(arguments: Mapping[str, Any], *, gpu: bool) -> tuple[dict[str, Any], list[str]]:
+    """Returns `arguments` as a machine with or without a GPU can honour them, and what is done instead."""
+    if gpu:
+        return dict(arguments), []
+    warnings = []
+    kept = dict(arguments)
+    for name in ("fp16", "bf16", "tf32", "use_liger_kernel"):
+        if kept.pop(name, False):
+            warnings.append(f"--{name} needs a GPU, and none is used here: training in float32 instead")
+    return {**kept, "dataloader_pin_memory": False, "use_cpu": True}, warnings

@@ -1,14 +1,37 @@
-"""One job of a search: what is asked of a slot, and how far that is."""
+"""The jobs of a search: what is asked of a slot, how far that is, and which part of the search asked for it."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
 
 from optuna.trial import Trial
 
-from trainables.config import TrialConfig
+from trainables.config import RungReport, TrialConfig
 from trainables.tally import Position
-from tuner.schedule.retries import Tries
+from tuner.request.arguments import translated
+from tuner.request.config import SearchConfig
+from tuner.schedule.retries import Failure, Tries
+
+
+class Stage(Protocol):
+    """A part of a search: which jobs it has, and what their reports mean to it."""
+
+    def next_job(self) -> "Job | None":
+        """Returns the next job, or None when there is none now."""
+
+    def close(self) -> bool:
+        """Asked when there is no next job: whether none is to come, so that the stage after this one may begin."""
+
+    def rung(self, job: "Job", report: RungReport) -> bool:
+        """Takes in a rung of `job`; returns whether it goes on."""
+
+    def ended(self, job: "Job") -> None:
+        """Takes in the end of `job`."""
+
+    def gave_up(self, job: "Job", failure: Failure) -> str:
+        """Takes in that `job` cannot be done; returns why the search must stop, nothing where it goes on."""
 
 
 @dataclass(kw_only=True)
@@ -40,9 +63,118 @@ class Job:
 
     config: TrialConfig
     row: Row
+    stage: Stage
+    """Whose job it is."""
     trial: Trial | None = None
-    """The study's trial; None for a job that scores the test set."""
-    finalist: bool = False
+    """The study's trial; None for a job that scores when the search is over."""
     stopped: bool = False
     best: float | None = None
     tries: Tries = field(default_factory=Tries)
+
+    @property
+    def told(self) -> Trial:
+        """The study's trial, which is told of the job's end."""
+        assert self.trial is not None, f"{self.config.name} has no trial"
+        return self.trial
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialConfigs:
+    """Makes configurations of jobs from what all of a search's have in common."""
+
+    search: SearchConfig
+    run_dir: Path
+    arguments: Mapping[str, Any]
+    """FlagEmbedding's, as this machine can honour them."""
+    eval_data: str
+    """BEIR folder with dev and test."""
+
+    def make(self, name: str, params: Mapping[str, Any], *, seed: int | None = None, **fields: Any) -> TrialConfig:
+        """Returns the configuration of a job.
+
+        Args:
+            name: Of its folder.
+            params: What it varies.
+            seed: None: the search's.
+            fields: Other fields of `TrialConfig`.
+        """
+        own = {**params, "seed": self.search.seed if seed is None else seed}
+        return TrialConfig(
+            name=name,
+            directory=str(self.run_dir / "trials" / name),
+            arguments=translated({**self.arguments, **own}),
+            eval_data=self.eval_data,
+            metric=self.search.metric,
+            workers=self.search.workers,
+            **fields,
+        )
+
+
+class Jobs:
+    """Those that run, those that are to be tried again, and a row of each that was handed out.
+
+    Args:
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._running: dict[str, Job] = {}
+        self._waiting: list[Job] = []
+        self._placed = -math.inf
+        """When a job that had a worker group last ended."""
+        self.rows: list[Row] = []
+
+    @property
+    def running(self) -> Mapping[str, Job]:
+        """Jobs that were handed out and have not ended, by name."""
+        return self._running
+
+    @property
+    def open(self) -> list[Job]:
+        """Running jobs, and those that are to be tried again."""
+        return [*self._running.values(), *self._waiting]
+
+    def of(self, stage: Stage) -> list[Job]:
+        """Returns the open jobs of `stage`."""
+        return [job for job in self.open if job.stage is stage]
+
+    def row(self, name: str, role: str, params: Mapping[str, Any]) -> Row:
+        """Returns a row of something that begins now; it is not shown yet."""
+        return Row(name=name, role=role, params=params, started=self._clock())
+
+    def hand_out(self, job: Job) -> None:
+        """`job` begins: one that is tried again may have waited for long."""
+        self._running[job.config.name] = job
+        job.row.started = self._clock()
+        self.rows.append(job.row)
+
+    def moved(self, name: str, step: int, steps: int, scoring: Position | None, note: str) -> None:
+        """Job `name` says how far it is, in its training and in a corpus that it scores, or why it does not move."""
+        if job := self._running.get(name):
+            job.row.step, job.row.steps = step, steps
+            if step and job.row.first_step is None:
+                job.row.first_step = self._clock(), step
+            job.row.scoring, job.row.note = scoring, note
+
+    def end(self, name: str, state: str, *, had_group: bool = True) -> Job:
+        """Job `name` runs no longer; returns it."""
+        job = self._running.pop(name)
+        job.row.state, job.row.ended = state, self._clock()
+        if had_group:
+            self._placed = job.row.ended
+        return job
+
+    def try_again(self, job: Job, config: TrialConfig) -> None:
+        """Keeps `job`, which has ended, for another attempt by `config`."""
+        row = self.row(job.row.name, job.row.role, job.row.params)
+        self._waiting.append(replace(job, config=config, row=row, stopped=False, best=None))
+
+    def next_attempt(self) -> Job | None:
+        """Returns the job that has waited longest to be tried again."""
+        return self._waiting.pop(0) if self._waiting else None
+
+    def others_had_a_group(self, job: Job) -> bool:
+        """Whether what `job` waited for was, or is, held by another job or by the group that it left behind."""
+        has_group = any(not other.row.note for other in self._running.values())
+        return has_group or self._placed > job.row.started

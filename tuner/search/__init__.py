@@ -1,8 +1,8 @@
 """The command: every room composed into one search, from the request to the last line.
 
-`run` is the way of a search, `place` where it goes, `plan` what it is going to do, `space` tries the search space out
-beforehand, `estimate` reckons memory and hours, `progress` says what goes on, `conclusion` ends it. ``python -m
-tuner.search`` is its door.
+`run` is the way from the command line to a plan, `driver` the way from there to the verdict, both in one `session`.
+`place` is where a search goes, `plan` what it is going to do, `space` tries the search space out beforehand, `estimate`
+reckons memory and hours, `progress` says what goes on, `conclusion` ends it. ``python -m tuner.search`` is its door.
 
 Uses: every room of tuner.
 """

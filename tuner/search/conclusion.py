@@ -1,15 +1,19 @@
 """The end of a search: result.json, the bundle, the report, and the last lines on screen."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from trainables.files import remove_folder
-from tuner.errors import BundleRefusedError, RequestError
+from tuner.errors import AllTrialsFailedError, BundleRefusedError, RequestError
 from tuner.export.bundle import write_bundle
+from tuner.interrupts import SearchStopped
 from tuner.report.page import write_report
 from tuner.request.config import SearchConfig
+from tuner.schedule.agenda import Agenda
+from tuner.schedule.retries import Failure
 from tuner.search.progress import shown
 from tuner.study.study import read_studies
 from tuner.verdict.decision import FINE_TUNE, interval, metric_label, sentence, settings_notes
@@ -50,6 +54,24 @@ def conclude(config: SearchConfig, run_dir: Path, console: Console, *, seconds: 
     _report(config, run_dir, console)
     if refusal:
         raise refusal
+
+
+def without_winner(agenda: Agenda) -> SearchStopped | AllTrialsFailedError:
+    """Returns why nothing was trained: no time for it, or failures."""
+    causes, left_out = agenda.causes, agenda.left_out
+    if left_out and not causes:
+        return SearchStopped(left_out)
+    return AllTrialsFailedError("\n".join([grouped_causes(causes), *([left_out] if left_out else [])]))
+
+
+def grouped_causes(failures: Sequence[Failure]) -> str:
+    """Returns the causes of all failures, the same ones once with their count and one traceback."""
+    counts = Counter(failure.message for failure in failures)
+    traces = {failure.message: failure.traceback for failure in failures}
+    lines = [f"every trial failed ({len(failures)}):"]
+    for message, count in counts.most_common():
+        lines += [f"  {count} x {message}", *(f"      {line}" for line in traces[message].splitlines())]
+    return "\n".join(lines)
 
 
 def _refusal(run_dir: Path, result: Verdict, *, trusted: bool) -> BundleRefusedError | RequestError | None:

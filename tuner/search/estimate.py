@@ -19,11 +19,11 @@ from search_spaces.loading import suggest
 from trainables.config import TrialConfig
 from trainables.m3.memory import Shape, StepPlan, Texts, plan_step
 from tuner.errors import RequestError
-from tuner.request.arguments import translated
+from tuner.request.arguments import honoured, translated
 from tuner.request.config import SearchConfig
 from tuner.schedule.disk import gigabytes, search_bytes
 from tuner.schedule.time_budget import final_scorings
-from tuner.search.plan import Plan, honoured
+from tuner.search.plan import Plan
 
 _SAMPLES = 200
 _PROBE_SECONDS = 900

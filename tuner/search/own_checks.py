@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tuner.errors import RequestError
-from tuner.request.arguments import translated, upstream_arguments
+from tuner.request.arguments import honoured, translated, upstream_arguments
 from tuner.request.config import SECRETS, SearchConfig
 from tuner.request.taken_over import taken_over
 
@@ -39,8 +39,6 @@ def libraries_agree(config: SearchConfig, *, gpu: bool) -> Iterator[None]:
     Raises:
         RequestError: They refuse something; what the block raises comes first.
     """
-    from tuner.search.plan import honoured
-
     arguments, _ = honoured(taken_over(config.arguments)[0], gpu=gpu)
     known = upstream_arguments()
     asked = {name: value for name, value in translated(arguments).items() if name not in SECRETS}

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from tuner.errors import RequestError
+from tuner.request.asked import changes, read_config
 from tuner.request.config import SearchConfig
 from tuner.run_dir.ownership import require_apart, require_ours
 from tuner.run_dir.replaced import forget_replaced, holds_search, keep_replaced, set_aside
@@ -32,8 +33,6 @@ def require_place(config: SearchConfig, store: RunStore, argv: Sequence[str] | N
 
 def same_request(config: SearchConfig, store: RunStore) -> tuple[SearchConfig | None, list[str]]:
     """Returns how to go on with the search that the directory holds, or None and what it was asked otherwise."""
-    from tuner.search.plan import changes, read_config
-
     run_dir = store.local
     if not _overwrites(config) or config.replace_search:
         return None, []

@@ -13,8 +13,8 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState
 
 from tuner.errors import RequestError
-from tuner.study.study import arguments_of, read_studies, value_of
-from tuner.study.trials import BASE, ROLE
+from tuner.study.study import read_studies
+from tuner.study.trials import BASE, ROLE, arguments_of, value_of
 
 _BEST = 3
 """Trials of an earlier search that are drawn near."""

@@ -1,21 +1,22 @@
-"""What ``--pruner`` takes: who goes on at a rung.
+"""What ``--pruner`` takes: who goes on at a rung, at once or once there are enough to compare it with.
 
 Optuna's successive halving knows rungs at powers of its reduction factor alone, counted in steps; ours are whatever
 ``--rungs`` says, counted from 1. Every pruner is asked once a trial and rung, and answers from the study alone.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import optuna
 from optuna.pruners import BasePruner
 from optuna.study import Study
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, Trial, TrialState
 from scipy.stats import norm
 
 from trainables.scoring.measures import unpacked
 from tuner.study.strategy import Strategy
-from tuner.study.trials import ROLE, USER, queries_at
+from tuner.study.trials import PAUSED, PROMOTED, ROLE, USER, arguments_of, is_paused, queries_at
 
 
 class HalvingPruner(BasePruner):
@@ -93,6 +94,56 @@ def worse(values: Sequence[float], rival: Sequence[float], level: float) -> bool
     differences = np.asarray(rival) - np.asarray(values)
     error = differences.std(ddof=1) / np.sqrt(len(differences))
     return bool(differences.mean() > norm.isf(level) * error)
+
+
+class PausedTrials:
+    """Trials that stand at a rung and may be promoted: to Optuna, they are running.
+
+    Args:
+        study: The search.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self._study = study
+
+    @property
+    def all(self) -> list[FrozenTrial]:
+        """Those at the latest rung first and the best of it."""
+        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return sorted((trial for trial in running if is_paused(trial)), key=_standing, reverse=True)
+
+    def promote(self, *, closing: bool) -> tuple[Trial, dict[str, Any]] | None:
+        """Takes up a trial that may go on by now; None where there is none.
+
+        Args:
+            closing: Nothing else is to come, so that the best at each rung goes on, however few there are.
+        """
+        pruner = self._study.pruner
+        if not isinstance(pruner, PausingPruner):
+            return None
+        for known in self.all:
+            if pruner.promotes(self._study, known, least=int(closing)):
+                trial = Trial(self._study, known._trial_id)
+                trial.set_user_attr(PROMOTED, known.user_attrs[PAUSED])
+                trial.set_user_attr(PAUSED, 0)
+                return trial, arguments_of(known)
+        return None
+
+    def stop(self) -> None:
+        """Ends those that wait to be promoted: the search is over."""
+        for known in self.all:
+            self._study.tell(known.number, state=TrialState.PRUNED)
+
+    @property
+    def next_names(self) -> set[str]:
+        """Folders of those that are promoted next, one a rung: others are trained from their start."""
+        best = {trial.user_attrs[PAUSED]: trial for trial in reversed(self.all)}
+        return {f"{trial.number:04d}" for trial in best.values()}
+
+
+def _standing(trial: FrozenTrial) -> tuple[int, float]:
+    rung = trial.user_attrs[PAUSED]
+    return rung, trial.intermediate_values[rung]
 
 
 def _halving(strategy: Strategy) -> BasePruner:

@@ -1,24 +1,26 @@
-"""Where a study is kept, and its one writer's memory of it."""
+"""Where a study is kept, its one writer's memory of it, and its patience with a server that is away for a while."""
 
+import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
 from trainables.files import append_line
 from tuner.errors import RequestError
+from tuner.interrupts import SearchStopped
 from tuner.request.storage_url import PASSWORD_VARIABLE, is_journal, path_of, redacted, whole
 
 _DRIVERS: Mapping[str, Sequence[tuple[str, str]]] = {
@@ -28,6 +30,10 @@ _DRIVERS: Mapping[str, Sequence[tuple[str, str]]] = {
 """Scheme -> modules that can serve it, and how SQLAlchemy names them."""
 _OPENING = b'{"op_code":'
 """How Optuna begins each line of a journal."""
+_PASSING = (OperationalError, InterfaceError, OSError)
+"""What may pass of a storage's server or disk."""
+_LONGEST_PAUSE = 5.0
+_Answer = TypeVar("_Answer")
 
 
 def open_storage(url: str | None, run_dir: Path) -> BaseStorage:
@@ -66,7 +72,7 @@ def require_study(url: str | None, run_dir: Path, name: str) -> None:
     )
 
 
-@contextmanager
+@contextlib.contextmanager
 def readable(url: str | None) -> Iterator[None]:
     """A block in which a storage is read for the first time: one that is broken or away is the request's error."""
     try:
@@ -123,7 +129,7 @@ def _cut_torn_line(journal: Path) -> None:
         file.truncate(file.read().rfind(b"\n") + 1)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _locked(journal: Path) -> Iterator[None]:
     lock = JournalFileSymlinkLock(str(journal))
     lock.acquire()
@@ -228,3 +234,123 @@ class RememberedStorage(InMemoryStorage):
 
     def remove_session(self) -> None:
         self._kept.remove_session()
+
+
+def _delegated(name: str) -> Callable[..., Any]:
+    def method(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        return self.ask(getattr(self.inner, name), *arguments, **keywords)
+
+    return method
+
+
+_NAMES = [name for name, value in vars(BaseStorage).items() if callable(value) and not name.startswith("_")]
+_Patient: Any = type("_Patient", (BaseStorage,), {name: _delegated(name) for name in _NAMES})
+
+
+class PatientStorage(_Patient):  # type: ignore[misc]
+    """Asks a storage again while its server is away or its disk is full; trials go on training meanwhile.
+
+    Args:
+        inner: The storage.
+        say: Told once that it is away, and once that it is back.
+        seconds: How long to wait in all before the search is stopped, everything that was told before intact.
+    """
+
+    def __init__(
+        self,
+        inner: BaseStorage,
+        *,
+        say: Callable[[str], None],
+        seconds: float = 900.0,
+    ) -> None:
+        self.inner, self._say, self._seconds = inner, say, seconds
+        self._gave_up = False
+        self._trials: dict[int, int] = {}
+        self.check: Callable[[], None] = lambda: None
+        """Called between two attempts; what it raises ends the waiting."""
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        """Creates one trial: of an attempt whose answer was lost, the trial is taken; nobody else writes."""
+        known = self._trials[study_id] if study_id in self._trials else self.get_n_trials(study_id)
+
+        def again() -> int:
+            made = self.inner.get_all_trials(study_id, deepcopy=False)[known:]
+            return made[0]._trial_id if made else self.inner.create_new_trial(study_id, template_trial)
+
+        trial_id = self.ask(self.inner.create_new_trial, study_id, template_trial, again=again)
+        self._trials[study_id] = known + 1
+        return trial_id
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        """Changes a trial's state; where a later attempt cannot, the one whose answer was lost was taken."""
+
+        def again() -> bool:
+            with contextlib.suppress(UpdateFinishedTrialError):
+                self.inner.set_trial_state_values(trial_id, state, values)
+            return True
+
+        return self.ask(self.inner.set_trial_state_values, trial_id, state, values, again=again)
+
+    def ask(
+        self,
+        method: Callable[..., _Answer],
+        *arguments: Any,
+        again: Callable[[], _Answer] | None = None,
+        **keywords: Any,
+    ) -> _Answer:
+        """Returns what `method` returns, once it does.
+
+        Args:
+            method: What is asked.
+            arguments: Its arguments.
+            again: What is asked after an attempt that may have been taken all the same; None: `method`.
+            keywords: Its arguments by name.
+
+        Raises:
+            SearchStopped: It did not within the time; once that is over, the next time it does not at once.
+        """
+        lost, pause = 0.0, 0.25
+        while True:
+            try:
+                answer = again() if lost and again else method(*arguments, **keywords)
+            except Exception as error:
+                if not passes(error):
+                    raise
+                lost = lost or self._away(error)
+                self._wait(lost, pause, error)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+            else:
+                if lost:
+                    self._say(f"the study's storage is back after {time.monotonic() - lost:.0f} s")
+                return answer
+
+    def _away(self, error: Exception) -> float:
+        if not self._gave_up:
+            self._say(
+                f"the study's storage does not answer ({_cause(error)}); running trials go on, and it is asked again "
+                f"for {self._seconds:.0f} s"
+            )
+        return time.monotonic()
+
+    def _wait(self, lost: float, pause: float, error: Exception) -> None:
+        if self._gave_up or time.monotonic() - lost > self._seconds:
+            self._gave_up = True
+            raise SearchStopped(
+                f"the study's storage has not answered for {self._seconds:.0f} s ({_cause(error)})"
+            ) from error
+        until = time.monotonic() + pause
+        while time.monotonic() < until:
+            self.check()
+            time.sleep(0.1)
+
+
+def passes(error: BaseException) -> bool:
+    """Whether a storage's error may pass: no connection, a lock, a full disk; not a broken file or statement."""
+    cause = error.__cause__ or error
+    return isinstance(cause, _PASSING) or (isinstance(cause, DBAPIError) and cause.connection_invalidated)
+
+
+def _cause(error: BaseException) -> str:
+    cause = error.__cause__ or error
+    said = getattr(cause, "orig", None) or cause
+    return " ".join(str(said).split())[:200]

@@ -1,6 +1,8 @@
-"""User attributes of the study's trials that more than one module reads."""
+"""A trial of the study: its user attributes that more than one module reads, and what follows from them."""
 
-from optuna.trial import FrozenTrial, TrialState
+from typing import Any
+
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 ROLE = "role"
 BASE, USER, SAMPLED = "base", "user", "sampled"
@@ -30,3 +32,34 @@ def is_paused(trial: FrozenTrial) -> bool:
 def queries_at(trial: FrozenTrial, rung: int) -> str:
     """Returns the objective of each dev query at `rung`, packed; empty where it was not kept."""
     return str(trial.user_attrs.get(f"{QUERIES}_{rung}", ""))
+
+
+def role_of(trial: Trial | FrozenTrial) -> str:
+    """Returns ``base``, ``user`` or ``sampled``."""
+    return str(trial.user_attrs.get(ROLE, SAMPLED))
+
+
+def has_failed(trial: FrozenTrial) -> bool:
+    """Whether the trial could not be trained: it raised, or the sampler is told of it as a violated constraint."""
+    return trial.state == TrialState.FAIL or bool(trial.user_attrs.get(INFEASIBLE))
+
+
+def value_of(trial: FrozenTrial) -> float:
+    """Returns the one value that ranks a complete trial: its objective, or the mean of several."""
+    return float(trial.values[0] if len(trial.values) == 1 else trial.user_attrs["best_value"])
+
+
+def arguments_of(trial: FrozenTrial) -> dict[str, Any]:
+    """Returns what `trial` varies, as its space returned it."""
+    return dict(trial.user_attrs.get(ARGUMENTS, trial.params))
+
+
+def explain(trial: Trial, kind: str, message: str) -> None:
+    """Writes down why `trial`, or a retraining, could not be trained."""
+    trial.set_user_attr("error_kind", kind)
+    trial.set_user_attr("error", message[:4000])
+
+
+def retried(trial: Trial, kind: str, message: str) -> None:
+    """Writes down that an attempt at `trial`, or at a retraining, did not end, and that it is taken up again."""
+    trial.set_user_attr("retries", [*trial.user_attrs.get("retries", []), f"{kind}: {message[:1000]}"])

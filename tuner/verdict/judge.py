@@ -19,7 +19,8 @@ from tuner.request.config import SearchConfig
 from tuner.run_dir.names import mixture_name, task_name
 from tuner.study import guards
 from tuner.study.guards import Mixture
-from tuner.study.study import SearchStudy, arguments_of, has_failed
+from tuner.study.study import SearchStudy
+from tuner.study.trials import arguments_of, has_failed
 from tuner.verdict.decision import FINE_TUNE, KEEP, decide, is_certain
 from tuner.verdict.encoding import BASE_FOLDER, base_folder, own_settings, settings_of, shown_settings
 from tuner.verdict.result import (

@@ -17,8 +17,7 @@ from trainables.scoring.measures import Scores
 from tuner.run_dir.names import weights_of
 from tuner.study import guards
 from tuner.study.guards import Mixture
-from tuner.study.study import arguments_of, value_of
-from tuner.study.trials import GUARD_EXCESS
+from tuner.study.trials import GUARD_EXCESS, arguments_of, value_of
 from tuner.verdict.encoding import BASE_FOLDER, base_folder, settings_of
 from tuner.verdict.statistics import lower_bound, pooled_spread
 

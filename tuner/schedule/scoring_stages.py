@@ -5,6 +5,7 @@ Every stage follows from the study and from files that the stages before it left
 broken search goes on where it was, and nothing is scored twice.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,50 +13,88 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from trainables.config import TrialConfig
+from trainables.config import RungReport, TrialConfig
 from tuner.request.config import SearchConfig
 from tuner.run_dir.names import mixture_name, task_name, weights_of
+from tuner.schedule.jobs import Job, Jobs, Stage, TrialConfigs
+from tuner.schedule.retries import Failure
 from tuner.study import guards
-from tuner.study.study import SearchStudy, arguments_of
-from tuner.study.trials import USER
+from tuner.study.study import SearchStudy
+from tuner.study.trials import USER, arguments_of
 from tuner.verdict import selection
 from tuner.verdict.encoding import base_folder, own_settings, settings_of
+from tuner.verdict.judge import rests_on
 
-MakeJob = Callable[..., TrialConfig]
-"""(name, params, **fields of TrialConfig) -> a job."""
+_ROLES = {None: "guards", "dev": "encoding", "test": "test"}
+"""What a job that only scores is for, by its split."""
 
 
-class Finals:
-    """The stages that follow the finalists' retrainings.
+class ScoringStage:
+    """Scores models. It begins when every job before it has ended: what it has to do depends on what they found.
+
+    Args:
+        find: Returns what is to be scored; called once, when the stage begins.
+        jobs: Of all stages.
+        is_needed: Whether there is no verdict without a job.
+    """
+
+    def __init__(
+        self, find: Callable[[], list[TrialConfig]], *, jobs: Jobs, is_needed: Callable[[TrialConfig], bool]
+    ) -> None:
+        self._find, self._jobs, self._is_needed = find, jobs, is_needed
+        self._left: list[TrialConfig] | None = None
+
+    def next_job(self) -> Job | None:
+        """Returns the next scoring."""
+        if self._left is None and not self._jobs.running:
+            self._left = self._find()
+        if not self._left:
+            return None
+        config = self._left.pop(0)
+        role = "mixtures" if config.alphas else _ROLES[config.split]
+        return Job(config=config, row=self._jobs.row(config.name, role, {}), stage=self)
+
+    def close(self) -> bool:
+        """The stage is over when all of it was scored."""
+        return not self._jobs.running
+
+    def rung(self, job: Job, report: RungReport) -> bool:  # noqa: ARG002
+        """Scores are in the model's folder; the study is told of none."""
+        return True
+
+    def ended(self, job: Job) -> None:
+        """Scores are in the model's folder; the study is told of none."""
+
+    def gave_up(self, job: Job, failure: Failure) -> str:
+        """Returns which model has no score on test, where there is no verdict without it."""
+        if not self._is_needed(job.config):
+            return ""
+        return f"{job.config.name} could not be scored on test: {failure.message}"
+
+
+class Scorings:
+    """Finds what is left to score once the finalists are retrained.
 
     Args:
         config: The search.
         study: Its trials.
-        run_dir: Where trials' folders are.
-        job: Makes a job of the search.
+        configs: Makes the jobs' configurations.
     """
 
-    def __init__(self, config: SearchConfig, study: SearchStudy, *, run_dir: Path, job: MakeJob) -> None:
-        self._config, self._study, self._run_dir, self._job = config, study, run_dir, job
+    def __init__(self, config: SearchConfig, study: SearchStudy, *, configs: TrialConfigs) -> None:
+        self._config, self._study, self._make, self._run_dir = config, study, configs.make, configs.run_dir
         self._own = own_settings(config.arguments)
-        self._stages: list[Callable[[], list[TrialConfig]]] = [
-            self._encoding_jobs,
-            self._guard_jobs,
-            self._mixture_jobs,
-            self._test_jobs,
-        ]
 
-    def next_stage(self) -> list[TrialConfig]:
-        """Returns the jobs of the next stage that has any; an empty list when nothing is left."""
-        while self._stages:
-            if jobs := self._stages.pop(0)():
-                return jobs
-        return []
+    def stages(self, jobs: Jobs) -> list[Stage]:
+        """Returns the stages in their order; `jobs` are those of the search."""
+        finds = (self._encoding_jobs, self._guard_jobs, self._mixture_jobs, self._test_jobs)
+        is_needed = functools.partial(rests_on, run_dir=self._run_dir, study=self._study, config=self._config)
+        return [ScoringStage(find, jobs=jobs, is_needed=is_needed) for find in finds]
 
     def _encoding_jobs(self) -> list[TrialConfig]:
         """The base model on dev, encoded as each of the finalists is: what training gave is measured from there."""
         return [
-            self._job(name, settings, split="dev")
+            self._make(name, settings, split="dev")
             for name, settings in self._bases(self._finalists()).items()
             if settings and not (self._run_dir / "trials" / name / "dev.json").exists()
         ]
@@ -65,7 +104,7 @@ class Finals:
         numbers = self._finalists()
         bases = [(name, settings, None) for name, settings in self._bases(numbers).items()]
         return [
-            self._job(name, params, split=None, checkpoint=checkpoint, guards=self._config.guard)
+            self._make(name, params, split=None, checkpoint=checkpoint, guards=self._config.guard)
             for name, params, checkpoint in [*bases, *self._models(numbers)]
             if not self._knows(name, self._config.guard)
         ]
@@ -93,8 +132,8 @@ class Finals:
         if not self._config.guard or (known and wanted <= known[0].guard.keys()):
             return []
         name, params, checkpoint = self._model(number)
-        kind = {"checkpoint": checkpoint, "guards": self._config.guard, "alphas": guards.ALPHAS}
-        return [self._job(name, params, **kind)] if checkpoint else []
+        kind: dict[str, Any] = {"checkpoint": checkpoint, "guards": self._config.guard, "alphas": guards.ALPHAS}
+        return [self._make(name, params, **kind)] if checkpoint else []
 
     def _test_jobs(self) -> list[TrialConfig]:
         """The base model, the user's own settings and the winner, mixed if that was better, each scored once.
@@ -107,16 +146,16 @@ class Finals:
         bases = self._bases([winner])
         settings = selection.best_settings(self._run_dir, self._study.search, config.metric, *held)
         bases[base_folder(settings)] = settings
-        jobs = [self._job(name, each, split="test") for name, each in bases.items()]
+        jobs = [self._make(name, each, split="test") for name, each in bases.items()]
         if mixed is not None:
             _, params, checkpoint = self._model(winner)
             name = mixture_name(winner, mixed.alpha)
-            kind = {"checkpoint": checkpoint, "alpha": mixed.alpha, "guards": self._config.guard}
-            job = self._job(name, params, split="test", **kind)
+            kind: dict[str, Any] = {"checkpoint": checkpoint, "alpha": mixed.alpha, "guards": self._config.guard}
+            job = self._make(name, params, split="test", **kind)
             jobs.append(self._guards_of(job) if self._is_tested(job) else job)
         users = [t.number for t in self._trials() if t.user_attrs.get("role") == USER]
         models = self._models(sorted({*users, *([winner] if mixed is None else [])}))
-        jobs += [self._job(name, params, split="test", checkpoint=path) for name, params, path in models]
+        jobs += [self._make(name, params, split="test", checkpoint=path) for name, params, path in models]
         return [job for job in jobs if not (self._is_tested(job) and self._knows(job.name, job.guards))]
 
     def _guards_of(self, job: TrialConfig) -> TrialConfig:

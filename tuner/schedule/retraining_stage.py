@@ -1,0 +1,73 @@
+"""The finalists: the best trials are trained again with other seeds, before one of them is called the winner."""
+
+from trainables.config import RungReport
+from tuner.request.config import SearchConfig
+from tuner.schedule.jobs import Job, Jobs, TrialConfigs
+from tuner.schedule.retries import Failure
+from tuner.schedule.time_budget import TimeBudget
+from tuner.schedule.weights import Weights
+from tuner.study.study import SearchStudy
+from tuner.study.trials import arguments_of
+
+
+class RetrainingStage:
+    """Trains each finalist with each further seed, as long as there is time for it; nothing stops them at a rung.
+
+    Args:
+        config: The search.
+        study: Its trials and the finalists'.
+        configs: Makes the retrainings' configurations.
+        jobs: Of all stages.
+        budget: The time that there is.
+        weights: Tell who the finalists are.
+    """
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        study: SearchStudy,
+        *,
+        configs: TrialConfigs,
+        jobs: Jobs,
+        budget: TimeBudget,
+        weights: Weights,
+    ) -> None:
+        self._config, self._study, self._configs = config, study, configs
+        self._jobs, self._budget, self._weights = jobs, budget, weights
+
+    def next_job(self) -> Job | None:
+        """Returns the next retraining that is not done yet."""
+        if self._config.finalist_count == 0 or not self._budget.allows_retraining(self._jobs.rows):
+            return None
+        for source in self._weights.finalists():
+            for offset in range(1, self._config.finalist_seeds + 1):
+                seed = self._config.seed + offset
+                name = f"{source.number:04d}-seed{seed}"
+                trial = None if name in self._jobs.running else self._study.retrainings.open(source.number, seed)
+                if trial is not None:
+                    params = arguments_of(source)
+                    config = self._configs.make(name, params, seed=seed, rungs=self._config.rungs)
+                    row = self._jobs.row(name, "finalist", params)
+                    return Job(config=config, row=row, stage=self, trial=trial)
+        return None
+
+    def close(self) -> bool:
+        """Gives up the retrainings, of a broken search, of trials that are no finalists any more."""
+        finalists = [trial.number for trial in self._weights.finalists()] if self._config.finalist_count else []
+        if self._study.retrainings.give_up(finalists):
+            self._weights.drop()
+        return True
+
+    def rung(self, job: Job, report: RungReport) -> bool:
+        """Writes down what the retraining has taken so far."""
+        job.told.set_user_attr("seconds", dict(report.seconds))
+        return True
+
+    def ended(self, job: Job) -> None:
+        """Tells the study what the retraining scored at its best rung."""
+        self._study.retrainings.complete(job.told, job.best)
+
+    def gave_up(self, job: Job, failure: Failure) -> str:  # noqa: ARG002
+        """Tells the study that there is no such retraining."""
+        self._study.retrainings.failed(job.told)
+        return ""

@@ -1,0 +1,135 @@
+"""The search itself: the base model, the user's own settings and what the sampler suggests, pruned at their rungs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from optuna.trial import FrozenTrial, Trial
+
+from trainables.config import RungReport
+from tuner.request.config import SearchConfig
+from tuner.schedule.jobs import Job, Jobs, TrialConfigs
+from tuner.schedule.retries import Failure
+from tuner.schedule.suggestions import NO_TIME, Asked, Suggestions
+from tuner.study.study import SearchStudy
+from tuner.study.trials import BASE, SAMPLED, role_of
+from tuner.verdict import selection
+
+WITHOUT_BASE = Failure(kind="error", message="the base model could not be scored: no trial can be compared")
+
+
+class SearchStage:
+    """Trains what is suggested, each set of parameters once.
+
+    Args:
+        config: The search.
+        study: Its trials.
+        suggestions: Which trial comes next.
+        configs: Makes the trials' configurations.
+        jobs: Of all stages.
+    """
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        study: SearchStudy,
+        suggestions: Suggestions,
+        *,
+        configs: TrialConfigs,
+        jobs: Jobs,
+    ) -> None:
+        self._config, self._study, self._suggestions = config, study, suggestions
+        self._configs, self._jobs = configs, jobs
+        self._twins: list[Asked] = []
+        """Trials that wait for the end of one with the same parameters."""
+        self.lacks_base = False
+        """The base model could not be scored: nothing can be compared with it."""
+
+    @property
+    def has_winner(self) -> bool:
+        """Whether a trained trial completed, and the base model could be scored."""
+        return bool(selection.finalists(self._study.search, 1)) and not self.lacks_base
+
+    @property
+    def has_twins(self) -> bool:
+        """Whether trials wait for the end of one with the same parameters."""
+        return bool(self._twins)
+
+    def next_job(self) -> Job | None:
+        """Returns the next trial that no earlier one has the end of."""
+        if self._config.guard_constraint and any(job.row.role == BASE for job in self._jobs.running.values()):
+            return None  # what is lost on the guards is measured against it
+        while (asked := self._asked()) is not None:
+            earlier = self._study.duplicate_of(*asked)
+            if earlier is not None:
+                self._reuse(*asked, earlier)
+            elif self._runs_already(asked):
+                self._twins.append(asked)
+            else:
+                return self._job(*asked)
+        return None
+
+    def close(self) -> bool:
+        """Ends the paused trials once none runs; what follows is for a trial that has completed."""
+        if self._jobs.of(self):
+            return False
+        self._study.paused.stop()
+        return self.has_winner
+
+    def rung(self, job: Job, report: RungReport) -> bool:
+        """Tells the study of a rung; a trial goes on where the pruner lets it and its next one has time."""
+        goes_on = self._study.tell.report(job.told, report)
+        if goes_on and not report.last:
+            goes_on = self._suggestions.has_time(job.config.name, job.row.role, report.rung)
+            job.row.note = "" if goes_on else NO_TIME
+        job.stopped = not goes_on
+        return goes_on
+
+    def ended(self, job: Job) -> None:
+        """Tells the study of the end of a trial, which may be only paused."""
+        if job.stopped:
+            job.row.state = "paused" if self._study.tell.stopped(job.told) else "pruned"
+        else:
+            self._study.tell.complete(job.told)
+
+    def gave_up(self, job: Job, failure: Failure) -> str:
+        """Tells the study why a trial failed; what could not work with its parameters is a violated constraint."""
+        if job.row.role == BASE:
+            self.lacks_base = True
+            self._study.tell.unscored(job.told, failure.kind, failure.message)
+        elif failure.kind in ("out_of_memory", "non_finite"):
+            self._study.tell.infeasible(job.told, failure.kind, failure.message)
+        else:
+            self._study.tell.failed(job.told, failure.kind, failure.message)
+        return ""
+
+    def give_up_twins(self) -> None:
+        """Ends the trials that wait for the end of another and can be compared with nothing."""
+        for trial, _ in self._twins:
+            self._study.tell.failed(trial, WITHOUT_BASE.kind, WITHOUT_BASE.message)
+        self._twins = []
+
+    def _asked(self) -> Asked | None:
+        """A trial whose twin has ended, or the next suggestion; None where there is none now."""
+        for index, twin in enumerate(self._twins):
+            if not self._runs_already(twin):
+                return self._twins.pop(index)
+        return self._suggestions.next(is_alone=not self._jobs.of(self))
+
+    def _runs_already(self, asked: Asked) -> bool:
+        """Whether another slot, or one that is to take it up again, has a trial of the same parameters."""
+        _, params = asked
+        return bool(params) and any(job.row.params == params for job in self._jobs.of(self))
+
+    def _reuse(self, trial: Trial, params: Mapping[str, Any], earlier: FrozenTrial) -> None:
+        self._study.tell.reuse(trial, earlier)
+        row = self._jobs.row(f"{trial.number:04d}", SAMPLED, params)
+        row.value, row.state = earlier.user_attrs.get("best_value"), f"as {earlier.number}"
+        self._jobs.rows.append(row)
+
+    def _job(self, trial: Trial, params: Mapping[str, Any]) -> Job:
+        role = role_of(trial)
+        rungs = () if role == BASE else self._config.rungs
+        guards = self._config.guard if self._config.guard_constraint else ()
+        config = self._configs.make(f"{trial.number:04d}", params, rungs=rungs, guards=guards)
+        trial.set_user_attr("seed", self._config.seed)
+        return Job(config=config, row=self._jobs.row(config.name, role, params), stage=self, trial=trial)
