@@ -20,7 +20,7 @@ from sentence_transformers import SentenceTransformer
 from tests.support.export_fixtures import SECRET, UPSTREAM, make_run, recommend_base, rename_base
 from trainables.config import TrialConfig
 from trainables.scoring import libraries as loading
-from trainables.scoring.measures import MEASURES
+from trainables.scoring.metric import MEASURES
 from trainables.trial.trial import run_trial
 from tuner.api import best_config, export_best
 from tuner.errors import EXIT_STOPPED, BundleRefusedError, RequestError

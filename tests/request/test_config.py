@@ -37,7 +37,7 @@ def test_a_configuration_survives_its_file() -> None:
     ],
 )
 def test_a_metric_may_be_a_weighted_sum_or_two_objectives(metric: str) -> None:
-    assert len(SearchConfig(metric=metric).objectives) == metric.count(",") + 1
+    assert len(SearchConfig(metric=metric).objective.names) == metric.count(",") + 1
 
 
 @pytest.mark.parametrize(

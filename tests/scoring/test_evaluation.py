@@ -16,7 +16,7 @@ from trainables.scoring import scorer as evaluation
 from trainables.scoring.encoding import Encoder, evaluation_mode, tokenise
 from trainables.scoring.frozen import HiddenStates
 from trainables.scoring.heldout import read_passages, read_qrels, read_queries
-from trainables.scoring.measures import HEADS
+from trainables.scoring.metric import HEADS, MEASURES
 from trainables.scoring.ranking import Matcher
 from trainables.scoring.scorer import HYBRID_CANDIDATES, HYBRID_WEIGHTS, EncodingSettings, HybridWeights, Scorer, Scores
 
@@ -72,7 +72,7 @@ def test_scores_equal_flagembedding(folder: Path, pooling: str) -> None:
 
 def test_all_heads_and_measures_are_scored_for_every_query(folder: Path) -> None:
     scores = score(folder)
-    assert set(scores.means) == {f"{head}.{name}" for head in HEADS for name in evaluation.MEASURES}
+    assert set(scores.means) == {f"{head}.{name}" for head in HEADS for name in MEASURES}
     assert scores.per_query["sparse.mrr_at_10"].keys() == {f"q{number}" for number in range(12)}
     assert all(len(found) == 10 for found in scores.retrieved.values())
     assert 0 < scores.means["dense.recall_at_10"] < 1
@@ -118,7 +118,7 @@ def test_a_model_without_heads_is_scored_dense_only(folder: Path) -> None:
     model, tokenizer = load(folder / "model")
     model.colbert_linear = model.sparse_linear = None
     scorer = Scorer(folder / "eval", tokenizer, SETTINGS)
-    assert set(scorer.score(model, "dev").means) == {f"dense.{name}" for name in evaluation.MEASURES}
+    assert set(scorer.score(model, "dev").means) == {f"dense.{name}" for name in MEASURES}
     with pytest.raises(ValueError, match="no sparse head: train it with unified_finetuning"):
         scorer.score(model, "dev", ["sparse"])
 

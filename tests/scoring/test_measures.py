@@ -3,7 +3,8 @@ import math
 import pytest
 import pytrec_eval
 
-from trainables.scoring.measures import MEASURES, Scores, combined, measure, objectives
+from trainables.scoring.measures import Scores, measure
+from trainables.scoring.metric import MEASURES
 
 TREC_NAMES = {"ndcg_at_10": "ndcg_cut_10", "recall_at_10": "recall_10", "recall_at_100": "recall_100"}
 
@@ -63,21 +64,11 @@ def test_scores_average_over_queries_and_survive_json() -> None:
     assert Scores.from_json(scores.to_json()) == scores
 
 
-def test_a_metric_is_read_as_weights_for_each_objective() -> None:
-    assert objectives("dense.ndcg_at_10") == [{"dense.ndcg_at_10": 1.0}]
-    assert objectives("0.7*dense.ndcg_at_10+.3*sparse.mrr_at_10,colbert.ndcg_at_10") == [
-        {"dense.ndcg_at_10": 0.7, "sparse.mrr_at_10": 0.3},
-        {"colbert.ndcg_at_10": 1.0},
-    ]
-
-
 def test_an_objective_is_a_score_like_others() -> None:
     per_query = {"dense.ndcg_at_10": {"q1": 1.0, "q2": 0.5}, "sparse.ndcg_at_10": {"q1": 0.0, "q2": 0.5}}
     scores = Scores(split="dev", per_query=per_query, retrieved={})
     weighted = "0.75*dense.ndcg_at_10+0.25*sparse.ndcg_at_10"
-    assert combined(weighted, scores.means) == [0.75 * 0.75 + 0.25 * 0.25]
     assert scores.with_metric(weighted).per_query[weighted] == {"q1": 0.75, "q2": 0.5}
     both = "dense.ndcg_at_10,sparse.ndcg_at_10"
-    assert combined(both, scores.means) == [0.75, 0.25]
     assert scores.with_metric(both).per_query[both] == {"q1": 0.5, "q2": 0.5}  # of two objectives, their mean
     assert scores.with_metric("dense.ndcg_at_10") is scores

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from tests.support.m3_fixtures import make_model, make_rows
+from trainables.scoring.metric import Metric
 from tuner.errors import RequestError
 from tuner.request.config import SearchConfig
 from tuner.search.limits import Limits, beyond_reach, broken_limits, missing_parts, positions_of
 from tuner.search.plan import Plan, make_plan
 
-LIMITS = Limits(positions=64, rows=100, workers=2, metric="dense.ndcg_at_10")
+LIMITS = Limits(positions=64, rows=100, workers=2, metric=Metric.read("dense.ndcg_at_10"))
 
 
 def _model(folder: Path, **config: Any) -> Path:
@@ -60,7 +61,7 @@ def test_thresholds_leave_a_file(thresholds: tuple[int, int], left: bool) -> Non
     sources = [
         {"path": f"train/{rows}.jsonl", "files": [{"rows": rows}], "no_in_batch_neg": False} for rows in (40, 60)
     ]
-    limits = Limits(positions=None, rows=100, sources=sources, workers=1, metric="dense.ndcg_at_10")
+    limits = Limits(positions=None, rows=100, sources=sources, workers=1, metric=Metric.read("dense.ndcg_at_10"))
     small, drop = thresholds
     arguments = {"same_dataset_within_batch": True, "small_threshold": small, "drop_threshold": drop}
     assert (broken_limits(limits, arguments) == []) == left

@@ -15,7 +15,7 @@ from FlagEmbedding.finetune.embedder.encoder_only.m3 import (
 from transformers import HfArgumentParser
 
 from tests.support.m3_fixtures import make_eval, make_model, make_rows
-from trainables.scoring.measures import MEASURES
+from trainables.scoring.metric import MEASURES
 from tuner.data import dataset as data
 from tuner.request.arguments import translated
 from tuner.request.config import SearchConfig

@@ -12,7 +12,8 @@ import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from trainables.scoring.measures import HEADS, MEASURES, Scores
+from trainables.scoring.measures import Scores
+from trainables.scoring.metric import HEADS, MEASURES
 from tuner.study.storage import open_storage
 from tuner.study.study import FINALISTS, SEARCH
 from tuner.verdict import selection

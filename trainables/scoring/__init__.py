@@ -1,9 +1,8 @@
 """Retrieval scores of a model on a held-out set, at rungs by our scorer and at the end by mteb.
 
-`measures` names heads and measures and adds up queries, `heldout` reads a BEIR folder, `settings` is how texts are
-encoded and which arguments decide that, `encoding` embeds texts,
-`ranking` finds the nearest passages, `scorer` scores all heads, `mteb_judge` lets mteb judge, `libraries` opens a
-bundle as its users do.
+`metric` names scores and says what `--metric` means, `measures` adds up queries, `heldout` reads a BEIR folder,
+`settings` is how texts are encoded and which arguments decide that, `encoding` embeds texts, `ranking` finds the
+nearest passages, `scorer` scores all heads, `mteb_judge` lets mteb judge, `libraries` opens a bundle as its users do.
 
 Uses: process, config, files, linear.
 """

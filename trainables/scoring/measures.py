@@ -11,40 +11,10 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
-HEADS = ("dense", "sparse", "colbert", "hybrid")
-"""The ways a BGE-M3 model compares a query with a passage; ``hybrid`` is the weighted sum of the other three."""
-
-MEASURES = ("ndcg_at_10", "mrr_at_10", "recall_at_10", "recall_at_100")
-"""Names as in MTEB. A metric is ``<head>.<measure>``, for example ``dense.ndcg_at_10``."""
+from trainables.scoring.metric import MEASURES, Metric, score_name
 
 DEPTH = 100
 """The longest ranking a measure looks at."""
-
-
-def objectives(metric: str) -> list[dict[str, float]]:
-    """Reads what ``--metric`` names: ``dense.ndcg_at_10``, a weighted sum, or several of these.
-
-    Args:
-        metric: terms joined by ``+``, each ``HEAD.MEASURE`` or ``WEIGHT*HEAD.MEASURE``; several objectives are joined
-            by ``,``.
-
-    Returns:
-        For each objective, metric name -> weight.
-    """
-    return [_weights(part) for part in metric.split(",")]
-
-
-def _weights(part: str) -> dict[str, float]:
-    weights: dict[str, float] = {}
-    for term in part.split("+"):
-        weight, _, name = term.strip().rpartition("*")
-        weights[name.strip()] = weights.get(name.strip(), 0.0) + (float(weight) if weight else 1.0)
-    return weights
-
-
-def combined(metric: str, means: Mapping[str, float]) -> list[float]:
-    """Returns the value of each objective in `metric`, from metric name -> mean."""
-    return [sum(weight * means[name] for name, weight in part.items()) for part in objectives(metric)]
 
 
 def measure(ranking: Sequence[str], relevant: Mapping[str, int]) -> dict[str, float]:
@@ -99,23 +69,23 @@ class Scores:
         if metric in self.per_query:
             return self
         queries = next(iter(self.per_query.values()))
+        asked = Metric.read(metric)
         values = {
-            query: combined(metric, {name: of_query[query] for name, of_query in self.per_query.items()})
+            query: asked.value({name: of_query[query] for name, of_query in self.per_query.items()})
             for query in queries
         }
-        means = {query: math.fsum(of_query) / len(of_query) for query, of_query in values.items()}
-        return replace(self, per_query=self.per_query | {metric: means})
+        return replace(self, per_query=self.per_query | {metric: values})
 
     @classmethod
     def of(
         cls, split: str, rankings: Mapping[str, Mapping[str, list[str]]], qrels: Mapping[str, Mapping[str, int]]
     ) -> Scores:
         """Measure rankings (head -> query id -> passage ids, best first) against the judgements of a split."""
-        per_query: dict[str, dict[str, float]] = {f"{head}.{name}": {} for head in rankings for name in MEASURES}
+        per_query: dict[str, dict[str, float]] = {score_name(head, name): {} for head in rankings for name in MEASURES}
         for head, of_query in rankings.items():
             for query, ranking in of_query.items():
                 for name, value in measure(ranking, qrels[query]).items():
-                    per_query[f"{head}.{name}"][query] = value
+                    per_query[score_name(head, name)][query] = value
         shown = rankings.get("dense") or next(iter(rankings.values()))
         return cls(split=split, per_query=per_query, retrieved={query: ids[:10] for query, ids in shown.items()})
 

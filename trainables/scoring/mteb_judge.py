@@ -30,7 +30,8 @@ from torch.utils.data import DataLoader
 
 from trainables.scoring.encoding import EmbeddingModel, Embeddings, Encoder, evaluation_mode, tokenise
 from trainables.scoring.heldout import read_passages, read_qrels, read_queries
-from trainables.scoring.measures import MEASURES, Scores, measure
+from trainables.scoring.measures import Scores, measure
+from trainables.scoring.metric import MEASURES, score_name
 from trainables.scoring.settings import EncodingSettings
 from trainables.tally import TALLY
 
@@ -99,7 +100,9 @@ class HeldOutTask(AbsTaskRetrieval):
         }
         self.scores = Scores(
             split=hf_split,
-            per_query={f"dense.{name}": {query: of[name] for query, of in values.items()} for name in MEASURES},
+            per_query={
+                score_name("dense", name): {query: of[name] for query, of in values.items()} for name in MEASURES
+            },
             retrieved={query: ranking[:10] for query, ranking in rankings.items()},
         )
         return {}

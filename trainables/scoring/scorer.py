@@ -22,16 +22,15 @@ from trainables.failures import NonFiniteScore
 from trainables.scoring.encoding import EmbeddingModel, Encoder, Tokens, evaluation_mode, to_device, tokenise
 from trainables.scoring.frozen import HiddenStates
 from trainables.scoring.heldout import Qrels, read_passages, read_qrels, read_queries
-from trainables.scoring.measures import DEPTH, HEADS, MEASURES, Scores
+from trainables.scoring.measures import DEPTH, Scores
+from trainables.scoring.metric import HEADS, score_name
 from trainables.scoring.ranking import Matcher, TopK, sort_keys
 from trainables.scoring.settings import EncodingSettings
 from trainables.tally import TALLY
 
 __all__ = [
-    "HEADS",
     "HYBRID_CANDIDATES",
     "HYBRID_WEIGHTS",
-    "MEASURES",
     "TUNED",
     "EncodingSettings",
     "HybridWeights",
@@ -157,7 +156,7 @@ class Scorer:
         with evaluation_mode(model):
             rankings = self._rank(model, queries, mixtures)
         means = Scores.of(split, rankings, queries.qrels).means
-        return mixtures[max(mixtures, key=lambda name: means[f"{name}.{measure}"])]
+        return mixtures[max(mixtures, key=lambda name: means[score_name(name, measure)])]
 
     def _texts(self, ids: list[str]) -> Iterator[str]:
         for passage, text in read_passages(self._folder):

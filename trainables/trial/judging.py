@@ -18,7 +18,8 @@ from trainables.process import rank
 from trainables.scoring.encoding import EmbeddingModel
 from trainables.scoring.libraries import Parts, load_head
 from trainables.scoring.measures import Scores
-from trainables.scoring.scorer import HEADS, HYBRID_CANDIDATES, HYBRID_WEIGHTS, MEASURES, EncodingSettings, Scorer
+from trainables.scoring.metric import HEADS, MEASURES
+from trainables.scoring.scorer import HYBRID_CANDIDATES, HYBRID_WEIGHTS, EncodingSettings, Scorer
 from trainables.trial.records import Clock, write_record
 
 GUARD_FILE = "guard.json"

@@ -9,14 +9,14 @@ from typing import Any
 
 import yaml
 
+from trainables.scoring.metric import HEADS, MEASURES, Metric, head_and_measure, score_name
 from tuner.errors import printable
 from tuner.export.finished_run import FinishedRun
 from tuner.export.model_folder import has_heads, has_suffixes, lacking_tokens
 from tuner.export.negatives import Negatives
 from tuner.export.train_script import memory_note, tokens_note
-from tuner.request.config import HEADS, MEASURES
 from tuner.run_dir.object_storage import is_url
-from tuner.verdict.decision import KEEP, metric_label, modes, sentence, settings_notes
+from tuner.verdict.decision import KEEP, modes, sentence, settings_notes
 from tuner.verdict.encoding import shown_settings
 from tuner.verdict.result import Verdict
 from tuner.verdict.statistics import Comparison
@@ -106,7 +106,7 @@ def _name(run: FinishedRun) -> str:
 
 def _header(run: FinishedRun) -> dict[str, Any]:
     base = {} if _is_local(run) else {"base_model": run.base_model}
-    results = [_result(run, head) for head in HEADS if f"{head}.{MEASURES[0]}" in run.model.test_all]
+    results = [_result(run, head) for head in HEADS if score_name(head, MEASURES[0]) in run.model.test_all]
     return {
         **base,
         "library_name": "sentence-transformers",
@@ -128,7 +128,7 @@ def _result(run: FinishedRun, head: str) -> dict[str, Any]:
             "split": "test",
             "revision": run.dataset.hash,
         },
-        "metrics": [{"type": name, "value": round(100 * test[f"{head}.{name}"], 3)} for name in MEASURES],
+        "metrics": [{"type": name, "value": round(100 * test[score_name(head, name)], 3)} for name in MEASURES],
     }
 
 
@@ -182,7 +182,7 @@ def _scores(run: FinishedRun) -> str:
     ]
     about = (
         f"{queries['test']} held-out test queries, scored once; {queries['dev']} dev queries chose among the trials. "
-        f"Objective: {metric_label(result.metric)}; on dev the best trial has {_score(best.dev)}. "
+        f"Objective: {Metric.read(result.metric).label}; on dev the best trial has {_score(best.dev)}. "
         f"The interval is a paired bootstrap over queries, p = {best.p_value:.4f}."
     )
     return "\n".join(rows) + f"\n\n{about}"
@@ -201,13 +201,15 @@ def _scores_of_other(run: FinishedRun) -> str:
     return "\n".join(rows) + f"\n\nTrial {run.number} was not judged.{untested}"
 
 
-def _score_row(result: Verdict, metric: str, gain: Comparison) -> str:
-    head, _, measure = metric.partition(".")
-    name = f"objective `{metric}`" + (", the mean of both" if "," in metric else "")
-    if measure in _MEASURE_NAMES and "*" not in metric:
-        name = f"{head.replace('_tuned', ', tuned weights')} {_MEASURE_NAMES[measure]}"
+def _score_row(result: Verdict, score: str, gain: Comparison) -> str:
+    metric = Metric.read(result.metric)
+    if score == str(metric) and not metric.is_score:
+        name = f"objective `{score}`" + (", the mean of both" if metric.is_pareto else "")
+    else:
+        head, measure = head_and_measure(score)
+        name = f"{head.replace('_tuned', ', tuned weights')} {_MEASURE_NAMES.get(measure, measure)}"
     models = (result.compared, result.user, result.best)
-    values = [model.test_all.get(metric) if model else None for model in models]
+    values = [model.test_all.get(score) if model else None for model in models]
     cells = [_score(value) for value in values]
     low, high = gain.ci95
     return f"| {name} | {' | '.join(cells)} | {gain.gain:+.4f} ({low:+.4f} to {high:+.4f}) |"

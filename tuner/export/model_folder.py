@@ -8,10 +8,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from trainables.scoring.metric import MEASURES, score_name
 from tuner.data.models import model_here
 from tuner.errors import RequestError
 from tuner.export.finished_run import FinishedRun
-from tuner.request.config import MEASURES
 
 HEADS = ("colbert_linear.pt", "sparse_linear.pt")
 _KEPT = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", *HEADS)
@@ -108,7 +108,7 @@ def _base_now(run: FinishedRun) -> Iterator[Path]:
 
 
 def _is_scored_with_heads(run: FinishedRun) -> bool:
-    return f"sparse.{MEASURES[0]}" in (run.model.test_all or run.best.test_all)
+    return score_name("sparse", MEASURES[0]) in (run.model.test_all or run.best.test_all)
 
 
 def _write_modules(run: FinishedRun, folder: Path) -> None:

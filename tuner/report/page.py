@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial
 from plotly.offline import get_plotlyjs
 
 from trainables.files import write_text
-from trainables.scoring.measures import objectives
+from trainables.scoring.metric import Metric, head_and_measure
 from tuner.errors import EXIT_DONE, EXIT_REQUEST, EXIT_STOPPED, RequestError
 from tuner.report.figures import search_pictures, seeds_picture
 from tuner.report.queries import moved_queries
@@ -22,7 +22,7 @@ from tuner.run_dir.store import open_run_dir, run_folder
 from tuner.run_dir.written import is_foreign
 from tuner.study.study import read_studies
 from tuner.study.trials import arguments_of, has_failed, value_of
-from tuner.verdict.decision import FINE_TUNE, interval, metric_label, modes, sentence, settings_notes
+from tuner.verdict.decision import FINE_TUNE, interval, modes, sentence, settings_notes
 from tuner.verdict.result import Best, Verdict, bundle_of
 from tuner.verdict.statistics import Comparison
 
@@ -111,23 +111,25 @@ def _contents(run_dir: Path, storage: str | None) -> dict[str, Any]:
     search, _ = read_studies(run_dir, storage or config["storage"], config.get("study_name"))
     trials, result = search.get_trials(deepcopy=False), Verdict.read(run_dir)
     best = result.best if result else None
-    metric = metric_label(config["metric"])
+    metric = Metric.read(config["metric"])
     return {
         "name": run_dir.resolve().name,
-        "metric": metric,
-        "is_dense": {name.partition(".")[0] for part in objectives(config["metric"]) for name in part} == {"dense"},
+        "metric": metric.label,
+        "is_dense": metric.heads == {"dense"},
         "result": result,
         "best": best,
         "fine_tune": result is not None and result.verdict == FINE_TUNE,
         "interval_width": _INTERVAL_WIDTH,
-        "pictures": search_pictures(search, metric=metric, rungs=config["rungs"], winner=best.trial if best else None),
+        "pictures": search_pictures(
+            search, metric=metric.label, rungs=config["rungs"], winner=best.trial if best else None
+        ),
         "spent": _spent(result.seconds) if result else [],
         "trials": [_trial_row(trial) for trial in trials],
         "parameter_names": list(dict.fromkeys(name for trial in trials for name in arguments_of(trial))),
         "manifest": _json(run_dir / "data" / "manifest.json"),
         "search_command": config["command"],
         "plotly": Markup(get_plotlyjs()),
-        **(_findings(run_dir, result, best, metric) if result and best else _NOTHING),
+        **(_findings(run_dir, result, best, metric.label) if result and best else _NOTHING),
     }
 
 
@@ -212,11 +214,10 @@ def _heads(result: Verdict, best: Best) -> list[dict[str, Any]]:
 
     return [
         {
-            "head": _head(metric),
-            "measure": metric.rpartition(".")[2] if "*" not in metric and "," not in metric else "",
-            "is_objective": metric == result.metric,
+            **_of_score(score, Metric.read(result.metric)),
+            "is_objective": score == result.metric,
             **{
-                name: model.test_all.get(metric) if model else None
+                name: model.test_all.get(score) if model else None
                 for name, model in (("base", result.compared), ("user", result.user), ("best", best))
             },
             "drawn": {
@@ -227,15 +228,16 @@ def _heads(result: Verdict, best: Best) -> list[dict[str, Any]]:
             },
             **vars(gain),
         }
-        for metric, gain in result.gains.items()
+        for score, gain in result.gains.items()
     ]
 
 
-def _head(metric: str) -> str:
-    """What the table calls it: the head, or for a sum or two objectives what the study maximised."""
-    if any(sign in metric for sign in "*+,"):
-        return "mean of the objectives" if "," in metric else "objective"
-    return metric.partition(".")[0].replace("_", ", ")
+def _of_score(score: str, metric: Metric) -> dict[str, str]:
+    """What the table calls it: head and measure, or for a sum or two objectives what the study maximised."""
+    if score == str(metric) and not metric.is_score:
+        return {"head": "mean of the objectives" if metric.is_pareto else "objective", "measure": ""}
+    head, measure = head_and_measure(score)
+    return {"head": head.replace("_", ", "), "measure": measure}
 
 
 def _guarded(result: Verdict, best: Best) -> dict[str, Any] | None:

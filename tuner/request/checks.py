@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any
 
+from trainables.scoring.metric import Metric
 from tuner.request import values
 from tuner.request.arguments import DROPPED, RENAMED, Argument, upstream_arguments
 from tuner.request.taken_over import TAKEN_OVER, impossible
@@ -154,13 +155,13 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean --{close[0]}?" if close else "; see --help"
 
 
-def contradictions(arguments: Mapping[str, Any], *, workers: int, metric: str) -> list[str]:
+def contradictions(arguments: Mapping[str, Any], *, workers: int, metric: Metric | None = None) -> list[str]:
     """Returns one line for each pair of arguments that exclude each other, or with which nothing is learnt.
 
     Args:
         arguments: Read; upstream's defaults hold for those that are not in it.
         workers: Processes of a trial.
-        metric: The objective.
+        metric: The objective; None where it could not be read.
     """
     return [
         message
@@ -170,7 +171,7 @@ def contradictions(arguments: Mapping[str, Any], *, workers: int, metric: str) -
                 "--fp16 and --bf16 exclude each other, but both are given; keep one (bf16 on A10G and newer)",
             ),
             (
-                arguments.get("fix_encoder") and not _trains_heads(arguments, metric),
+                arguments.get("fix_encoder") and metric and not _trains_heads(arguments, metric),
                 f"--fix_encoder: nothing that --metric {metric} measures would be trained; drop it, or train and "
                 "measure the other heads (--unified_finetuning True --metric hybrid.ndcg_at_10)",
             ),
@@ -191,9 +192,8 @@ def contradictions(arguments: Mapping[str, Any], *, workers: int, metric: str) -
 _OF_LOADERS = ("dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context")
 
 
-def _trains_heads(arguments: Mapping[str, Any], metric: str) -> bool:
-    heads = ("sparse", "colbert", "hybrid")
-    return bool(arguments.get("unified_finetuning")) and any(head in metric for head in heads)
+def _trains_heads(arguments: Mapping[str, Any], metric: Metric) -> bool:
+    return bool(arguments.get("unified_finetuning")) and metric.heads != {"dense"}
 
 
 def lacks_negatives(arguments: Mapping[str, Any], workers: int) -> bool:

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from trainables.scoring.metric import Metric
 from tuner.errors import RequestError
 from tuner.request.arguments import Argument
 from tuner.request.checks import contradictions, read_arguments
@@ -18,9 +19,6 @@ from tuner.request.storage_url import keeps_nothing
 from tuner.run_dir.object_storage import is_url, url_problem
 
 DEFAULT_MODEL = "BAAI/bge-m3"
-
-HEADS = ("dense", "sparse", "colbert", "hybrid")
-MEASURES = ("ndcg_at_10", "mrr_at_10", "recall_at_10", "recall_at_100")
 
 EXAMPLE_DEFAULTS: Mapping[str, Any] = {
     "search_space": "example",
@@ -40,14 +38,10 @@ So few trials have no time for paused ones to go on, nor for another rung of sco
 SECRETS = ("token", "hub_token")
 """Arguments that are written nowhere."""
 
-_METRIC_WORDS = f"HEAD one of {', '.join(HEADS)} and MEASURE one of {', '.join(MEASURES)}"
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)"
-_TERM = rf"(?:{_NUMBER}\*)?(?:{'|'.join(HEADS)})\.(?:{'|'.join(MEASURES)})"
-_METRIC = rf"{_TERM}(?:\+{_TERM})*(?:,{_TERM}(?:\+{_TERM})*)?"
 _TUPLES = ("rungs", "guard", "warm_start")
 _LOCATIONS = ("run_dir", "resume", "output_dir", "train_data", "eval_data", "guard", "model_name_or_path")
 """What may be a URL of object storage."""
-_SUM = "0.7*dense.ndcg_at_10+0.3*hybrid.ndcg_at_10"
 _TIME_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -177,11 +171,6 @@ class SearchConfig:
             ((self.gpus_per_trial or 0) >= 0, f"gpus_per_trial >= 0 must hold, but got {self.gpus_per_trial}"),
             ((self.workers_per_trial or 1) >= 1, f"workers_per_trial >= 1 must hold, but got {self.workers_per_trial}"),
             (
-                re.fullmatch(_METRIC, self.metric) is not None,
-                f"metric must be HEAD.MEASURE, {_METRIC_WORDS}, a weighted sum as {_SUM}, or two joined by a comma, "
-                f"but got {self.metric!r}",
-            ),
-            (
                 self.storage is None or not keeps_nothing(self.storage),
                 f"--storage {self.storage}: it is in the memory of one process, and no other could read or resume the "
                 "study; name a file (sqlite:///study.db, study.journal) or a server",
@@ -205,7 +194,11 @@ class SearchConfig:
         )
         broken = [message for holds, message in rules if not holds]
         broken += self._url_problems()
-        return broken + contradictions(self.arguments, workers=self.workers, metric=self.metric)
+        try:
+            metric = self.objective
+        except ValueError as error:
+            return [*broken, str(error), *contradictions(self.arguments, workers=self.workers)]
+        return broken + contradictions(self.arguments, workers=self.workers, metric=metric)
 
     def _url_problems(self) -> Iterator[str]:
         """URLs with secrets are refused before they are written down or sent anywhere."""
@@ -231,9 +224,9 @@ class SearchConfig:
         return min(3, self.num_trials // 5) if self.finalists is None else self.finalists
 
     @property
-    def objectives(self) -> tuple[str, ...]:
-        """What `metric` names, one a part."""
-        return tuple(self.metric.split(","))
+    def objective(self) -> Metric:
+        """What `metric` means."""
+        return Metric.read(self.metric)
 
     @property
     def workers(self) -> int:

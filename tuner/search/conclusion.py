@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from trainables.files import remove_folder
+from trainables.scoring.metric import Metric
 from tuner.errors import AllTrialsFailedError, BundleRefusedError, RequestError
 from tuner.export.bundle import write_bundle
 from tuner.interrupts import SearchStopped
@@ -16,7 +17,7 @@ from tuner.schedule.agenda import Agenda
 from tuner.schedule.retries import Failure
 from tuner.search.progress import shown
 from tuner.study.study import read_studies
-from tuner.verdict.decision import FINE_TUNE, interval, metric_label, sentence, settings_notes
+from tuner.verdict.decision import FINE_TUNE, interval, sentence, settings_notes
 from tuner.verdict.judge import judge
 from tuner.verdict.result import Model, Verdict, bundle_of
 
@@ -110,7 +111,7 @@ def _say(result: Verdict, console: Console) -> None:
     say(f"verdict     {result.verdict}", "bold green" if result.verdict == FINE_TUNE else "bold yellow")
     for line in [result.reason, *map(sentence, settings_notes(result))]:
         say(f"            {line}")
-    say(f"{'':12}{'dev':>8}{'test':>8}   {metric_label(result.metric)}")
+    say(f"{'':12}{'dev':>8}{'test':>8}   {Metric.read(result.metric).label}")
     alike = base.encoded_as_best if base else None
     for title, model in (("base model", base), ("  as best", alike), ("your own", result.user), ("best", best)):
         if model is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainables.scoring.metric import Metric
 from tuner.data.dataset import Dataset
 from tuner.errors import RequestError
 from tuner.request.arguments import upstream_arguments
@@ -41,7 +42,7 @@ class Limits:
     """What manifest.json says of each of them: ``path``, ``files`` with ``rows``, ``no_in_batch_neg``."""
     workers: int
     """Processes of a trial."""
-    metric: str
+    metric: Metric
     """The objective."""
 
 
@@ -62,7 +63,7 @@ def limits_of(model: Path, config: SearchConfig, dataset: Dataset) -> Limits:
         rows=dataset.rows,
         sources=dataset.manifest["train"],
         workers=config.workers,
-        metric=config.metric,
+        metric=config.objective,
     )
 
 

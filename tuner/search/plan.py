@@ -10,7 +10,6 @@ from typing import Any
 
 from search_spaces import Context, SearchSpace
 from trainables.deepspeed_config import DS_STAGE0, check_deepspeed
-from trainables.scoring.measures import objectives
 from tuner.data import dataset as data
 from tuner.data import guard_data
 from tuner.data.inputs import local_copy
@@ -139,7 +138,7 @@ def _of_every_trial(found: _Found) -> dict[str, Any]:
 
 
 def _of_two_objectives(config: SearchConfig) -> Iterator[str]:
-    if len(config.objectives) > 1:
+    if config.objective.is_pareto:
         yield (
             f"--metric {config.metric}: Optuna's pruners compare one value, so no trial is pruned; trials are ranked "
             "by the mean of the two, and the report shows the front"
@@ -156,8 +155,7 @@ def _check_names(config: SearchConfig) -> SearchSpace:
     ):
         if value not in known:
             problems.append(f"--{flag} must be one of {', '.join(known)}, but got {value!r}")
-    heads = {name.partition(".")[0] for part in objectives(config.metric) for name in part}
-    if heads != {"dense"} and not config.arguments.get("unified_finetuning"):
+    if config.objective.heads != {"dense"} and not config.arguments.get("unified_finetuning"):
         problems.append(f"--metric {config.metric}: only the dense head is trained; add --unified_finetuning True")
     problems += _missing_trackers(config.arguments.get("report_to"))
     cache = config.arguments.get("cache_path")

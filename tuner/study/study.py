@@ -69,11 +69,11 @@ class SearchStudy:
         strategy = strategy or strategy_of(config)
         names = study_names(config.study_name)
         opened = functools.partial(optuna.create_study, storage=RememberedStorage(storage, names), load_if_exists=True)
-        directions = [StudyDirection.MAXIMIZE] * len(config.objectives)
+        directions = [StudyDirection.MAXIMIZE] * len(config.objective.names)
         self.search = opened(study_name=names[0], directions=directions, pruner=make_pruner(strategy))
-        self.search.set_metric_names(list(config.objectives))
+        self.search.set_metric_names(list(config.objective.names))
         self.finalists = opened(study_name=names[1], direction="maximize")
-        self.finalists.set_metric_names([", ".join(config.objectives)])
+        self.finalists.set_metric_names([", ".join(config.objective.names)])
         if lessons and LESSONS not in self.search.user_attrs:
             self.search.set_user_attr(LESSONS, list(lessons))
         self._sampler = functools.partial(
@@ -85,7 +85,7 @@ class SearchStudy:
         )
         running = self.search.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         self._unfinished = [trial for trial in running if not is_paused(trial)]
-        self.tell = Telling(self.search, objectives=config.objectives, guard_tolerance=config.guard_tolerance)
+        self.tell = Telling(self.search, objective=config.objective, guard_tolerance=config.guard_tolerance)
         self.paused, self.retrainings = PausedTrials(self.search), Retrainings(self.finalists)
         self._enqueue_first()
 

@@ -1,12 +1,10 @@
 """What becomes of the study's trials: Optuna is told of rungs, of ends, and why a trial could not be trained."""
 
-from collections.abc import Sequence
-
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from trainables.config import RungReport
-from trainables.scoring.measures import combined
+from trainables.scoring.metric import Metric
 from tuner.study import guards
 from tuner.study.pruners import PausingPruner
 from tuner.study.samplers import constrain
@@ -30,17 +28,16 @@ class Telling:
 
     Args:
         search: The study.
-        objectives: What is searched for: of two, the study keeps a front, and prunes nothing.
+        objective: What is searched for: of two, the study keeps a front, and prunes nothing.
         guard_tolerance: What a guard may lose.
     """
 
-    def __init__(self, search: optuna.Study, *, objectives: Sequence[str], guard_tolerance: float) -> None:
-        self._search, self._objectives, self._guard_tolerance = search, objectives, guard_tolerance
-        self._is_pareto = len(objectives) > 1
+    def __init__(self, search: optuna.Study, *, objective: Metric, guard_tolerance: float) -> None:
+        self._search, self._objective, self._guard_tolerance = search, objective, guard_tolerance
 
     def report(self, trial: Trial, rung: RungReport) -> bool:
         """Records a rung; returns whether the trial goes on. Only sampled trials are pruned."""
-        if self._is_pareto:
+        if self._objective.is_pareto:
             trial.set_user_attr(f"rung_{rung.rung}", rung.value)  # Optuna takes no report of several objectives
         elif rung.rung not in self._frozen(trial).intermediate_values and role_of(trial) != BASE:
             if rung.queries:
@@ -55,7 +52,7 @@ class Telling:
         trial.set_user_attr("examples", rung.examples)
         if rung.guards:
             trial.set_user_attr("guard", dict(rung.guards))
-        return rung.last or self._is_pareto or role_of(trial) != SAMPLED or self._goes_on(trial, rung.rung)
+        return rung.last or self._objective.is_pareto or role_of(trial) != SAMPLED or self._goes_on(trial, rung.rung)
 
     def _goes_on(self, trial: Trial, rung: int) -> bool:
         """Asks the pruner, which answers a rung once: told again by a trial taken up again, it is as it was."""
@@ -74,8 +71,8 @@ class Telling:
     def complete(self, trial: Trial) -> None:
         """The trial's value is its best rung's: those weights are its checkpoint."""
         self._weigh_guards(trial)
-        if self._is_pareto:
-            self._search.tell(trial, combined(",".join(self._objectives), trial.user_attrs["scores"]))
+        if self._objective.is_pareto:
+            self._search.tell(trial, self._objective.values(trial.user_attrs["scores"]))
         else:
             self._search.tell(trial, trial.user_attrs["best_value"])
 

@@ -97,11 +97,6 @@ def _encoded(base: EncodedBase) -> str:
     return f"{test}{over}; {shown_settings(base.params)}"
 
 
-def metric_label(metric: str) -> str:
-    """Returns what a value of the objective is called: of several objectives it is their mean."""
-    return f"mean of {' and '.join(metric.split(','))}" if "," in metric else metric
-
-
 def modes(weights: Mapping[str, float]) -> str:
     """Returns weights of the hybrid score as FlagEmbedding's ``compute_score`` takes them."""
     return f"weights_for_different_modes=[{', '.join(f'{weights[head]:g}' for head in ('dense', 'sparse', 'colbert'))}]"

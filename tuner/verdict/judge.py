@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from trainables.config import TrialConfig
 from trainables.scoring.measures import Scores
+from trainables.scoring.metric import Metric
 from tuner.request.config import SearchConfig
 from tuner.run_dir.names import mixture_name, task_name
 from tuner.study import guards
@@ -131,7 +132,7 @@ def _without_winner(run: _Run, retrains: Study | None, ranked: Sequence[Standing
         seconds=time_spent(run.run_dir, [run.study, retrains], total_seconds),
         noise=noise(ranked),
         finalists=[_finalist(run, standing) for standing in ranked if standing.lower is not None],
-        front=_front(run.study, run.metric),
+        front=_front(run.study, Metric.read(run.metric)),
     )
 
 
@@ -245,8 +246,8 @@ def scores_on_test(run_dir: Path, folder: str) -> Scores:
 
 def _parts(run: _Run, before: str, after: str) -> dict[str, Comparison]:
     """The gain in each of several objectives; empty for one."""
-    names = run.metric.split(",")
-    return {part: run.compare(before, after, part) for part in (names if len(names) > 1 else ())}
+    metric = Metric.read(run.metric)
+    return {part: run.compare(before, after, part) for part in (metric.names if metric.is_pareto else ())}
 
 
 def _guard(run: _Run, alike: str, folder: str, ranked: Sequence[int], asked: Sequence[str]) -> Guard | None:
@@ -283,13 +284,14 @@ def _swept(run: _Run, number: int) -> Sweep | None:
     return Sweep(alpha=choice.alpha, reason=reason, rows=rows)
 
 
-def _front(study: Study, metric: str) -> list[FrontRow] | None:
+def _front(study: Study, metric: Metric) -> list[FrontRow] | None:
     """The trials that no other beats on both objectives; None for one objective."""
-    names = metric.split(",")
-    if len(names) == 1:
+    if not metric.is_pareto:
         return None
     return [
-        FrontRow(trial=trial.number, values=dict(zip(names, trial.values, strict=True)), params=arguments_of(trial))
+        FrontRow(
+            trial=trial.number, values=dict(zip(metric.names, trial.values, strict=True)), params=arguments_of(trial)
+        )
         for trial in study.best_trials
     ]
 
