@@ -5,6 +5,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+DEFAULT_LENGTHS: Mapping[str, int] = {"query_max_len": 32, "passage_max_len": 128}
+"""FlagEmbedding's own tokens of a text at most, where the user names none."""
+
 _TUPLES = ("rungs", "guards", "alphas")
 
 

@@ -3,6 +3,7 @@
 A folder that is replaced or removed here lists its files, so that what somebody else has put into it stays.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -29,6 +30,12 @@ def write_bytes(path: Path, content: bytes) -> None:
     flush(temporary)
     temporary.replace(path)
     flush(path.parent)
+
+
+def sha256(path: Path) -> str:
+    """Returns the SHA-256 of a file's content, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def append_line(path: Path, line: str) -> None:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from trainables.names import CHECKPOINT
 from tuner.export.bundle import best_arguments, check_room, write_bundle
 from tuner.export.finished_run import read_run
 from tuner.request.config import SearchConfig
+from tuner.run_dir.names import CONFIG_FILE, RESULT_FILE
 from tuner.run_dir.store import run_folder, trial_folder
 from tuner.verdict.result import Verdict, bundle_of
 
@@ -29,7 +31,7 @@ class Result:
     @functools.cached_property
     def summary(self) -> Mapping[str, Any]:
         """What result.json holds: verdict, scores, interval, seconds."""
-        values: Mapping[str, Any] = json.loads((self.run_dir / "result.json").read_text("utf-8"))
+        values: Mapping[str, Any] = json.loads((self.run_dir / RESULT_FILE).read_text("utf-8"))
         return values
 
     @functools.cached_property
@@ -65,7 +67,7 @@ class Result:
         bundle, recommended = bundle_of(self.run_dir, self._found), self._found.recommended
         if bundle is None and recommended is not None and recommended.trial == 0:
             return read_run(self.run_dir).checkpoint
-        return bundle or trial_folder(self.run_dir, best.folder) / "checkpoint"
+        return bundle or trial_folder(self.run_dir, best.folder) / CHECKPOINT
 
     @property
     def trials(self) -> "pd.DataFrame":
@@ -124,7 +126,7 @@ def load(run_dir: str | Path) -> Result:
 
 def _loaded(run_dir: str | Path, trial: int | None = None) -> Result:
     folder = run_folder(run_dir, trial=trial)
-    if not (folder / "result.json").is_file():
+    if not (folder / RESULT_FILE).is_file():
         raise ValueError(f"{run_dir} holds no finished search (no result.json); --resume {run_dir} takes it up again")
     return Result(folder)
 
@@ -176,4 +178,4 @@ def export_best(
 def _config(run_dir: Path) -> SearchConfig:
     import yaml
 
-    return SearchConfig.from_dict(yaml.safe_load((run_dir / "config.yaml").read_text("utf-8")))
+    return SearchConfig.from_dict(yaml.safe_load((run_dir / CONFIG_FILE).read_text("utf-8")))

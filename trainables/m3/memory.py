@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-LENGTHS = {"query_max_len": 32, "passage_max_len": 128}
-"""FlagEmbedding's defaults."""
+from trainables.config import DEFAULT_LENGTHS
 
 _FLOAT = 4
 _INDEX = 8
@@ -148,7 +147,7 @@ class Texts:
         """Returns a batch in which every text is as long as it may be; `arguments` by FlagEmbedding's names."""
         queries = int(arguments.get("per_device_train_batch_size") or 8)
         passages = queries * int(arguments.get("train_group_size") or 8)
-        query, passage = (int(arguments.get(name) or default) for name, default in LENGTHS.items())
+        query, passage = (int(arguments.get(name) or default) for name, default in DEFAULT_LENGTHS.items())
         return cls(
             queries=queries,
             passages=passages,

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
-from trainables.files import new_folder
+from trainables.files import new_folder, sha256
 
 Ids = npt.NDArray[np.int32]
 """Token ids of one text, special tokens included, not padded."""
@@ -145,8 +145,7 @@ def _file_hash(file: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _hash_of(file: str, _size: int, _changed: int) -> str:
-    with Path(file).open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    return sha256(Path(file))
 
 
 @contextmanager

@@ -3,14 +3,16 @@
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from trainables.config import DEFAULT_LENGTHS
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncodingSettings:
     """How texts become embeddings. Names, meanings and defaults are FlagEmbedding's, where it has them."""
 
-    query_max_len: int = 32
+    query_max_len: int = DEFAULT_LENGTHS["query_max_len"]
     """Tokens of a query after truncation, special tokens included."""
-    passage_max_len: int = 128
+    passage_max_len: int = DEFAULT_LENGTHS["passage_max_len"]
     """Tokens of a passage after truncation, special tokens included."""
     query_instruction_for_retrieval: str | None = None
     """Goes into the first place of ``query_instruction_format``; without it the query stands alone."""

@@ -14,6 +14,7 @@ from trainables.files import new_folder, write_text
 from trainables.m3.base_models import BaseModels
 from trainables.m3.runner import Arguments, Model, build_arguments, load_model
 from trainables.m3.tokens import fingerprint
+from trainables.names import CHECKPOINT, GUARD, HYBRID, MIXTURES, MTEB, mteb_file, scores_file
 from trainables.process import rank
 from trainables.scoring.encoding import EmbeddingModel
 from trainables.scoring.libraries import Parts, load_head
@@ -22,8 +23,6 @@ from trainables.scoring.metric import HEADS, MEASURES
 from trainables.scoring.scorer import HYBRID_CANDIDATES, HYBRID_WEIGHTS, EncodingSettings, Scorer
 from trainables.trial.records import Clock, write_record
 
-GUARD_FILE = "guard.json"
-MIXTURES_FILE = "mixtures.json"
 _ALONE = ("deepspeed", "negatives_cross_device")
 _HEADS = ("colbert_linear", "sparse_linear")
 
@@ -59,17 +58,17 @@ def _score(config: TrialConfig, base: BaseModels) -> tuple[dict[str, float], dic
     if config.alpha is not None:
         _, _, start = _load(config, None, base)
         next(_mix(model, start, (config.alpha,), heads=_has_heads(config)))
-        _save(model, folder / "checkpoint")
+        _save(model, folder / CHECKPOINT)
     judge = Judge(config, arguments, tokenizer, base)
     means: dict[str, float] = {}
     if config.split is not None:
         is_final = config.split == "test"
         scores = judge.final_scores(_with_heads(model, config), folder) if is_final else judge.scores(model)
-        _write(folder / f"{config.split}.json", scores.to_json())
+        _write(folder / scores_file(config.split), scores.to_json())
         means = scores.means
     guards = judge.guard_scores(model)
     if guards:
-        _write(folder / GUARD_FILE, json.dumps(guards))
+        _write(folder / GUARD, json.dumps(guards))
     return means, guards
 
 
@@ -81,7 +80,7 @@ def _sweep(config: TrialConfig, base: BaseModels) -> tuple[dict[str, float], dic
     mixtures = _mix(model, start, config.alphas, heads=_has_heads(config))
     scores = [(alpha, judge.scores(model).means, judge.guard_scores(model)) for alpha in mixtures]
     rows = [{"alpha": alpha, "dev": dev, "guard": guard} for alpha, dev, guard in scores]
-    _write(Path(config.directory) / MIXTURES_FILE, json.dumps(rows))
+    _write(Path(config.directory) / MIXTURES, json.dumps(rows))
     return scores[-1][1:]
 
 
@@ -179,14 +178,14 @@ class Judge:
 
         where, split = Path(self._config.eval_data), self._config.split
         assert split is not None
-        scores = judge(model, self._tokenizer, self._settings, where, split, result=folder / "mteb.json")
+        scores = judge(model, self._tokenizer, self._settings, where, split, result=folder / MTEB)
         if model.sparse_linear is not None:
             weights = self._scorer.tune_hybrid_weights(model, "dev", MEASURES[0], HYBRID_CANDIDATES)
             others = self._scorer.score(model, split, heads=HEADS[1:], tuned_weights=weights)
             scores = replace(scores, per_query=scores.per_query | others.per_query)
             if rank() == 0:
                 write_text(
-                    folder / "hybrid.json",
+                    folder / HYBRID,
                     json.dumps({"default": HYBRID_WEIGHTS._asdict(), "tuned": weights._asdict()}),
                 )
         return scores.with_metric(self._config.metric)
@@ -205,7 +204,7 @@ class Judge:
         for guard in self._config.guards:
             task = self._base.scorers.get(("guard", guard)) or guard_task(guard)
             self._base.scorers["guard", guard] = task  # with its data, for the next model
-            result = Path(self._config.directory) / f"mteb-{task.metadata.name}.json"
+            result = Path(self._config.directory) / mteb_file(task.metadata.name)
             scores[task.metadata.name] = guard_score(model, self._tokenizer, self._settings, task, result=result)
         return scores
 

@@ -8,9 +8,8 @@ from pathlib import Path
 
 from trainables.config import RungReport
 from trainables.files import append_line, write_text
+from trainables.names import METRICS
 from trainables.process import rank
-
-_FILE = "metrics.jsonl"
 
 
 class Clock:
@@ -50,16 +49,16 @@ class Clock:
 def write_record(folder: Path, record: RungReport) -> RungReport:
     """Appends a report to the trial's metrics.jsonl and returns it."""
     if rank() == 0:
-        append_line(folder / _FILE, json.dumps(record.to_dict()))
+        append_line(folder / METRICS, json.dumps(record.to_dict()))
     return record
 
 
 def read_records(folder: Path) -> list[RungReport]:
     """Returns what the trial has reported, in its order; a last line that was cut short is removed."""
-    if not (folder / _FILE).exists():
+    if not (folder / METRICS).exists():
         return []
-    text = (folder / _FILE).read_text(encoding="utf-8")
+    text = (folder / METRICS).read_text(encoding="utf-8")
     whole = text[: text.rfind("\n") + 1]
     if whole != text and rank() == 0:
-        write_text(folder / _FILE, whole)
+        write_text(folder / METRICS, whole)
     return [RungReport.from_dict(json.loads(line)) for line in whole.splitlines()]

@@ -16,6 +16,7 @@ from trainables.config import Progress, Report, RungReport, TrialConfig, TrialIn
 from trainables.failures import NonFiniteLoss
 from trainables.files import new_folder, write_text
 from trainables.m3.runner import Model, Runner
+from trainables.names import CHECKPOINT, scores_file
 from trainables.process import agree, rank, world_size
 from trainables.scoring.measures import Scores
 from trainables.trial.judging import Judge
@@ -164,9 +165,9 @@ class Rungs(TrainerCallback):
     def _keep_best(self, scores: Scores, model: Model) -> None:
         best = max((report.value for report in self._done), default=-math.inf)
         if scores.means[self._config.metric] > best and rank() == 0:
-            with new_folder(self._folder / "checkpoint") as folder:
+            with new_folder(self._folder / CHECKPOINT) as folder:
                 model.save(str(folder))
-            write_text(self._folder / f"{scores.split}.json", scores.to_json())
+            write_text(self._folder / scores_file(scores.split), scores.to_json())
 
     def _check_loss(self, step: int) -> None:
         trainer = self._trainer

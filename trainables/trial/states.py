@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from trainables.config import TrialConfig
-from trainables.files import flush, write_text
+from trainables.files import flush, sha256, write_text
 from trainables.process import rank, world_size
 
 logger = logging.getLogger(__name__)
@@ -237,10 +237,7 @@ def _save(path: Path, content: Any, is_stopped: Callable[[], bool]) -> str:
 
 
 def _hash(file: Path) -> str:
-    if not file.is_file():
-        return "missing"
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    return sha256(file) if file.is_file() else "missing"
 
 
 def _bring_together(folder: Path) -> None:

@@ -9,6 +9,7 @@ from trainables.config import Progress, Report, RungReport, TrialConfig
 from trainables.files import remove_folder, settle_folder
 from trainables.m3.base_models import BaseModels
 from trainables.m3.runner import Arguments, Runner, build_arguments
+from trainables.names import CHECKPOINT, DATA, METRICS, RESUME, TOKENS, scores_file
 from trainables.process import agree, extensions_folder, process_group, rank, remove_stale_build_locks, world_size
 from trainables.trial.judging import Judge
 from trainables.trial.planning import planned
@@ -24,8 +25,8 @@ def train(config: TrialConfig, report: Report, base: BaseModels, progress: Progr
     clock = Clock()
     folder = Path(config.directory)
     if rank() == 0:
-        settle_folder(folder / "checkpoint")
-    states = States(folder / "resume", config)
+        settle_folder(folder / CHECKPOINT)
+    states = States(folder / RESUME, config)
     state = states.newest()
     done = _of_first_worker(_known(folder, states, state))
     if state is None and not done:
@@ -72,7 +73,7 @@ def _rows_in_step(arguments: Arguments) -> int:
 def _known(folder: Path, states: States, state: Path | None) -> list[RungReport]:
     """Returns what an earlier attempt has reported, where it left a state to go on from, or nothing to do."""
     records = read_records(folder)
-    whole = bool(records) and records[-1].last and (folder / "checkpoint").is_dir()
+    whole = bool(records) and records[-1].last and (folder / CHECKPOINT).is_dir()
     return records if state or (whole and states.are_ours) else []
 
 
@@ -80,8 +81,8 @@ def _start_anew(folder: Path, states: States) -> None:
     """Forgets what a trial of the same name has written."""
     agree(True)  # no worker may still have to look
     if rank() == 0:
-        remove_folder(folder / "checkpoint")
-        for name in ("metrics.jsonl", "dev.json"):
+        remove_folder(folder / CHECKPOINT)
+        for name in (METRICS, scores_file("dev")):
             (folder / name).unlink(missing_ok=True)
         states.begin()
 
@@ -102,4 +103,4 @@ def _repeat(done: list[RungReport], report: Report, config: TrialConfig) -> bool
 
 def _token_cache(config: TrialConfig) -> Path:
     """Returns RUN/data/tokens, for a trial's folder of RUN/trials/NAME."""
-    return Path(config.directory).parents[1] / "data" / "tokens"
+    return Path(config.directory).parents[1] / DATA / TOKENS

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainables.config import Progress, Report, TrialConfig
+from trainables.names import worker_log
 
 if TYPE_CHECKING:
     from trainables.m3.base_models import BaseModels
@@ -34,7 +35,7 @@ def run_trial(
 
     folder = Path(config.directory)
     folder.mkdir(parents=True, exist_ok=True)
-    with trial_process(folder / ("log.txt" if rank() == 0 else f"log-{rank()}.txt")):
+    with trial_process(folder / worker_log(rank())):
         if config.rungs:
             train(config, report, base or BaseModels(), progress)
         else:

@@ -20,6 +20,7 @@ from tuner.cluster.private_folder import is_private, private_folder
 from tuner.cluster.slot import Slots
 from tuner.errors import RequestError
 from tuner.request.config import SearchConfig
+from tuner.run_dir.names import RAY
 
 _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -183,7 +184,7 @@ def _on_loopback() -> Iterator[None]:
 def rays_folder(config: SearchConfig, run_dir: Path) -> Path:
     """Returns where Train and Tune keep their files: where every node of a cluster sees them, else with Ray's own."""
     if address_of(config):
-        return run_dir / ".ray"
+        return run_dir / RAY
     return Path(ray.get_runtime_context().get_temp_dir()) / "m3-tuner"
 
 

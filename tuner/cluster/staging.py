@@ -14,12 +14,14 @@ from typing import Any
 
 from trainables.config import Progress, Report, RungReport, Train, TrialConfig
 from trainables.failures import StorageAway, one_line
+from trainables.names import CHECKPOINT, DATA, LOG, RESUME
 from trainables.process import rank
 from trainables.worker.loop import train_trial
 from tuner.data.models import model_here
 from tuner.errors import RequestError
 from tuner.run_dir.lease import LeaseLostError
 from tuner.run_dir.mirror import Pusher, alone_on_this_machine
+from tuner.run_dir.names import part_name
 from tuner.run_dir.safe_names import UnsafeNameError, part_of
 from tuner.run_dir.store import RunStore, open_run_dir
 
@@ -76,7 +78,7 @@ class OnAnyMachine:
             raise
         finally:
             if not stays:
-                store.forget(part for part in parts if part.startswith("trials/"))
+                store.forget(part for part in parts if part.startswith(part_name("")))
 
     def _require_shared(self, root: Path) -> None:
         if not (root / MARK).exists() or (root / MARK).read_text() != self.mark:
@@ -87,7 +89,7 @@ class OnAnyMachine:
 
     def _bring(self, config: TrialConfig, store: RunStore) -> list[str]:
         mentioned = {part_of(path) for path in _inside(config.to_dict(), self.root)}
-        parts = sorted({"data", *mentioned})
+        parts = sorted({DATA, *mentioned})
         with _reaching(self.run_dir), alone_on_this_machine(store.local, "pulling"):
             store.pull(parts)
         return parts
@@ -109,17 +111,17 @@ class OnAnyMachine:
     ) -> None:
         folder = Path(here.directory)
         folder.mkdir(parents=True, exist_ok=True)
-        pusher = Pusher(store, f"trials/{config.name}")
-        keeping = _Keeping(pusher, _States(folder / "resume"), report, progress)
+        pusher = Pusher(store, part_name(config.name))
+        keeping = _Keeping(pusher, _States(folder / RESUME), report, progress)
         try:
             self.train(here, keeping.report, keeping.progress)
         except Exception as error:
-            with (folder / "log.txt").open("a", encoding="utf-8") as log:
+            with (folder / LOG).open("a", encoding="utf-8") as log:
                 log.write(f"{one_line(error)}\n{traceback.format_exc()}\n")
             raise
         finally:
             if keeping.is_stopped:
-                for unwanted in ("checkpoint", "resume"):
+                for unwanted in (CHECKPOINT, RESUME):
                     shutil.rmtree(folder / unwanted, ignore_errors=True)
             with _reaching(self.run_dir):
                 pusher.close()

@@ -22,12 +22,13 @@ from tuner.data.sources import Source, content_hash, stem_of
 from tuner.data.splits import ENOUGH_QUERIES, MIN_QUERIES, assign, fingerprint
 from tuner.data.survey import Survey, rows_of, survey
 from tuner.errors import EXIT_DONE, EXIT_REQUEST, RequestError
+from tuner.run_dir.names import ARRIVING, EVAL, MANIFEST, TRAIN
 from tuner.run_dir.safe_names import inside
-from tuner.run_dir.written import ARRIVING, MANIFEST, data_files, no_search_wrote
+from tuner.run_dir.written import data_files, no_search_wrote
 
 __all__ = ["Dataset", "Finding", "check", "load", "main", "prepare", "take_over"]
 
-_PARTS = ("train", "eval")
+_PARTS = (TRAIN, EVAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +114,7 @@ def load(folder: Path) -> Dataset:
     manifest = json.loads(Path(source).read_text(encoding="utf-8"))
     return Dataset(
         train_data=tuple(str(inside(folder, train["path"], source).resolve()) for train in manifest["train"]),
-        eval_data=str((folder / "eval").resolve()),
+        eval_data=str((folder / EVAL).resolve()),
         rows=manifest["rows"],
         negatives=manifest["negatives"],
         has_scores=manifest["has_scores"],
@@ -251,9 +252,9 @@ def _write(
 ) -> Dataset:
     _remove_parts(folder)
     _require_no_others(folder, _PARTS)
-    beir.write(evaluation, folder / "eval")
+    beir.write(evaluation, folder / EVAL)
     train = _write_train(surveyed, iter(splits), folder)
-    files = {name: content_hash(folder / "eval" / name) for name in beir.FILES}
+    files = {name: content_hash(folder / EVAL / name) for name in beir.FILES}
     queries = {split: len(evaluation.qrels[split]) for split in beir.SPLITS}
     manifest = {
         "hash": _overall_hash(train, files),
@@ -284,7 +285,7 @@ def _write_train(surveyed: Survey, splits: Iterator[str], folder: Path) -> list[
     written = []
     for number, source in enumerate(surveyed.sources):
         name = source.name if source.is_folder else f"{source.stem}.jsonl"
-        path = folder / "train" / f"{number:03d}-{name}"
+        path = folder / TRAIN / f"{number:03d}-{name}"
         files = _write_source(source, splits, path, _Schema.of(surveyed))
         if files:
             relative = path.relative_to(folder).as_posix()

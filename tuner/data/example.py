@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from trainables.files import new_folder
 from tuner.data import beir
+from tuner.run_dir.names import EVAL, EXAMPLE_FILE
 from tuner.run_dir.written import require_ours
 
 PACKAGES = ("scipy", "sklearn", "pandas", "numpy", "networkx")
@@ -71,13 +72,13 @@ def write_example(folder: Path) -> tuple[Path, Path]:
     require_ours(folder)
     with new_folder(folder) as new:
         beir.write_jsonl(new / "dataset.jsonl", rows)
-        beir.write(evaluation, new / "eval")
+        beir.write(evaluation, new / EVAL)
     return example_paths(folder)
 
 
 def example_paths(folder: Path) -> tuple[Path, Path]:
     """Returns where `write_example` writes training and held-out data in `folder`."""
-    return folder / "dataset.jsonl", folder / "eval"
+    return folder / EXAMPLE_FILE, folder / EVAL
 
 
 def example_arguments() -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from trainables.files import sha256
 from tuner.data.findings import Findings
 from tuner.data.rows import FIELDS, Fault
 
@@ -114,8 +115,7 @@ def _format(path: Path) -> str:
 def content_hash(path: Path) -> str:
     """Returns the SHA-256 of a file's content, or of a folder's files in the order of their names."""
     if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256(path)
     parts = [(part.name, content_hash(part)) for part in sorted(path.iterdir()) if part.is_file()]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

@@ -5,7 +5,6 @@ recommends, or with ``--trial N`` the one that was asked for.
 """
 
 import argparse
-import hashlib
 import json
 import shutil
 import sys
@@ -17,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from trainables.files import CHECKSUMS, new_folder
+from trainables.files import CHECKSUMS, new_folder, sha256
 from tuner.errors import EXIT_DONE, EXIT_REQUEST, EXIT_STOPPED, BundleRefusedError, RequestError
 from tuner.export.finished_run import FinishedRun, read_run
 from tuner.export.model_card import base_card, model_card
@@ -25,6 +24,7 @@ from tuner.export.model_folder import lacking_tokens, write_model
 from tuner.export.negatives import Negatives
 from tuner.export.train_script import arguments_of, portable, train_script
 from tuner.request.arguments import upstream_arguments
+from tuner.run_dir.names import TRAIN_SCRIPT
 from tuner.run_dir.store import run_folder
 from tuner.verdict.decision import KEEP, sentence, settings_notes
 
@@ -165,8 +165,8 @@ def _write_trained(run: FinishedRun, folder: Path, home: Path, workers: int) -> 
     write_model(run, folder)
     arguments = portable(arguments, folder, home)
     _write_arguments(folder, arguments, f"{step.workers} worker(s), {step}")
-    _write_text(folder / "train.sh", train_script(run, arguments, step, lacking_tokens(run, folder)))
-    (folder / "train.sh").chmod(0o755)
+    _write_text(folder / TRAIN_SCRIPT, train_script(run, arguments, step, lacking_tokens(run, folder)))
+    (folder / TRAIN_SCRIPT).chmod(0o755)
     _write_text(folder / "README.md", model_card(run, arguments, step, folder))
 
 
@@ -190,8 +190,7 @@ def _write_text(path: Path, text: str) -> None:
 def _checksums(folder: Path) -> Iterator[str]:
     """Yields the lines that ``sha256sum -c`` reads."""
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            yield f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.relative_to(folder).as_posix()}\n"
+        yield f"{sha256(path)}  {path.relative_to(folder).as_posix()}\n"
 
 
 def _verify(run: FinishedRun, folder: Path) -> None:

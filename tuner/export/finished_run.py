@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from trainables.files import whole_records
+from trainables.names import CHECKPOINT, CONFIG, DATA, METRICS, scores_file
 from trainables.scoring.measures import Scores
 from trainables.scoring.settings import UNTRAINED_ARGUMENTS
 from tuner.data import dataset as data
@@ -17,14 +18,13 @@ from tuner.data.models import model_here
 from tuner.errors import RequestError
 from tuner.request.arguments import translated, upstream_arguments
 from tuner.request.config import SearchConfig
+from tuner.run_dir.names import BASE_FOLDER, CONFIG_FILE, RESULT_FILE, trial_name, trial_path
 from tuner.run_dir.object_storage import is_url
 from tuner.run_dir.store import trial_folder
 from tuner.study.study import read_studies
-from tuner.study.trials import arguments_of
-from tuner.verdict.encoding import BASE_FOLDER
-from tuner.verdict.result import RESULT_FILE, Best, Model, Recommended, Verdict
+from tuner.study.trials import SCORES, arguments_of
+from tuner.verdict.result import Best, Model, Recommended, Verdict
 
-TRIAL_FILE = "config.json"
 _TRIAL_FOLDER = r"\d{4,}(-[a-z]+[0-9.]*[0-9])?"
 """A trial's, a retraining's with another seed, or a mixture's."""
 
@@ -104,17 +104,17 @@ def read_run(folder: Path, trial: int | None = None, *, trust_remote_code: bool 
     """
     result, best = _read_result(folder)
     _check_names(folder, best)
-    config = SearchConfig.from_dict(yaml.safe_load((folder / "config.yaml").read_text("utf-8")))
+    config = SearchConfig.from_dict(yaml.safe_load((folder / CONFIG_FILE).read_text("utf-8")))
     recommended = result.recommended or Recommended(trial=best.trial, folder=best.folder)
     number = recommended.trial if trial is None else trial
     known: dict[str, Any] = {"folder": folder, "config": config, "result": result, "best": best}
-    known["dataset"] = data.load(folder / "data")
+    known["dataset"] = data.load(folder / DATA)
     if number == 0:
         model, trained = _base_model(folder, config, result, best, recommended.settings)
         kind: dict[str, Any] = {"rung": {}, "checkpoint": Path(trained["model_name_or_path"])}
     else:
         model = best if number == best.trial else _other_trial(folder, config, number)
-        record = folder / "trials" / f"{number:04d}"
+        record = trial_path(folder, trial_name(number))
         kind = {"checkpoint": _checkpoint(folder, model, best)}
         kind |= {"rung": _best_rung(record), "recorded_workers": _workers(record)}
         trained = _trained(record, config, model.params)
@@ -143,7 +143,7 @@ def _workers(trial: Path) -> int | None:
     workers = _record(trial).get("workers")
     if workers is None or (isinstance(workers, int) and workers > 0):
         return workers
-    raise RequestError([f"{trial / TRIAL_FILE}: workers must be a number from 1, but got {workers!r}"])
+    raise RequestError([f"{trial / CONFIG}: workers must be a number from 1, but got {workers!r}"])
 
 
 def _base_model(
@@ -154,7 +154,7 @@ def _base_model(
     encoded = [each for each in (base.encoded_as_best, base.at_its_best) if each] if base else []
     model = next((each for each in encoded if settings and each.params == settings), base)
     asked = {**config.arguments, **settings}
-    found = _record(folder / "trials" / f"{best.trial:04d}").get("arguments", {}).get("model_name_or_path")
+    found = _record(trial_path(folder, trial_name(best.trial))).get("arguments", {}).get("model_name_or_path")
     place = settings.get("model_name_or_path") or found
     if place is None or not Path(place).is_dir():
         place = model_here(place or config.model_name_or_path, cache_dir=config.arguments.get("cache_dir"))
@@ -167,8 +167,8 @@ def _other_trial(folder: Path, config: SearchConfig, number: int) -> Model:
     trials = read_studies(folder, config.storage, config.study_name)[0].get_trials(deepcopy=False)
     if not 0 < number < len(trials):
         raise RequestError([f"--trial {number}: the search has trials 0 to {len(trials) - 1}, the base model being 0"])
-    name, scores = f"{number:04d}", trials[number].user_attrs.get("scores", {})
-    tested = folder / "trials" / name / "test.json"
+    name, scores = trial_name(number), trials[number].user_attrs.get(SCORES, {})
+    tested = trial_path(folder, name) / scores_file("test")
     test = Scores.from_json(tested.read_text("utf-8")).means if tested.exists() else {}
     return Model(
         trial=number,
@@ -182,7 +182,7 @@ def _other_trial(folder: Path, config: SearchConfig, number: int) -> Model:
 
 
 def _checkpoint(folder: Path, model: Model, best: Best) -> Path:
-    checkpoint = trial_folder(folder, model.folder) / "checkpoint"
+    checkpoint = trial_folder(folder, model.folder) / CHECKPOINT
     if (checkpoint / "config.json").is_file():
         return checkpoint
     if model is best:
@@ -198,7 +198,7 @@ def _checkpoint(folder: Path, model: Model, best: Best) -> Path:
 
 
 def _read_result(folder: Path) -> tuple[Verdict, Best]:
-    if not (folder / "config.yaml").is_file():
+    if not (folder / CONFIG_FILE).is_file():
         raise RequestError(
             [f"{folder}: a run directory has a config.yaml, but this has none; give the --run_dir of a search"]
         )
@@ -220,12 +220,12 @@ def _trained(trial: Path, config: SearchConfig, params: Mapping[str, Any]) -> di
 
 def _record(trial: Path) -> dict[str, Any]:
     """What the trial was asked, as it was written down when it started; empty where it was not."""
-    file = trial / TRIAL_FILE
+    file = trial / CONFIG
     record: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     return record
 
 
 def _best_rung(trial: Path) -> Mapping[str, Any]:
     """The first of the best: a later rung replaces the weights only by being better."""
-    rungs = [rung for rung in whole_records(trial / "metrics.jsonl") if rung["rung"] > 0]
+    rungs = [rung for rung in whole_records(trial / METRICS) if rung["rung"] > 0]
     return max(rungs, key=lambda rung: rung["value"])

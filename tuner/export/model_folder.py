@@ -12,6 +12,7 @@ from trainables.scoring.metric import MEASURES, score_name
 from tuner.data.models import model_here
 from tuner.errors import RequestError
 from tuner.export.finished_run import FinishedRun
+from tuner.run_dir.names import BEST
 
 HEADS = ("colbert_linear.pt", "sparse_linear.pt")
 _KEPT = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", *HEADS)
@@ -89,7 +90,7 @@ def _convert(run: FinishedRun, folder: Path) -> None:
 def _add_heads_of_base(run: FinishedRun, folder: Path) -> None:
     """Where only the dense vectors were trained, the base model's heads go along: they are what scores the rest."""
     base = Path(run.trained.get("model_name_or_path", run.config.model_name_or_path))
-    places = [place for place in (base, run.folder / "best") if has_heads(place)]
+    places = [place for place in (base, run.folder / BEST) if has_heads(place)]
     if run.is_base or has_heads(folder) or not (places or _is_scored_with_heads(run)):
         return
     places = places or [place for place in _base_now(run) if has_heads(place)]

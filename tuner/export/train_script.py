@@ -18,7 +18,7 @@ from tuner.export.finished_run import FinishedRun
 from tuner.export.negatives import CROSS, Negatives
 from tuner.request.arguments import upstream_arguments
 from tuner.request.config import SECRETS
-from tuner.request.config_file import FOLDER
+from tuner.run_dir.names import BEST, SETTINGS
 from tuner.run_dir.object_storage import is_url
 
 MODULE = "FlagEmbedding.finetune.embedder.encoder_only.m3"
@@ -154,7 +154,7 @@ def _kept_deepspeed(run: FinishedRun) -> dict[str, Any]:
     if not isinstance(settings, str) or Path(settings).is_file():
         return {}
     named = run.config.arguments.get("deepspeed")
-    places = [run.folder / FOLDER / Path(settings).name, run.folder / str(named), run.folder / "best" / DEEPSPEED_FILE]
+    places = [run.folder / SETTINGS / Path(settings).name, run.folder / str(named), run.folder / BEST / DEEPSPEED_FILE]
     if Path(settings).name == DS_STAGE0.name:
         places.append(DS_STAGE0)
     found = next((place for place in places if place.is_file()), None)

@@ -15,7 +15,7 @@ import plotly.io
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from tuner.study.trials import has_failed, value_of
+from tuner.study.trials import BASE, ROLE, has_failed, value_of
 from tuner.verdict.result import Finalist
 
 INK, MUTED, RULE = "#1f2933", "#66727f", "#dde2e7"
@@ -228,7 +228,7 @@ def _shared_parameters(study: Study) -> list[str]:
 
 
 def _is_base(trial: FrozenTrial) -> bool:
-    return trial.user_attrs.get("role") == "base" and trial.state == TrialState.COMPLETE
+    return trial.user_attrs.get(ROLE) == BASE and trial.state == TrialState.COMPLETE
 
 
 def _line_of(trial: FrozenTrial, winner: int | None) -> tuple[str, float]:

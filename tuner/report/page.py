@@ -14,29 +14,40 @@ from optuna.trial import FrozenTrial
 from plotly.offline import get_plotlyjs
 
 from trainables.files import write_text
+from trainables.names import DATA
 from trainables.scoring.metric import Metric, head_and_measure
 from tuner.errors import EXIT_DONE, EXIT_REQUEST, EXIT_STOPPED, RequestError
 from tuner.report.figures import search_pictures, seeds_picture
 from tuner.report.queries import moved_queries
+from tuner.run_dir.names import (
+    BEST,
+    CONFIG_FILE,
+    EVAL,
+    MANIFEST,
+    REPORT_FILE,
+    RESULT_FILE,
+    STUDY_FILE,
+    TRAIN_SCRIPT,
+    eval_path,
+)
 from tuner.run_dir.store import open_run_dir, run_folder
 from tuner.run_dir.written import is_foreign
 from tuner.study.study import read_studies
-from tuner.study.trials import arguments_of, has_failed, value_of
+from tuner.study.trials import ERROR, ROLE, SAMPLED, SECONDS, arguments_of, has_failed, value_of
 from tuner.verdict.decision import FINE_TUNE, interval, modes, sentence, settings_notes
 from tuner.verdict.result import Best, Verdict, bundle_of
 from tuner.verdict.statistics import Comparison
 
-REPORT_FILE = "report.html"
 _TEMPLATE = "report_template.html"
 _INTERVAL_WIDTH = 150
 _READ = (
-    "config.yaml",
-    "result.json",
-    "study.db",
-    "data/manifest.json",
-    "data/eval",
-    "best/result.json",
-    "best/train.sh",
+    CONFIG_FILE,
+    RESULT_FILE,
+    STUDY_FILE,
+    f"{DATA}/{MANIFEST}",
+    f"{DATA}/{EVAL}",
+    f"{BEST}/{RESULT_FILE}",
+    f"{BEST}/{TRAIN_SCRIPT}",
 )
 """What a report is written from, in a run directory: no weights, no training states."""
 _PARTS = {"test": "final test"}
@@ -57,7 +68,7 @@ def write_report(run_dir: Path, storage: str | None = None) -> Path:
     Raises:
         RequestError: If `run_dir` is no run directory, or has a report.html of somebody else's.
     """
-    if not (run_dir / "config.yaml").exists():
+    if not (run_dir / CONFIG_FILE).exists():
         raise RequestError(
             [f"A run directory holds config.yaml, but {run_dir} does not; name the --run_dir of a search"]
         )
@@ -107,7 +118,7 @@ def _environment() -> jinja2.Environment:
 
 def _contents(run_dir: Path, storage: str | None) -> dict[str, Any]:
     """Everything that the template shows, by name."""
-    config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    config = yaml.safe_load((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))
     search, _ = read_studies(run_dir, storage or config["storage"], config.get("study_name"))
     trials, result = search.get_trials(deepcopy=False), Verdict.read(run_dir)
     best = result.best if result else None
@@ -126,7 +137,7 @@ def _contents(run_dir: Path, storage: str | None) -> dict[str, Any]:
         "spent": _spent(result.seconds) if result else [],
         "trials": [_trial_row(trial) for trial in trials],
         "parameter_names": list(dict.fromkeys(name for trial in trials for name in arguments_of(trial))),
-        "manifest": _json(run_dir / "data" / "manifest.json"),
+        "manifest": _json(run_dir / DATA / MANIFEST),
         "search_command": config["command"],
         "plotly": Markup(get_plotlyjs()),
         **(_findings(run_dir, result, best, metric.label) if result and best else _NOTHING),
@@ -153,7 +164,7 @@ def _findings(run_dir: Path, result: Verdict, best: Best, metric: str) -> dict[s
         "heads": _heads(result, best),
         "guarded": _guarded(result, best),
         "parameters": _parameters(result, best),
-        "queries": moved_queries(run_dir / "data" / "eval", result.queries),
+        "queries": moved_queries(eval_path(run_dir), result.queries),
         "seeds": seeds_picture(result.finalists, result.compared.dev if result.compared else None, metric),
         "train_command": _train_command(run_dir, result, best),
     }
@@ -298,20 +309,20 @@ def _spent(seconds: Mapping[str, float]) -> list[tuple[str, float, float]]:
 def _trial_row(trial: FrozenTrial) -> dict[str, Any]:
     return {
         "number": trial.number,
-        "role": trial.user_attrs.get("role", "sampled"),
+        "role": trial.user_attrs.get(ROLE, SAMPLED),
         "state": "fail" if has_failed(trial) else trial.state.name.lower(),
         "params": arguments_of(trial),
         "value": value_of(trial) if trial.values else max(trial.intermediate_values.values(), default=None),
-        "seconds": sum(trial.user_attrs.get("seconds", {}).values()),
-        "error": trial.user_attrs.get("error", ""),
+        "seconds": sum(trial.user_attrs.get(SECONDS, {}).values()),
+        "error": trial.user_attrs.get(ERROR, ""),
     }
 
 
 def _train_command(run_dir: Path, result: Verdict, best: Best) -> str:
     """The bundle's train.sh; without one, the parameters as flags of FlagEmbedding's own command."""
     bundle = bundle_of(run_dir, result)
-    if bundle is not None and (bundle / "train.sh").is_file():
-        return (bundle / "train.sh").read_text(encoding="utf-8")
+    if bundle is not None and (bundle / TRAIN_SCRIPT).is_file():
+        return (bundle / TRAIN_SCRIPT).read_text(encoding="utf-8")
     return " \\\n".join(f"--{name} {value}" for name, value in best.params.items())
 
 

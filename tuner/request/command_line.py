@@ -13,6 +13,7 @@ from tuner.errors import RequestError
 from tuner.request import config_file as settings
 from tuner.request.checks import accepted_arguments, unknown_argument
 from tuner.request.config import EXAMPLE_DEFAULTS, SearchConfig
+from tuner.run_dir.names import CONFIG_FILE, SETTINGS
 from tuner.run_dir.object_storage import is_url
 
 _DESCRIPTION = (
@@ -198,7 +199,7 @@ def _without_their_values(unknown: Sequence[str]) -> list[str]:
 
 def _read_run(run_dir: str, problems: list[str]) -> dict[str, Any]:
     """What the run was asked; a search of the embedded example has its data written there as well."""
-    path = f"{run_dir}/config.yaml"
+    path = f"{run_dir}/{CONFIG_FILE}"
     if not is_url(path) and not Path(path).is_file():
         problems.append(f"--resume {run_dir}: no search was begun there (no config.yaml); name its --run_dir")
         return {}
@@ -219,7 +220,7 @@ def _local_file(path: str) -> Path:
 
     run_dir, _, name = path.rpartition("/")
     store = open_run_dir(run_dir)
-    store.pull([name, settings.FOLDER])
+    store.pull([name, SETTINGS])
     return store.local / name
 
 

@@ -1,14 +1,11 @@
 """Settings files that a search names, kept in its run directory: it goes on where they are not."""
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 from trainables.files import write_bytes
 from tuner.request.config import SearchConfig
-
-FOLDER = "settings"
-_SUFFIXES = (".yaml", ".yml", ".json")
+from tuner.run_dir.names import SETTINGS, SETTINGS_SUFFIXES, settings_name
 
 
 def keep(config: SearchConfig, run_dir: Path) -> SearchConfig:
@@ -39,10 +36,9 @@ def found(values: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def _copy_of(value: Any) -> str | None:
     """Where in a run directory the copy of a settings file belongs; None where `value` names none."""
-    if not isinstance(value, str) or Path(value).suffix not in _SUFFIXES or not Path(value).is_file():
+    if not isinstance(value, str) or Path(value).suffix not in SETTINGS_SUFFIXES or not Path(value).is_file():
         return None
-    content = Path(value).read_bytes()
-    return f"{FOLDER}/{hashlib.sha256(content).hexdigest()[:12]}{Path(value).suffix}"
+    return f"{SETTINGS}/{settings_name(Path(value))}"
 
 
 def _copy(file: Path, copy: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from tuner.errors import RequestError
+from tuner.run_dir.names import STUDY_FILE
 
 PASSWORD_VARIABLE = "TUNER_STORAGE"
 """Environment variable with the whole storage URL, for a resumed search: its config.yaml has no password."""
@@ -24,7 +25,7 @@ def absolute(url: str) -> str:
 
 def whole(url: str | None, run_dir: Path) -> str:
     """Returns the URL with its password; None stands for RUN/study.db."""
-    return f"sqlite:///{in_url((run_dir / 'study.db').resolve())}" if url is None else with_password(url)
+    return f"sqlite:///{in_url((run_dir / STUDY_FILE).resolve())}" if url is None else with_password(url)
 
 
 def in_url(path: Path) -> str:

@@ -17,6 +17,7 @@ from trainables.files import remove_folder
 from tuner.errors import RequestError
 from tuner.interrupts import SearchStopped
 from tuner.run_dir.lease import LeaseLostError
+from tuner.run_dir.names import STUDY_FILE, part_name
 from tuner.run_dir.safe_names import UnsafeNameError, part_of
 from tuner.run_dir.store import RunStore
 from tuner.run_dir.working_files import parts_of
@@ -64,9 +65,9 @@ class Mirror:
     def ended(self, trial: str, *, stopped: bool = False) -> None:
         """Brings here what a worker has made of `trial`; later, where it was `stopped` and is only now finding out."""
         if stopped:
-            self._stopped.add(f"trials/{trial}")
+            self._stopped.add(part_name(trial))
         else:
-            self._ask(lambda: self._pull(f"trials/{trial}"))
+            self._ask(lambda: self._pull(part_name(trial)))
 
     def drop(self, folders: Sequence[str]) -> None:
         """Removes folders of trials, here at once and in storage soon; a stopped trial's worker does that itself."""
@@ -120,7 +121,7 @@ class Mirror:
 
     def _push_study(self) -> None:
         self._study_waits = False
-        self._store.push(["study.db"] if (self._store.local / "study.db").exists() else [])
+        self._store.push([STUDY_FILE] if (self._store.local / STUDY_FILE).exists() else [])
 
     def _pull(self, path: str | None) -> None:
         self._store.pull(None if path is None else [path])

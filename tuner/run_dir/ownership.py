@@ -14,7 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from trainables.files import write_text
+from trainables.names import DATA
 from tuner.errors import RequestError
+from tuner.run_dir.names import EXAMPLE, SETTINGS
 from tuner.run_dir.replaced import ASIDE, BEGUN, sweep
 from tuner.run_dir.written import (
     ENTRIES,
@@ -84,7 +86,7 @@ def require_apart(run_dir: Path, inputs: Sequence[tuple[str, str]], *, resumed: 
     Raises:
         RequestError: One line for each.
     """
-    own = [run_dir / "data" / "example", run_dir / "settings"] if resumed else []
+    own = [run_dir / DATA / EXAMPLE, run_dir / SETTINGS] if resumed else []
     places = [run_dir / name for name in ENTRIES]
     problems = []
     for flag, value in inputs:

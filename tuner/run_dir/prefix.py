@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tuner.errors import RequestError
+from tuner.run_dir.names import TRIALS
 from tuner.run_dir.object_storage import file_system, write_whole
 from tuner.run_dir.safe_names import UnsafeNameError, inside, is_passed_over, part_of, safe_name
 
@@ -169,7 +170,7 @@ def _whole(file: StoredFile) -> StoredFile:
 def _checked_part(part: str, url: str) -> str:
     source = f"{url}: {LISTINGS}/"
     _require_in_part(part, part, source)
-    if part_of(part) != part or part in (*_OWN, "trials"):
+    if part_of(part) != part or part in (*_OWN, TRIALS):
         raise UnsafeNameError([f"{source}: {part!a} is no part of a run directory; remove its listing"])
     return part
 

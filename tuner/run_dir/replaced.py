@@ -11,6 +11,7 @@ from pathlib import Path
 
 from trainables.files import flush
 from tuner.errors import RequestError
+from tuner.run_dir.names import RESULT_FILE, STUDY_FILE
 from tuner.run_dir.written import holds_trials, move, remove, written
 
 BEGUN, ASIDE, FORGOTTEN = ".replaced-begun", ".replaced", ".replaced-forgotten"
@@ -21,7 +22,7 @@ _KEPT = "replaced"
 
 def holds_search(run_dir: Path) -> bool:
     """Returns whether a search has begun in the directory."""
-    return holds_trials(run_dir) or not {"study.db", "result.json"}.isdisjoint(written(run_dir))
+    return holds_trials(run_dir) or not {STUDY_FILE, RESULT_FILE}.isdisjoint(written(run_dir))
 
 
 def sweep(run_dir: Path) -> None:

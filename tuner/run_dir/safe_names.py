@@ -6,6 +6,7 @@ Whoever can write to a bucket can write such names. What they name is written, r
 from pathlib import Path
 
 from tuner.errors import RequestError
+from tuner.run_dir.names import TRIALS
 
 _PASSED_OVER = (".tmp", ".lock", ".db-journal", ".db-wal", ".db-shm")
 
@@ -60,7 +61,7 @@ def is_passed_over(name: str) -> bool:
 def part_of(path: str) -> str:
     """Returns the part of a run directory that `path` (relative to it) lies in: ``trials/0007`` or the first folder."""
     names = Path(path).parts
-    return "/".join(names[:2]) if names[0] == "trials" else names[0]
+    return "/".join(names[:2]) if names[0] == TRIALS else names[0]
 
 
 def _is_unfit(character: str) -> bool:

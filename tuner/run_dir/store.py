@@ -27,6 +27,7 @@ from trainables.files import remove_folder, write_text
 from tuner.errors import RequestError
 from tuner.run_dir.garbage import Garbage, push_name
 from tuner.run_dir.lease import DriversLease, Lease
+from tuner.run_dir.names import RESULT_FILE, TRIALS, trial_name
 from tuner.run_dir.object_storage import is_url, receive, send, working_directory
 from tuner.run_dir.prefix import Listing, Prefix, StoredFile, read_listing, to_json
 from tuner.run_dir.safe_names import inside, part_of
@@ -339,13 +340,13 @@ def trial_folder(run_dir: Path, name: object) -> Path:
     Raises:
         UnsafeNameError: It would lie elsewhere.
     """
-    return inside(run_dir / "trials", name, str(run_dir / "result.json"))
+    return inside(run_dir / TRIALS, name, str(run_dir / RESULT_FILE))
 
 
 def _finished(store: MirroredRunStore, trial: int | None) -> list[str]:
     """The paths of what a search has found, once it has ended, and of `trial`."""
-    names = set() if trial is None else {f"{trial:04d}"}
-    if store.pull(["result.json"]):
+    names = set() if trial is None else {trial_name(trial)}
+    if store.pull([RESULT_FILE]):
         names |= _named(store)
     trials = [trial_folder(store.local, name).relative_to(store.local).as_posix() for name in names]
     return [*(part for part in store.stored_parts() if "/" not in part), *trials]
@@ -354,9 +355,9 @@ def _finished(store: MirroredRunStore, trial: int | None) -> list[str]:
 def _named(store: MirroredRunStore) -> set[str]:
     """The folders of the trials that a result hands out, and of their weights."""
     try:
-        result = json.loads((store.local / "result.json").read_bytes())
+        result = json.loads((store.local / RESULT_FILE).read_bytes())
         models = [model for model in (result.get("best"), result.get("recommended")) if model]
-        return {name for model in models for name in (model["folder"], f"{model['trial']:04d}")}
+        return {name for model in models for name in (model["folder"], trial_name(model["trial"]))}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RequestError([f"{store.url}: its result.json is none of a search; name another run directory"]) from error
 

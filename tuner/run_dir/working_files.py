@@ -8,14 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from tuner.run_dir.names import TRIALS, part_name
 from tuner.run_dir.safe_names import is_passed_over
 
 
 def parts_of(local: Path) -> list[str]:
     """Returns the parts that a working directory has anything of."""
-    trials = local / "trials"
-    names = [f"trials/{trial.name}" for trial in trials.iterdir()] if trials.is_dir() else []
-    names += [entry.name for entry in local.iterdir() if entry.name != "trials"]
+    trials = local / TRIALS
+    names = [part_name(trial.name) for trial in trials.iterdir()] if trials.is_dir() else []
+    names += [entry.name for entry in local.iterdir() if entry.name != TRIALS]
     return sorted(name for name in names if not is_passed_over(Path(name).name))
 
 

@@ -4,7 +4,6 @@ Files are known by their content, those of ``data/`` and ``best/`` by the manife
 those of a trial by their names.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -14,20 +13,34 @@ from pathlib import Path
 from typing import Any
 
 from trainables.files import files_in, listed, prune, remove_folder
+from trainables.names import CHECKPOINT, DATA, RESUME, TOKENS, is_trial_file
 from tuner.errors import RequestError
+from tuner.run_dir.names import (
+    ARRIVING,
+    BEST,
+    CONFIG_FILE,
+    ENTRIES,
+    EVAL,
+    EXAMPLE,
+    EXAMPLE_FILE,
+    GUARDS,
+    MANIFEST,
+    RAY,
+    REPORT_FILE,
+    RESULT_FILE,
+    SETTINGS,
+    SETTINGS_SUFFIXES,
+    STUDY_FILE,
+    TRAIN,
+    TRIALS,
+    is_trial,
+    settings_name,
+)
 
-CONFIG_FILE = "config.yaml"
-MANIFEST, ARRIVING = "manifest.json", ".arriving.json"
-"""In RUN/data: what lies there, and what is to lie there while it is being replaced."""
-ENTRIES = (CONFIG_FILE, "data", "study.db", "trials", "best", "report.html", "result.json", "settings", ".ray")
-"""What a search writes into its run directory."""
-
-_FOLDERS = ("data", "data/train", "data/eval", "data/guards", "data/example", "trials", "best", "settings")
-_TRIAL = re.compile(r"\d{4,}(-seed-?\d+|-alpha\d\.\d\d)?")
-_TRIAL_FILE = re.compile(r"(config|dev|test|guard|mixtures|hybrid|mteb|mteb-.+)\.json|log\.txt|metrics\.jsonl")
+_FOLDERS = (DATA, *(f"{DATA}/{part}" for part in (TRAIN, EVAL, GUARDS, EXAMPLE)), TRIALS, BEST, SETTINGS)
 _TOKENS = re.compile(r"[0-9a-f]{24}(\.lock)?")
 _BEIR = frozenset({"corpus.jsonl", "queries.jsonl", "qrels/dev.tsv", "qrels/test.tsv"})
-_EXAMPLE = frozenset({"dataset.jsonl", *(f"eval/{name}" for name in _BEIR)})
+_EXAMPLE = frozenset({EXAMPLE_FILE, *(f"{EVAL}/{name}" for name in _BEIR)})
 _REPORT = ('<meta name="generator" content="M3 tuner">', "--ink: #1f2933; --muted: #5c6873")
 """Signs of a report: of one of today, and of one that was written before it had a sign."""
 _SQLITE = b"SQLite format 3\0"
@@ -36,14 +49,15 @@ _CONFIG_KEYS = {"arguments", "num_trials"}
 
 def written(run_dir: Path) -> list[str]:
     """Returns the files that are the program's, relative to the run directory, and folders that are so as a whole."""
-    found = [name for name in (CONFIG_FILE, "result.json", "report.html") if _is_ours(run_dir, name)]
-    if _is_ours(run_dir, "study.db"):
-        found += [f"study.db{end}" for end in ("", "-journal", "-wal", "-shm") if (run_dir / f"study.db{end}").exists()]
-    found += [".ray"] if (run_dir / ".ray").is_dir() else []
-    found += _below(run_dir, "data", data_files(run_dir / "data"))
-    found += _below(run_dir, "settings", _settings(run_dir / "settings"))
-    found += _below(run_dir, "trials", _trial_files(run_dir / "trials"))
-    found += _below(run_dir, "best", _listed_files(run_dir / "best"))
+    found = [name for name in (CONFIG_FILE, RESULT_FILE, REPORT_FILE) if _is_ours(run_dir, name)]
+    if _is_ours(run_dir, STUDY_FILE):
+        beside = (f"{STUDY_FILE}{end}" for end in ("", "-journal", "-wal", "-shm"))
+        found += [name for name in beside if (run_dir / name).exists()]
+    found += [RAY] if (run_dir / RAY).is_dir() else []
+    found += _below(run_dir, DATA, data_files(run_dir / DATA))
+    found += _below(run_dir, SETTINGS, _settings(run_dir / SETTINGS))
+    found += _below(run_dir, TRIALS, _trial_files(run_dir / TRIALS))
+    found += _below(run_dir, BEST, _listed_files(run_dir / BEST))
     return found
 
 
@@ -52,14 +66,14 @@ def in_the_way(run_dir: Path) -> list[str]:
 
     A study.db that is no database is not written to: whoever opens it as a study is told that it is damaged.
     """
-    found = [name for name in (CONFIG_FILE, "result.json", "report.html") if is_foreign(run_dir, name)]
-    found += ["study.db"] if is_foreign(run_dir, "study.db") and _is_database(run_dir / "study.db") else []
+    found = [name for name in (CONFIG_FILE, RESULT_FILE, REPORT_FILE) if is_foreign(run_dir, name)]
+    found += [STUDY_FILE] if is_foreign(run_dir, STUDY_FILE) and _is_database(run_dir / STUDY_FILE) else []
     found += [name for name in _FOLDERS if (run_dir / name).exists() and not (run_dir / name).is_dir()]
-    data, best = run_dir / "data", run_dir / "best"
+    data, best = run_dir / DATA, run_dir / BEST
     if (data / MANIFEST).exists() and not _is_manifest(data / MANIFEST):
-        found.append(f"data/{MANIFEST}")
+        found.append(f"{DATA}/{MANIFEST}")
     if best.is_dir() and files_in(best) and listed(best) is None:
-        found.append("best")
+        found.append(BEST)
     return found
 
 
@@ -67,27 +81,22 @@ def links_out(run_dir: Path) -> list[str]:
     """Returns what a search writes to and is a link that leads out of the run directory, relative to that."""
     root = run_dir.resolve()
     places = [run_dir / name for name in ENTRIES]
-    places += [entry for folder in ("data", "trials") for entry in _entries(run_dir / folder)]
-    places += [entry for trial in _entries(run_dir / "trials") if is_trial(trial.name) for entry in _entries(trial)]
+    places += [entry for folder in (DATA, TRIALS) for entry in _entries(run_dir / folder)]
+    places += [entry for trial in _entries(run_dir / TRIALS) if is_trial(trial.name) for entry in _entries(trial)]
     links = [place for place in places if place.is_symlink() and not place.resolve().is_relative_to(root)]
     return [str(link.relative_to(run_dir)) for link in links]
 
 
 def holds_trials(run_dir: Path) -> bool:
     """Returns whether trials have begun in the directory; their study may lie elsewhere."""
-    return any(is_trial(entry.name) and entry.is_dir() for entry in _entries(run_dir / "trials"))
-
-
-def is_trial(name: str) -> bool:
-    """Returns whether a folder of RUN/trials is called as a trial's, a retraining's or a mixture's."""
-    return _TRIAL.fullmatch(name) is not None
+    return any(is_trial(entry.name) and entry.is_dir() for entry in _entries(run_dir / TRIALS))
 
 
 def looks_like_search(folder: Path) -> bool:
     """Returns whether a search of a version that left no mark has written the folder."""
     if not _is_ours(folder, CONFIG_FILE):
         return False
-    return _is_manifest(folder / "data" / MANIFEST) or _is_ours(folder, "study.db") or holds_trials(folder)
+    return _is_manifest(folder / DATA / MANIFEST) or _is_ours(folder, STUDY_FILE) or holds_trials(folder)
 
 
 def data_files(data: Path) -> set[str]:
@@ -96,10 +105,10 @@ def data_files(data: Path) -> set[str]:
     here = files_in(data)
     for manifest in list(names):
         names |= set(_in_manifest(json.loads((data / manifest).read_text("utf-8")))) & here
-    for folder, known in [(data / "example", _EXAMPLE), *((guard, _BEIR) for guard in _entries(data / "guards"))]:
+    for folder, known in [(data / EXAMPLE, _EXAMPLE), *((guard, _BEIR) for guard in _entries(data / GUARDS))]:
         names |= {f"{folder.relative_to(data).as_posix()}/{name}" for name in _of_copy(folder, known, data.parent)}
     names |= {name for name in here if name.startswith(".new/")}
-    return names | {name for name in here if name.startswith("tokens/") and _TOKENS.fullmatch(name.split("/")[1])}
+    return names | {name for name in here if name.startswith(f"{TOKENS}/") and _TOKENS.fullmatch(name.split("/")[1])}
 
 
 def require_ours(folder: Path) -> None:
@@ -191,7 +200,7 @@ def _is_database(path: Path) -> bool:
         return file.read(len(_SQLITE)) == _SQLITE
 
 
-_KINDS = {CONFIG_FILE: _is_config, "result.json": _is_result, "report.html": _is_report, "study.db": _is_study}
+_KINDS = {CONFIG_FILE: _is_config, RESULT_FILE: _is_result, REPORT_FILE: _is_report, STUDY_FILE: _is_study}
 
 
 def _is_manifest(path: Path) -> bool:
@@ -207,7 +216,7 @@ def _in_manifest(manifest: dict[str, Any]) -> Iterator[str]:
             yield source["path"]
             yield f"{source['path']}/{file['name']}"
     for name in manifest["eval"]["files"]:
-        yield f"eval/{name}"
+        yield f"{EVAL}/{name}"
 
 
 def _of_copy(folder: Path, known: frozenset[str], run_dir: Path) -> set[str]:
@@ -222,14 +231,14 @@ def _is_asked_for(folder: Path, run_dir: Path) -> bool:
     import yaml
 
     asked = yaml.safe_load((run_dir / CONFIG_FILE).read_text("utf-8"))
-    if folder.name == "example":
-        return "data/example/dataset.jsonl" in str(asked["arguments"].get("train_data"))
+    if folder.name == EXAMPLE:
+        return f"{DATA}/{EXAMPLE}/{EXAMPLE_FILE}" in str(asked["arguments"].get("train_data"))
     return folder.name in {Path(str(guard)).name for guard in asked.get("guard") or ()}
 
 
 def _settings(folder: Path) -> set[str]:
-    files = [path for path in _entries(folder) if path.is_file() and path.suffix in (".yaml", ".yml", ".json")]
-    return {path.name for path in files if path.stem == hashlib.sha256(path.read_bytes()).hexdigest()[:12]}
+    files = [path for path in _entries(folder) if path.is_file() and path.suffix in SETTINGS_SUFFIXES]
+    return {path.name for path in files if path.name == settings_name(path)}
 
 
 def _trial_files(trials: Path) -> set[str]:
@@ -237,10 +246,10 @@ def _trial_files(trials: Path) -> set[str]:
     for trial in _entries(trials):
         if not is_trial(trial.name) or trial.is_symlink() or not trial.is_dir():
             continue
-        found = {entry.name for entry in trial.iterdir() if _TRIAL_FILE.fullmatch(entry.name)}
-        found |= {name for name in ("resume", ".checkpoint.tmp", ".checkpoint.old") if (trial / name).is_dir()}
-        found |= {f"checkpoint/{name}" for name in _listed_files(trial / "checkpoint")} or (
-            {"checkpoint"} if (trial / "checkpoint").is_dir() else set()
+        found = {entry.name for entry in trial.iterdir() if is_trial_file(entry.name)}
+        found |= {name for name in (RESUME, f".{CHECKPOINT}.tmp", f".{CHECKPOINT}.old") if (trial / name).is_dir()}
+        found |= {f"{CHECKPOINT}/{name}" for name in _listed_files(trial / CHECKPOINT)} or (
+            {CHECKPOINT} if (trial / CHECKPOINT).is_dir() else set()
         )
         names |= {f"{trial.name}/{name}" for name in found}
         names |= set() if files_in(trial) or found else {trial.name}

@@ -29,7 +29,7 @@ from tuner.schedule.suggestions import Suggestions
 from tuner.schedule.time_budget import TimeBudget
 from tuner.schedule.weights import Weights
 from tuner.study.study import SearchStudy
-from tuner.study.trials import retried
+from tuner.study.trials import ERROR, ERROR_KIND, retried
 
 
 class Agenda:
@@ -136,9 +136,9 @@ class Agenda:
         """Why trials failed, also in earlier processes: of those without the traceback."""
         tracebacks = {failure.message: failure.traceback for failure in self.failures}
         done = TrialState.COMPLETE
-        known = [t.user_attrs for t in self._study.trials if "error" in t.user_attrs and t.state != done]
+        known = [t.user_attrs for t in self._study.trials if ERROR in t.user_attrs and t.state != done]
         return [
-            Failure(kind=attrs["error_kind"], message=attrs["error"], traceback=tracebacks.get(attrs["error"], ""))
+            Failure(kind=attrs[ERROR_KIND], message=attrs[ERROR], traceback=tracebacks.get(attrs[ERROR], ""))
             for attrs in known
         ]
 

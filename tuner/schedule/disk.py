@@ -10,11 +10,12 @@ from pathlib import Path
 
 from trainables.config import TrialConfig
 from trainables.files import remove_folder, settle_folder
+from trainables.names import CHECKPOINT, CONFIG, LOG, METRICS, RESUME
 from tuner.errors import RequestError
 from tuner.interrupts import SearchStopped
 from tuner.request.config import SECRETS, SearchConfig
+from tuner.run_dir.names import TRIALS, is_trial
 from tuner.run_dir.replaced import ASIDE
-from tuner.run_dir.written import is_trial
 
 _STATES = 3  # the newest two, and one that is being written
 _STATE_WEIGHTS = 3.5  # weights and AdamW's two moments; DeepSpeed in 16 bits adds those that it trains with
@@ -76,7 +77,7 @@ def fit_to_disk(config: SearchConfig, weights: int, run_dir: Path) -> tuple[Sear
 def _room(config: SearchConfig, run_dir: Path) -> tuple[float, str]:
     goes = [run_dir] if config.resume or config.replace_search else []
     goes += [run_dir / ASIDE] if config.replace_search else []
-    earlier = sum(used_bytes(folder / "trials") for folder in goes)
+    earlier = sum(used_bytes(folder / TRIALS) for folder in goes)
     free = shutil.disk_usage(run_dir).free + earlier
     if config.disk_budget_bytes is not None and config.disk_budget_bytes < free:
         return config.disk_budget_bytes, f"--disk_budget {config.disk_budget}"
@@ -138,18 +139,18 @@ class TrialFolders:
         folder.mkdir(parents=True, exist_ok=True)
         values = job.to_dict()
         values["arguments"] = {name: value for name, value in values["arguments"].items() if name not in SECRETS}
-        (folder / "config.json").write_text(json.dumps(values, indent=2, default=str), encoding="utf-8")
+        (folder / CONFIG).write_text(json.dumps(values, indent=2, default=str), encoding="utf-8")
 
     def rungs_reached(self, name: str) -> int:
         """How many rungs trial `name` has written the scores of, whether the study was told of them or not."""
-        metrics = self._trials / name / "metrics.jsonl"
+        metrics = self._trials / name / METRICS
         return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
 
     def log(self, name: str, text: str) -> None:
         """Adds to the log of trial `name`, where the disk lets it."""
         with contextlib.suppress(OSError):
             (self._trials / name).mkdir(parents=True, exist_ok=True)
-            with (self._trials / name / "log.txt").open("a", encoding="utf-8") as log:
+            with (self._trials / name / LOG).open("a", encoding="utf-8") as log:
                 log.write(text)
 
     def keep(self, weights: set[str], alive: set[str]) -> list[str]:
@@ -159,8 +160,8 @@ class TrialFolders:
         """
         ended = self._holding - alive
         for name in ended:
-            settle_folder(self._trials / name / "checkpoint")
-        removed = [*(f"{name}/resume" for name in ended), *(f"{name}/checkpoint" for name in ended - weights)]
+            settle_folder(self._trials / name / CHECKPOINT)
+        removed = [*(f"{name}/{RESUME}" for name in ended), *(f"{name}/{CHECKPOINT}" for name in ended - weights)]
         for folder in removed:
             remove_folder(self._trials / folder)
         self._holding &= weights | alive

@@ -7,7 +7,7 @@ from tuner.schedule.retries import Failure
 from tuner.schedule.time_budget import TimeBudget
 from tuner.schedule.weights import Weights
 from tuner.study.study import SearchStudy
-from tuner.study.trials import arguments_of
+from tuner.study.trials import SECONDS, arguments_of
 
 
 class RetrainingStage:
@@ -60,7 +60,7 @@ class RetrainingStage:
 
     def rung(self, job: Job, report: RungReport) -> bool:
         """Writes down what the retraining has taken so far."""
-        job.told.set_user_attr("seconds", dict(report.seconds))
+        job.told.set_user_attr(SECONDS, dict(report.seconds))
         return True
 
     def ended(self, job: Job) -> None:

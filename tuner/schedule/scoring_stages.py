@@ -20,7 +20,7 @@ from tuner.schedule.jobs import Job, Jobs, Stage, TrialConfigs
 from tuner.schedule.retries import Failure
 from tuner.study import guards
 from tuner.study.study import SearchStudy
-from tuner.study.trials import USER, arguments_of
+from tuner.study.trials import ROLE, USER, arguments_of
 from tuner.verdict import selection
 from tuner.verdict.encoding import base_folder, own_settings, settings_of
 from tuner.verdict.judge import rests_on
@@ -153,7 +153,7 @@ class Scorings:
             kind: dict[str, Any] = {"checkpoint": checkpoint, "alpha": mixed.alpha, "guards": self._config.guard}
             job = self._make(name, params, split="test", **kind)
             jobs.append(self._guards_of(job) if self._is_tested(job) else job)
-        users = [t.number for t in self._trials() if t.user_attrs.get("role") == USER]
+        users = [t.number for t in self._trials() if t.user_attrs.get(ROLE) == USER]
         models = self._models(sorted({*users, *([winner] if mixed is None else [])}))
         jobs += [self._make(name, params, split="test", checkpoint=path) for name, params, path in models]
         return [job for job in jobs if not (self._is_tested(job) and self._knows(job.name, job.guards))]

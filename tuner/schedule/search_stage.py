@@ -11,7 +11,7 @@ from tuner.schedule.jobs import Job, Jobs, TrialConfigs
 from tuner.schedule.retries import Failure
 from tuner.schedule.suggestions import NO_TIME, Asked, Suggestions
 from tuner.study.study import SearchStudy
-from tuner.study.trials import BASE, SAMPLED, role_of
+from tuner.study.trials import BASE, BEST_VALUE, SAMPLED, SEED, role_of
 from tuner.verdict import selection
 
 WITHOUT_BASE = Failure(kind="error", message="the base model could not be scored: no trial can be compared")
@@ -123,7 +123,7 @@ class SearchStage:
     def _reuse(self, trial: Trial, params: Mapping[str, Any], earlier: FrozenTrial) -> None:
         self._study.tell.reuse(trial, earlier)
         row = self._jobs.row(f"{trial.number:04d}", SAMPLED, params)
-        row.value, row.state = earlier.user_attrs.get("best_value"), f"as {earlier.number}"
+        row.value, row.state = earlier.user_attrs.get(BEST_VALUE), f"as {earlier.number}"
         self._jobs.rows.append(row)
 
     def _job(self, trial: Trial, params: Mapping[str, Any]) -> Job:
@@ -131,5 +131,5 @@ class SearchStage:
         rungs = () if role == BASE else self._config.rungs
         guards = self._config.guard if self._config.guard_constraint else ()
         config = self._configs.make(f"{trial.number:04d}", params, rungs=rungs, guards=guards)
-        trial.set_user_attr("seed", self._config.seed)
+        trial.set_user_attr(SEED, self._config.seed)
         return Job(config=config, row=self._jobs.row(config.name, role, params), stage=self, trial=trial)

@@ -8,7 +8,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from tuner.request.config import SearchConfig
 from tuner.study.guards import ALPHAS
-from tuner.study.trials import BASE, ROLE, SAMPLED
+from tuner.study.trials import BASE, ROLE, SAMPLED, SECONDS, SOURCE
 
 _MARGIN = 1.1  # what is kept back for a retraining must be enough when its time comes
 _TELLING = 0.05  # share of the steps after which their pace tells how long all of them take
@@ -136,12 +136,12 @@ class TimeBudget:
 
 
 def _is_base(trial: FrozenTrial) -> bool:
-    return trial.user_attrs.get("role") == BASE
+    return trial.user_attrs.get(ROLE) == BASE
 
 
 def _is_sampled(trial: FrozenTrial) -> bool:
-    return trial.user_attrs.get(ROLE, SAMPLED) == SAMPLED and "source" not in trial.user_attrs
+    return trial.user_attrs.get(ROLE, SAMPLED) == SAMPLED and SOURCE not in trial.user_attrs
 
 
 def _seconds(trial: FrozenTrial) -> Mapping[str, float]:
-    return trial.user_attrs.get("seconds") or {}
+    return trial.user_attrs.get(SECONDS) or {}

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-FOLDER = ".ray/cache"
+from tuner.run_dir.names import RAY
+
+FOLDER = f"{RAY}/cache"
 """Where the program keeps what it needs while it runs."""
 
 

@@ -7,12 +7,14 @@ from pathlib import Path
 from rich.console import Console
 
 from trainables.files import remove_folder
+from trainables.names import CHECKPOINT
 from trainables.scoring.metric import Metric
 from tuner.errors import AllTrialsFailedError, BundleRefusedError, RequestError
 from tuner.export.bundle import write_bundle
 from tuner.interrupts import SearchStopped
 from tuner.report.page import write_report
 from tuner.request.config import SearchConfig
+from tuner.run_dir.names import BEST, trial_path
 from tuner.schedule.agenda import Agenda
 from tuner.schedule.retries import Failure
 from tuner.search.progress import shown
@@ -78,7 +80,7 @@ def grouped_causes(failures: Sequence[Failure]) -> str:
 def _refusal(run_dir: Path, result: Verdict, *, trusted: bool) -> BundleRefusedError | RequestError | None:
     """Writes the bundle, or returns why there is none: the verdict is to be said first. An earlier winner's goes."""
     try:
-        write_bundle(run_dir, run_dir / "best", trust_remote_code=trusted)
+        write_bundle(run_dir, run_dir / BEST, trust_remote_code=trusted)
     except (BundleRefusedError, RequestError) as error:
         refusal: BundleRefusedError | RequestError = error
     except OSError as error:
@@ -86,7 +88,7 @@ def _refusal(run_dir: Path, result: Verdict, *, trusted: bool) -> BundleRefusedE
     else:
         return None
     if bundle_of(run_dir, result) is None:
-        remove_folder(run_dir / "best")
+        remove_folder(run_dir / BEST)
     return refusal
 
 
@@ -135,7 +137,7 @@ def _say_where(result: Verdict, run_dir: Path, console: Console, *, refused: boo
     best, say = result.best, _sayer(console)
     assert best is not None, "a search without a winner has no conclusion"
     if result.verdict == FINE_TUNE:
-        say(f"checkpoint  {run_dir / 'trials' / best.folder / 'checkpoint' if refused else run_dir / 'best'}")
+        say(f"checkpoint  {trial_path(run_dir, best.folder) / CHECKPOINT if refused else run_dir / BEST}")
     elif not refused:
         say(f"base model  {run_dir / 'best'}")
     say(f"report      {run_dir / 'report.html'}")

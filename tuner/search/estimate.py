@@ -21,6 +21,7 @@ from trainables.m3.memory import Shape, StepPlan, Texts, plan_step
 from tuner.errors import RequestError
 from tuner.request.arguments import honoured, translated
 from tuner.request.config import SearchConfig
+from tuner.run_dir.names import trial_path
 from tuner.schedule.disk import gigabytes, search_bytes
 from tuner.schedule.time_budget import final_scorings
 from tuner.search.plan import Plan
@@ -222,7 +223,7 @@ def run_probe(plan: Plan) -> Probe:
     with tempfile.TemporaryDirectory() as folder:
         job = TrialConfig(
             name="probe",
-            directory=str(Path(folder) / "trials" / "probe"),
+            directory=str(trial_path(Path(folder), "probe")),
             arguments=translated({**arguments, "seed": plan.config.seed}),
             eval_data=str(plan.dataset.eval_data),
             metric=plan.config.metric,

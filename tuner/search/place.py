@@ -8,9 +8,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from trainables.names import DATA
 from tuner.errors import RequestError
 from tuner.request.asked import changes, read_config
 from tuner.request.config import SearchConfig
+from tuner.run_dir.names import CONFIG_FILE, EXAMPLE
 from tuner.run_dir.ownership import require_apart, require_ours
 from tuner.run_dir.replaced import forget_replaced, holds_search, keep_replaced, set_aside
 from tuner.run_dir.store import RunStore
@@ -36,7 +38,7 @@ def same_request(config: SearchConfig, store: RunStore) -> tuple[SearchConfig | 
     run_dir = store.local
     if not _overwrites(config) or config.replace_search:
         return None, []
-    if not (store.pull(["config.yaml"]) if store.is_remote else holds_search(run_dir)):
+    if not (store.pull([CONFIG_FILE]) if store.is_remote else holds_search(run_dir)):
         return None, []
     asked = example(config, run_dir, fresh=False) if config.is_example else config
     differing = changes(asked, run_dir)
@@ -57,7 +59,7 @@ def room(config: SearchConfig, store: RunStore) -> AbstractContextManager[None]:
     On object storage nothing is ever replaced.
     """
     run_dir = store.local
-    if store.is_remote and store.pull(["config.yaml"]):
+    if store.is_remote and store.pull([CONFIG_FILE]):
         raise RequestError([f"{store.url} holds a search already; --resume it, or name another prefix"])
     if not holds_search(run_dir):
         return nullcontext()
@@ -90,7 +92,7 @@ def example(config: SearchConfig, run_dir: Path, *, fresh: bool = True) -> Searc
     """
     from tuner.data.example import example_arguments, example_paths, write_example
 
-    train_data, eval_data = (write_example if fresh else example_paths)(run_dir / "data" / "example")
+    train_data, eval_data = (write_example if fresh else example_paths)(run_dir / DATA / EXAMPLE)
     arguments = {**example_arguments(), "train_data": [str(train_data)], **config.arguments}
     return config.replace(arguments=arguments, eval_data=config.eval_data or str(eval_data))
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from search_spaces import Context, SearchSpace
 from trainables.deepspeed_config import DS_STAGE0, check_deepspeed
+from trainables.names import DATA
 from tuner.data import dataset as data
 from tuner.data import guard_data
 from tuner.data.inputs import local_copy
@@ -19,8 +20,8 @@ from tuner.errors import RequestError
 from tuner.request.arguments import searchable_numbers, upstream_arguments
 from tuner.request.config import SECRETS, SearchConfig
 from tuner.request.taken_over import taken_over
+from tuner.run_dir.names import GUARDS, MANIFEST
 from tuner.run_dir.object_storage import is_url
-from tuner.run_dir.written import MANIFEST
 from tuner.schedule.disk import fit_to_disk, weights_bytes
 from tuner.search.caches import can_be_written
 from tuner.search.limits import check_limits, fitting_lengths, limits_of
@@ -74,9 +75,9 @@ def make_plan(config: SearchConfig, run_dir: Path, say: Callable[[str], None], *
     lessons = [] if config.resume else read_lessons(config.warm_start)
     arguments, warnings = _as_trained(config.arguments)
     say(f"checking {', '.join(map(str, arguments['train_data']))}")
-    data_folder = (scratch or run_dir) / "data"
+    data_folder = (scratch or run_dir) / DATA
     found = _look(config, run_dir, space, arguments, data_folder)
-    guards = guard_data.prepare(config.guard, data_folder / "guards", resumed=bool(config.resume))
+    guards = guard_data.prepare(config.guard, data_folder / GUARDS, resumed=bool(config.resume))
     weights = weights_bytes(Path(found.model))
     fitting, lowered = fit_to_disk(config, weights, run_dir)
     others = [*found.warnings, *found.dataset.manifest["warnings"], *_of_two_objectives(config), *lowered]

@@ -1,6 +1,5 @@
 """What a search is over: written down in its study once, and compared whenever it goes on."""
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -12,6 +11,7 @@ from optuna.trial import TrialState
 
 from search_spaces import identity
 from trainables.deepspeed_config import DS_STAGE0
+from trainables.files import sha256
 from tuner.data.dataset import Dataset
 from tuner.errors import AnotherSearchError, RequestError
 from tuner.request.arguments import searchable_numbers, translated, upstream_arguments
@@ -58,7 +58,7 @@ def _content(value: Any) -> Any:
     if not isinstance(value, str) or not value.endswith(".json"):
         return value
     path = Path(value) if Path(value).is_file() else DS_STAGE0
-    return f"a file of content {hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
+    return f"a file of content {sha256(path)[:12]}"
 
 
 def claim(study: optuna.Study, facts: Mapping[str, Any]) -> None:

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainables.names import GUARD, MIXTURES
+from tuner.run_dir.names import trial_name, trial_path
+
 ALPHAS = (0.25, 0.5, 0.75)
 """Shares of the winner in its mixtures with the base model."""
 
@@ -31,7 +34,7 @@ class Mixture:
 
 def read_scores(run_dir: Path, name: str) -> dict[str, float] | None:
     """Returns the guard scores of the model in RUN/trials/`name`; None where they were not taken."""
-    path = run_dir / "trials" / name / "guard.json"
+    path = trial_path(run_dir, name) / GUARD
     return json.loads(path.read_text("utf-8")) if path.exists() else None
 
 
@@ -50,7 +53,7 @@ def excess(base: GuardScores, scores: GuardScores, tolerance: float) -> float:
 
 def read_mixtures(run_dir: Path, number: int, metric: str) -> list[Mixture]:
     """Returns the mixtures of trial `number` that were scored, by rising alpha."""
-    path = run_dir / "trials" / f"{number:04d}" / "mixtures.json"
+    path = trial_path(run_dir, trial_name(number)) / MIXTURES
     rows: list[dict[str, Any]] = json.loads(path.read_text("utf-8")) if path.exists() else []
     return [Mixture(alpha=row["alpha"], dev=row["dev"][metric], guard=row["guard"], dev_all=row["dev"]) for row in rows]
 

@@ -13,8 +13,9 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState
 
 from tuner.errors import RequestError
+from tuner.run_dir.names import CONFIG_FILE, STUDY_FILE
 from tuner.study.study import read_studies
-from tuner.study.trials import BASE, ROLE, arguments_of, value_of
+from tuner.study.trials import BASE, DUPLICATE_OF, ROLE, arguments_of, value_of
 
 _BEST = 3
 """Trials of an earlier search that are drawn near."""
@@ -64,12 +65,12 @@ def read_lessons(run_dirs: Sequence[str]) -> list[Lesson]:
 
 
 def _lesson(run_dir: Path) -> Lesson:
-    config = run_dir / "config.yaml"
+    config = run_dir / CONFIG_FILE
     if not config.is_file():
         raise RequestError([f"--warm_start {run_dir}: no search was made there (no config.yaml); name its --run_dir"])
     asked = yaml.safe_load(config.read_text("utf-8"))
     storage = asked.get("storage")
-    if storage is None and not (run_dir / "study.db").exists():
+    if storage is None and not (run_dir / STUDY_FILE).exists():
         raise RequestError([f"--warm_start {run_dir}: its study.db is missing; copy it there, or leave the run out"])
     study, _ = read_studies(run_dir, storage, asked.get("study_name"))
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
@@ -88,7 +89,7 @@ def _lesson(run_dir: Path) -> Lesson:
 
 
 def _trained(trials: Sequence[FrozenTrial]) -> Iterator[FrozenTrial]:
-    yield from (t for t in trials if t.user_attrs.get(ROLE) != BASE and "duplicate_of" not in t.user_attrs)
+    yield from (t for t in trials if t.user_attrs.get(ROLE) != BASE and DUPLICATE_OF not in t.user_attrs)
 
 
 def _short(value: Any) -> str:

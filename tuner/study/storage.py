@@ -22,6 +22,7 @@ from trainables.files import append_line
 from tuner.errors import RequestError
 from tuner.interrupts import SearchStopped
 from tuner.request.storage_url import PASSWORD_VARIABLE, is_journal, path_of, redacted, whole
+from tuner.run_dir.names import STUDY_FILE
 
 _DRIVERS: Mapping[str, Sequence[tuple[str, str]]] = {
     "postgresql": (("psycopg", "postgresql+psycopg"), ("psycopg2", "postgresql+psycopg2")),
@@ -88,7 +89,7 @@ def readable(url: str | None) -> Iterator[None]:
     ) as error:
         if isinstance(error, RequestError):
             raise
-        where, cause = redacted(url) if url else "study.db", error.__cause__ or error
+        where, cause = redacted(url) if url else STUDY_FILE, error.__cause__ or error
         said = " ".join(str(getattr(cause, "orig", None) or cause).split())
         said = said.replace(url, where) if url else said  # SQLAlchemy repeats what it cannot parse
         raise RequestError([f"--storage {where}: no study can be read there ({said}); {_remedy(where)}"]) from error

@@ -27,8 +27,12 @@ from tuner.study.trials import (
     ARGUMENTS,
     BASE,
     ENDED_EARLY,
+    ERROR_KIND,
     ROLE,
     SAMPLED,
+    SECONDS,
+    SEED,
+    SOURCE,
     USER,
     arguments_of,
     explain,
@@ -99,11 +103,11 @@ class SearchStudy:
     @property
     def spent(self) -> float:
         """Seconds that the search has taken, all of its processes together."""
-        return float(self.search.user_attrs.get("seconds", 0.0))
+        return float(self.search.user_attrs.get(SECONDS, 0.0))
 
     @spent.setter
     def spent(self, seconds: float) -> None:
-        self.search.set_user_attr("seconds", seconds)
+        self.search.set_user_attr(SECONDS, seconds)
 
     @property
     def trials(self) -> list[FrozenTrial]:
@@ -189,13 +193,13 @@ class Retrainings:
     def open(self, source: int, seed: int) -> Trial | None:
         """Returns the trial for retraining trial `source` of the search with `seed`; None where it is done."""
         for known in self._study.get_trials(deepcopy=False):
-            if known.user_attrs.get("error_kind") == _NO_FINALIST:
+            if known.user_attrs.get(ERROR_KIND) == _NO_FINALIST:
                 continue
-            if known.user_attrs.get("source") == source and known.user_attrs.get("seed") == seed:
+            if known.user_attrs.get(SOURCE) == source and known.user_attrs.get(SEED) == seed:
                 return None if known.state.is_finished() else Trial(self._study, known._trial_id)
         trial = self._study.ask()
-        trial.set_user_attr("source", source)
-        trial.set_user_attr("seed", seed)
+        trial.set_user_attr(SOURCE, source)
+        trial.set_user_attr(SEED, seed)
         return trial
 
     def complete(self, trial: Trial, value: float | None) -> None:
@@ -214,7 +218,7 @@ class Retrainings:
 
     def give_up(self, finalists: Collection[int]) -> bool:
         """Ends those of a broken search whose trials are not among `finalists` any more; whether there were."""
-        left = [trial for trial in self._running() if trial.user_attrs.get("source") not in finalists]
+        left = [trial for trial in self._running() if trial.user_attrs.get(SOURCE) not in finalists]
         for known in left:
             trial = Trial(self._study, known._trial_id)
             explain(trial, _NO_FINALIST, "no finalist any more")

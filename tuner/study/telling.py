@@ -10,12 +10,20 @@ from tuner.study.pruners import PausingPruner
 from tuner.study.samplers import constrain
 from tuner.study.trials import (
     BASE,
+    BEST_RUNG,
+    BEST_VALUE,
+    DUPLICATE_OF,
+    EXAMPLES,
     GUARD_EXCESS,
+    GUARD_SCORES,
     INFEASIBLE,
     PAUSED,
     PROMOTED,
     QUERIES,
+    RUNG,
     SAMPLED,
+    SCORES,
+    SECONDS,
     explain,
     role_of,
 )
@@ -38,20 +46,20 @@ class Telling:
     def report(self, trial: Trial, rung: RungReport) -> bool:
         """Records a rung; returns whether the trial goes on. Only sampled trials are pruned."""
         if self._objective.is_pareto:
-            trial.set_user_attr(f"rung_{rung.rung}", rung.value)  # Optuna takes no report of several objectives
+            trial.set_user_attr(f"{RUNG}_{rung.rung}", rung.value)  # Optuna takes no report of several objectives
         elif rung.rung not in self._frozen(trial).intermediate_values and role_of(trial) != BASE:
             if rung.queries:
                 trial.set_user_attr(f"{QUERIES}_{rung.rung}", rung.queries)
             trial.report(rung.value, rung.rung)
-        best = trial.user_attrs.get("best_value")
+        best = trial.user_attrs.get(BEST_VALUE)
         if best is None or rung.value > best:
-            trial.set_user_attr("best_value", rung.value)
-            trial.set_user_attr("best_rung", rung.rung)
-            trial.set_user_attr("scores", dict(rung.scores))
-        trial.set_user_attr("seconds", dict(rung.seconds))
-        trial.set_user_attr("examples", rung.examples)
+            trial.set_user_attr(BEST_VALUE, rung.value)
+            trial.set_user_attr(BEST_RUNG, rung.rung)
+            trial.set_user_attr(SCORES, dict(rung.scores))
+        trial.set_user_attr(SECONDS, dict(rung.seconds))
+        trial.set_user_attr(EXAMPLES, rung.examples)
         if rung.guards:
-            trial.set_user_attr("guard", dict(rung.guards))
+            trial.set_user_attr(GUARD_SCORES, dict(rung.guards))
         return rung.last or self._objective.is_pareto or role_of(trial) != SAMPLED or self._goes_on(trial, rung.rung)
 
     def _goes_on(self, trial: Trial, rung: int) -> bool:
@@ -72,14 +80,14 @@ class Telling:
         """The trial's value is its best rung's: those weights are its checkpoint."""
         self._weigh_guards(trial)
         if self._objective.is_pareto:
-            self._search.tell(trial, self._objective.values(trial.user_attrs["scores"]))
+            self._search.tell(trial, self._objective.values(trial.user_attrs[SCORES]))
         else:
-            self._search.tell(trial, trial.user_attrs["best_value"])
+            self._search.tell(trial, trial.user_attrs[BEST_VALUE])
 
     def _weigh_guards(self, trial: Trial) -> None:
         """A loss beyond the tolerance is a violated constraint. The base model, trial 0, is what it is lost against."""
-        base = self._search.get_trials(deepcopy=False)[0].user_attrs.get("guard")
-        scores = trial.user_attrs.get("guard")
+        base = self._search.get_trials(deepcopy=False)[0].user_attrs.get(GUARD_SCORES)
+        scores = trial.user_attrs.get(GUARD_SCORES)
         if base and scores and role_of(trial) != BASE:
             excess = guards.excess(base, scores, self._guard_tolerance)
             trial.set_user_attr(GUARD_EXCESS, excess)
@@ -116,7 +124,7 @@ class Telling:
 
     def reuse(self, trial: Trial, earlier: FrozenTrial) -> None:
         """Tells `trial` the end of `earlier`, which had the same parameters."""
-        trial.set_user_attr("duplicate_of", earlier.number)
+        trial.set_user_attr(DUPLICATE_OF, earlier.number)
         for name in ("scores", "best_rung", "best_value", "guard", GUARD_EXCESS, INFEASIBLE, "error_kind", "error"):
             if name in earlier.user_attrs:
                 trial.set_user_attr(name, earlier.user_attrs[name])

@@ -15,6 +15,26 @@ GUARD_EXCESS = "guard_excess"
 """How much more it lost on a guard than it may; below 0 where it did not."""
 QUERIES = "queries"
 """With the number of a rung: the objective of each dev query there, packed."""
+SCORES = "scores"
+"""Name of a score -> mean over dev, at its best rung."""
+BEST_VALUE, BEST_RUNG = "best_value", "best_rung"
+"""The objective at its best rung, and that rung's number."""
+RUNG = "rung"
+"""With the number of a rung: the value there, where Optuna takes none because there are two objectives."""
+SECONDS = "seconds"
+"""Part -> what it took; of the study: what all of its processes took together."""
+EXAMPLES = "examples"
+"""Training rows seen."""
+GUARD_SCORES = "guard"
+"""Guard task -> main score."""
+DUPLICATE_OF = "duplicate_of"
+"""The number of an earlier trial of the same arguments, whose end it was told."""
+RETRIES = "retries"
+"""Why each attempt at it ended that was not its last."""
+ERROR_KIND, ERROR = "error_kind", "error"
+"""Why it failed: the kind of failure, and its message."""
+SOURCE, SEED = "source", "seed"
+"""Of a retraining: the number of the trial that is trained again, and its seed."""
 
 ENDED_EARLY = "ended_early"
 """Of the study: why not all of its trials were made."""
@@ -46,7 +66,7 @@ def has_failed(trial: FrozenTrial) -> bool:
 
 def value_of(trial: FrozenTrial) -> float:
     """Returns the one value that ranks a complete trial: its objective, or the mean of several."""
-    return float(trial.values[0] if len(trial.values) == 1 else trial.user_attrs["best_value"])
+    return float(trial.values[0] if len(trial.values) == 1 else trial.user_attrs[BEST_VALUE])
 
 
 def arguments_of(trial: FrozenTrial) -> dict[str, Any]:
@@ -56,10 +76,10 @@ def arguments_of(trial: FrozenTrial) -> dict[str, Any]:
 
 def explain(trial: Trial, kind: str, message: str) -> None:
     """Writes down why `trial`, or a retraining, could not be trained."""
-    trial.set_user_attr("error_kind", kind)
-    trial.set_user_attr("error", message[:4000])
+    trial.set_user_attr(ERROR_KIND, kind)
+    trial.set_user_attr(ERROR, message[:4000])
 
 
 def retried(trial: Trial, kind: str, message: str) -> None:
     """Writes down that an attempt at `trial`, or at a retraining, did not end, and that it is taken up again."""
-    trial.set_user_attr("retries", [*trial.user_attrs.get("retries", []), f"{kind}: {message[:1000]}"])
+    trial.set_user_attr(RETRIES, [*trial.user_attrs.get(RETRIES, []), f"{kind}: {message[:1000]}"])

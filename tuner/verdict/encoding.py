@@ -7,9 +7,7 @@ from typing import Any
 
 from trainables.scoring.settings import UNTRAINED_ARGUMENTS
 from tuner.request.arguments import upstream_arguments
-
-BASE_FOLDER = "0000"
-"""Under RUN/trials: the base model with the user's own settings."""
+from tuner.run_dir.names import BASE_FOLDER, encoded_base_name
 
 
 def own_settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,7 +36,7 @@ def base_folder(settings: Mapping[str, Any]) -> str:
     if not settings:
         return BASE_FOLDER
     text = json.dumps(settings, sort_keys=True, default=str)
-    return f"{BASE_FOLDER}-as-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return encoded_base_name(hashlib.sha256(text.encode()).hexdigest())
 
 
 def shown_settings(settings: Mapping[str, Any]) -> str:

@@ -14,16 +14,17 @@ from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from trainables.config import TrialConfig
+from trainables.names import HYBRID, scores_file
 from trainables.scoring.measures import Scores
 from trainables.scoring.metric import Metric
 from tuner.request.config import SearchConfig
-from tuner.run_dir.names import mixture_name, task_name
+from tuner.run_dir.names import BASE_FOLDER, eval_path, mixture_name, task_name, trial_name, trial_path
 from tuner.study import guards
 from tuner.study.guards import Mixture
 from tuner.study.study import SearchStudy
-from tuner.study.trials import arguments_of, has_failed
+from tuner.study.trials import BASE, ROLE, SCORES, USER, arguments_of, has_failed
 from tuner.verdict.decision import FINE_TUNE, KEEP, decide, is_certain
-from tuner.verdict.encoding import BASE_FOLDER, base_folder, own_settings, settings_of, shown_settings
+from tuner.verdict.encoding import base_folder, own_settings, settings_of, shown_settings
 from tuner.verdict.result import (
     Base,
     Best,
@@ -120,7 +121,7 @@ class _Run:
 
 def _without_winner(run: _Run, retrains: Study | None, ranked: Sequence[Standing], total_seconds: float) -> Verdict:
     """What there is to say although no trial was trained to its end."""
-    base, user = (_model_of(run, role) for role in ("base", "user"))
+    base, user = (_model_of(run, role) for role in (BASE, USER))
     return Verdict(
         metric=run.metric,
         verdict=KEEP,
@@ -164,7 +165,7 @@ def _of_winner(run: _Run, found: Verdict, number: int, ranked: Sequence[Standing
         optimism=None if best.dev is None or best.test is None else best.dev - best.test,
         mixtures=_swept(run, number),
         hybrid_weights=_hybrid_weights(run.run_dir, {"base": base, "user": found.user, "best": best}),
-        queries=_moved_queries(run.run_dir / "data" / "eval", before, after, run.metric),
+        queries=_moved_queries(eval_path(run.run_dir), before, after, run.metric),
     )
 
 
@@ -262,7 +263,7 @@ def _guard(run: _Run, alike: str, folder: str, ranked: Sequence[int], asked: Seq
     unscored = [name for name in names if name not in base or name not in best]
     lost = {*guards.lost(base, best, run.tolerance), *guards.lost(as_is, best, run.tolerance)}
     own = {name: as_is.get(name) for name in names} if alike != BASE_FOLDER else {}
-    scored = {number: guards.read_scores(run.run_dir, f"{number:04d}") for number in ranked}
+    scored = {number: guards.read_scores(run.run_dir, trial_name(number)) for number in ranked}
     bases = {number: guards.read_scores(run.run_dir, base_folder(run.settings(number))) for number in ranked}
     return Guard(
         tolerance=run.tolerance,
@@ -300,7 +301,7 @@ def _hybrid_weights(run_dir: Path, models: Mapping[str, Model | None]) -> dict[s
     """Weights of dense, sparse and colbert in the hybrid score: the default's, and those tuned on dev, by model."""
     weights: dict[str, Any] = {}
     for name, model in models.items():
-        path = run_dir / "trials" / model.folder / "hybrid.json" if model else None
+        path = trial_path(run_dir, model.folder) / HYBRID if model else None
         if path is not None and path.exists():
             found = json.loads(path.read_text(encoding="utf-8"))
             weights |= {"default": found["default"], name: found["tuned"]}
@@ -318,16 +319,16 @@ def _counts(study: Study) -> Counts:
 
 
 def _folder(number: int, mixed: Mixture | None) -> str:
-    return f"{number:04d}" if mixed is None else mixture_name(number, mixed.alpha)
+    return trial_name(number) if mixed is None else mixture_name(number, mixed.alpha)
 
 
 def _test_file(run_dir: Path, folder: str) -> Path:
-    return run_dir / "trials" / folder / "test.json"
+    return trial_path(run_dir, folder) / scores_file("test")
 
 
 def _model(run: _Run, trial: FrozenTrial, mixed: Mixture | None = None) -> Model:
     folder = _folder(trial.number, mixed)
-    dev = trial.user_attrs.get("scores", {}) if mixed is None else mixed.dev_all
+    dev = trial.user_attrs.get(SCORES, {}) if mixed is None else mixed.dev_all
     test = scores_on_test(run.run_dir, folder).means if _test_file(run.run_dir, folder).exists() else {}
     return Model(
         trial=trial.number,
@@ -342,7 +343,7 @@ def _model(run: _Run, trial: FrozenTrial, mixed: Mixture | None = None) -> Model
 
 
 def _model_of(run: _Run, role: str) -> Model | None:
-    trials = (trial for trial in run.study.get_trials(deepcopy=False) if trial.user_attrs.get("role") == role)
+    trials = (trial for trial in run.study.get_trials(deepcopy=False) if trial.user_attrs.get(ROLE) == role)
     return next((_model(run, trial) for trial in trials), None)
 
 

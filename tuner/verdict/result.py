@@ -10,9 +10,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from trainables.files import write_text
+from tuner.run_dir.names import BEST, RESULT_FILE
 from tuner.verdict.statistics import Comparison
-
-RESULT_FILE = "result.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,7 +256,7 @@ _VALUES = TypeAdapter(Verdict)
 
 def bundle_of(run_dir: Path, result: Verdict) -> Path | None:
     """Returns RUN/best where it is the bundle that the verdict recommends, and not an earlier one's; None otherwise."""
-    bundle = run_dir / "best"
+    bundle = run_dir / BEST
     written = Verdict.read(bundle)
     if result.best is None or written is None or written.best is None:
         return None

@@ -13,12 +13,13 @@ import numpy as np
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from trainables.names import scores_file
 from trainables.scoring.measures import Scores
-from tuner.run_dir.names import weights_of
+from tuner.run_dir.names import BASE_FOLDER, trial_name, trial_path, weights_of
 from tuner.study import guards
 from tuner.study.guards import Mixture
-from tuner.study.trials import GUARD_EXCESS, arguments_of, value_of
-from tuner.verdict.encoding import BASE_FOLDER, base_folder, settings_of
+from tuner.study.trials import BASE, DUPLICATE_OF, GUARD_EXCESS, ROLE, SCORES, SEED, SOURCE, arguments_of, value_of
+from tuner.verdict.encoding import base_folder, settings_of
 from tuner.verdict.statistics import lower_bound, pooled_spread
 
 
@@ -47,8 +48,8 @@ def finalists(study: Study, count: int, run_dir: Path | None = None) -> list[int
         count: How many, where there are as many.
         run_dir: Where weights are: a trial that has none there any more is passed over.
     """
-    trained = [trial for trial in _complete(study) if trial.user_attrs.get("role") != "base"]
-    distinct = [trial for trial in trained if "duplicate_of" not in trial.user_attrs]
+    trained = [trial for trial in _complete(study) if trial.user_attrs.get(ROLE) != BASE]
+    distinct = [trial for trial in trained if DUPLICATE_OF not in trial.user_attrs]
     numbers = [trial.number for trial in sorted(distinct, key=_rank, reverse=True)]
     return [number for number in numbers if run_dir is None or weights_of(run_dir, number).is_dir()][:count]
 
@@ -97,7 +98,7 @@ def winner(
     ranked = [standing.trial for standing in standings(study, retrains)]
     if run_dir:
         ranked = [number for number in ranked if weights_of(run_dir, number).is_dir()] or ranked
-    guarded = [number for number in ranked if run_dir and guards.read_scores(run_dir, f"{number:04d}")]
+    guarded = [number for number in ranked if run_dir and guards.read_scores(run_dir, trial_name(number))]
     kept = [n for n in guarded if run_dir and not _forgets(run_dir, _trial(study, n), tolerance, own or {})]
     return next(iter([*kept, *ranked]), None)
 
@@ -106,7 +107,7 @@ def _forgets(run_dir: Path, trial: FrozenTrial, tolerance: float, own: Mapping[s
     """Whether a trial loses a guard beyond the tolerance: of the base model as it is, or encoded as the trial is."""
     folders = {BASE_FOLDER, base_folder(settings_of(arguments_of(trial), own))}
     known = (guards.read_scores(run_dir, folder) for folder in folders)
-    scores = guards.read_scores(run_dir, f"{trial.number:04d}")
+    scores = guards.read_scores(run_dir, trial_name(trial.number))
     return any(guards.lost(base, scores, tolerance) for base in known if base)
 
 
@@ -130,8 +131,8 @@ def best_settings(run_dir: Path, study: Study, metric: str, tolerance: float, ow
 def base_scores(run_dir: Path, study: Study, folder: str) -> dict[str, float]:
     """Returns metric -> mean on dev of the base model in RUN/trials/`folder`; empty where it was not scored."""
     if folder == BASE_FOLDER:
-        return dict(_trial(study, 0).user_attrs.get("scores", {}))
-    path = run_dir / "trials" / folder / "dev.json"
+        return dict(_trial(study, 0).user_attrs.get(SCORES, {}))
+    path = trial_path(run_dir, folder) / scores_file("dev")
     return Scores.from_json(path.read_text("utf-8")).means if path.exists() else {}
 
 
@@ -154,7 +155,7 @@ def mixtures(
     between, trial = guards.read_mixtures(run_dir, number, metric), _trial(study, number)
     folder = base_folder(settings_of(arguments_of(trial), own or {}))
     base = _end(run_dir, folder, base_scores(run_dir, study, folder), metric, 0.0)
-    trained = _end(run_dir, f"{number:04d}", trial.user_attrs.get("scores", {}), metric, 1.0)
+    trained = _end(run_dir, trial_name(number), trial.user_attrs.get(SCORES, {}), metric, 1.0)
     return (base, trained, between) if between and base and trained else None
 
 
@@ -187,8 +188,8 @@ def _complete(study: Study) -> list[FrozenTrial]:
 def _seeds(study: Study, numbers: Sequence[int], retrains: Study | None) -> dict[int, dict[int, float]]:
     """Trial -> training seed -> objective on dev."""
     trials = study.get_trials(deepcopy=False)
-    seeds = {number: {trials[number].user_attrs["seed"]: value_of(trials[number])} for number in numbers}
+    seeds = {number: {trials[number].user_attrs[SEED]: value_of(trials[number])} for number in numbers}
     for again in _complete(retrains) if retrains else ():
-        if (source := again.user_attrs["source"]) in seeds:
-            seeds[source][again.user_attrs["seed"]] = value_of(again)
+        if (source := again.user_attrs[SOURCE]) in seeds:
+            seeds[source][again.user_attrs[SEED]] = value_of(again)
     return seeds

@@ -7,9 +7,11 @@ from typing import Any
 from optuna import Study
 
 from trainables.files import whole_records
-from tuner.verdict.encoding import BASE_FOLDER
+from trainables.names import METRICS
+from tuner.run_dir.names import BASE_FOLDER, TRIALS, is_encoded_base, is_mixture
+from tuner.study.trials import SECONDS
 
-TRIALS = ("training", "scoring", "overhead")
+PARTS = ("training", "scoring", "overhead")
 """Parts of a trial's time, and of a retraining's."""
 
 FINALS = ("guards", "mixtures", "test")
@@ -24,11 +26,11 @@ def time_spent(run_dir: Path, studies: Sequence[Study | None], total: float) -> 
         studies: The search and the finalists' retrainings.
         total: Wall clock of the whole search.
     """
-    seconds = {"total": total} | dict.fromkeys((*TRIALS, *FINALS), 0.0)
+    seconds = {"total": total} | dict.fromkeys((*PARTS, *FINALS), 0.0)
     for trial in (trial for study in studies if study for trial in study.get_trials(deepcopy=False)):
-        for part in TRIALS:
-            seconds[part] += trial.user_attrs.get("seconds", {}).get(part, 0.0)
-    for path in (run_dir / "trials").glob("*/metrics.jsonl"):
+        for part in PARTS:
+            seconds[part] += trial.user_attrs.get(SECONDS, {}).get(part, 0.0)
+    for path in (run_dir / TRIALS).glob(f"*/{METRICS}"):
         for part, record in _final_records(path):
             seconds[part] += sum(record["seconds"].values())
     return seconds
@@ -45,7 +47,7 @@ def _final_records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         scorings = scorings[1:]
     first = next((record for record in scorings if record["scores"]), None)
     for record in scorings:
-        on_dev = record is first and name.startswith(f"{BASE_FOLDER}-as-")
+        on_dev = record is first and is_encoded_base(name)
         yield "scoring" if on_dev else _stage(name, record), record
 
 
@@ -53,4 +55,4 @@ def _stage(name: str, record: Mapping[str, Any]) -> str:
     """Which of `FINALS` a job was: only mixtures, which lie in a folder of their own later, score dev and guards."""
     if not record["scores"]:
         return "guards"
-    return "mixtures" if record["guards"] and "-alpha" not in name else "test"
+    return "mixtures" if record["guards"] and not is_mixture(name) else "test"

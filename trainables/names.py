@@ -1,0 +1,45 @@
+"""What the files and folders of a trial are called, in its folder RUN/trials/NAME."""
+
+import re
+
+CONFIG = "config.json"
+"""What the trial trains with."""
+METRICS = "metrics.jsonl"
+"""What it reported, one rung a line."""
+LOG = "log.txt"
+GUARD = "guard.json"
+"""Guard task -> main score."""
+MIXTURES = "mixtures.json"
+"""Scores of the mixtures of its weights with the base model's."""
+HYBRID = "hybrid.json"
+"""Weights of the hybrid score."""
+MTEB = "mteb.json"
+"""What mteb itself wrote of the final scores."""
+CHECKPOINT = "checkpoint"
+"""The folder of the weights of its best rung."""
+RESUME = "resume"
+"""The folder of its training states, while it is alive."""
+DATA, TOKENS = "data", "tokens"
+"""The folder of a run's data, beside its trials, and the folder of token ids in there."""
+
+_FILES = re.compile(r"(config|dev|test|guard|mixtures|hybrid|mteb|mteb-.+)\.json|log(-\d+)?\.txt|metrics\.jsonl")
+
+
+def scores_file(split: str) -> str:
+    """Returns the name of the file with the scores on a split: ``dev.json``, ``test.json``."""
+    return f"{split}.json"
+
+
+def is_trial_file(name: str) -> bool:
+    """Returns whether a file in a trial's folder is called as one that a trial writes there."""
+    return _FILES.fullmatch(name) is not None
+
+
+def mteb_file(task: str) -> str:
+    """Returns the name of the file with what mteb itself wrote of a guard task."""
+    return f"mteb-{task}.json"
+
+
+def worker_log(rank: int) -> str:
+    """Returns the name of a worker's log; the first one's is the trial's."""
+    return f"log-{rank}.txt" if rank else LOG
