@@ -1,10 +1,11 @@
 """Data sets and base models on object storage: brought to this machine once, however many processes ask."""
 
-import fcntl
 import hashlib
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+
+from filelock import FileLock
 
 from tuner.errors import RequestError
 from tuner.run_dir.object_storage import file_system, is_url, receive, working_directory
@@ -34,8 +35,7 @@ def local_copy(location: str) -> str:
     folder.parent.mkdir(parents=True, exist_ok=True)
     name = safe_name(root.rpartition("/")[2], location)
     try:
-        with folder.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with FileLock(folder.with_suffix(".lock")):
             if not folder.exists():
                 _download(files, {path: _place(path, root, name, location) for path, _, _ in found}, folder, location)
     except OSError as error:

@@ -4,7 +4,6 @@ The driver's working directory holds everything that storage holds; a worker's h
 trial's part of storage is written by the first worker of its group while it runs, and by the driver after that.
 """
 
-import fcntl
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +11,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from trainables.files import remove_folder
 from tuner.errors import RequestError
@@ -192,8 +193,7 @@ class Pusher:
 def alone_on_this_machine(folder: Path, name: str) -> Iterator[None]:
     """Lets one process of this machine into the block at a time."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f".{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(folder / f".{name}.lock"):
         yield
 
 

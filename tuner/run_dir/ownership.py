@@ -16,10 +16,9 @@ from pathlib import Path
 from trainables.files import write_text
 from trainables.names import DATA
 from tuner.errors import RequestError
-from tuner.run_dir.names import EXAMPLE, SETTINGS
+from tuner.run_dir.names import ENTRIES, EXAMPLE, SETTINGS
 from tuner.run_dir.replaced import ASIDE, BEGUN, sweep
 from tuner.run_dir.written import (
-    ENTRIES,
     holds_trials,
     in_the_way,
     links_out,
