@@ -16,6 +16,7 @@ from trainables.deepspeed_config import DS_STAGE0
 from tuner.errors import RequestError
 from tuner.export.finished_run import FinishedRun
 from tuner.export.negatives import CROSS, Negatives
+from tuner.export.templates import render
 from tuner.request.arguments import upstream_arguments
 from tuner.request.config import SECRETS
 from tuner.run_dir.names import BEST, SETTINGS
@@ -23,6 +24,7 @@ from tuner.run_dir.object_storage import is_url
 
 MODULE = "FlagEmbedding.finetune.embedder.encoder_only.m3"
 DEEPSPEED_FILE = "deepspeed.json"
+_TEMPLATE = "train_script_template.sh"
 
 _PLACES = {"output_dir", "cache_dir", "cache_path", "resume_from_checkpoint", "dataloader_pin_memory"}
 _REPORTING = {"report_to", "run_name"}
@@ -109,26 +111,17 @@ def train_script(run: FinishedRun, arguments: Mapping[str, Any], step: Negatives
         step: The workers that the negatives assume.
         lacking: Special tokens that FlagEmbedding needs and the tokenizer does not have.
     """
-    flags = [f"--{name} {_shell(name, value)}" for name, value in arguments.items()]
-    start = 'exec "$python" -m torch.distributed.run'
-    command = [f"{start} --standalone --nproc_per_node {step.workers}", f"-m {MODULE}", *flags]
-    return _SCRIPT.format(
+    return render(
+        _TEMPLATE,
         step=step,
-        workers=step.workers,
-        needs=(_STOPPED.format(reason=shlex.quote(tokens_note(lacking))) if lacking else "")
-        + "".join(_NEEDED.format(variable=name.upper(), wish=_wish(arguments[name])) for name in _absent(arguments)),
-        command=" \\\n  ".join([*command, "--output_dir ./trained", '"$@"']),
-        notes="".join(_notes(run, arguments)),
+        module=MODULE,
+        flags={name: _shell(name, value) for name, value in arguments.items()},
+        absent={name: arguments[name] for name in _absent(arguments)},
+        on_cpus=bool(arguments.get("use_cpu")),
+        memory_note=textwrap.wrap(memory_note(run), 116),
+        tokens_note=tokens_note(lacking),
+        alpha=run.model.alpha,
     )
-
-
-def _notes(run: FinishedRun, arguments: Mapping[str, Any]) -> Iterator[str]:
-    if arguments.get("use_cpu"):
-        yield _ON_CPUS
-    if note := memory_note(run):
-        yield textwrap.fill(note, 118, initial_indent="# ", subsequent_indent="# ") + "\n"
-    if (alpha := run.model.alpha) is not None:
-        yield _MIXTURE.format(alpha=alpha)
 
 
 def _train_data(run: FinishedRun) -> Iterator[str]:
@@ -180,10 +173,6 @@ def _absent(arguments: Mapping[str, Any]) -> list[str]:
     return [name for name in _MODELS if is_url(text := str(arguments.get(name, ""))) or Path(text).is_absolute()]
 
 
-def _wish(model: str) -> str:
-    return shlex.quote(f"must name a folder with a copy of {model}")
-
-
 def _shell(name: str, value: Any) -> str:
     values: Sequence[Any] = value if isinstance(value, list | tuple) else [value]
     return " ".join(_word(name, item) for item in values)
@@ -195,33 +184,3 @@ def _word(name: str, value: Any) -> str:
         return f'"${name.upper()}"'
     here = name == "train_data" or text == DEEPSPEED_FILE or (name in _MODELS and text.startswith("."))
     return f'"$here"/{shlex.quote(text)}' if here else shlex.quote(text)
-
-
-_SCRIPT = """\
-#!/usr/bin/env bash
-# Trains this model again with FlagEmbedding alone, into ./trained. Flags given to this script win over those below:
-#   bash train.sh --train_data other.jsonl --output_dir elsewhere
-# {workers} worker(s), {step}.
-# Another number of workers is another model: python -m tuner.export RUN_DIR --gpus N --to DIR keeps it the same.
-{notes}set -euo pipefail
-here="$(cd "$(dirname "${{BASH_SOURCE[0]}}")" && pwd)"
-python="${{PYTHON:-python3}}"
-"$python" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("FlagEmbedding") is None)' || {{
-  echo "$python does not have FlagEmbedding: activate its environment, or name its python: PYTHON=.venv/bin/python" >&2
-  exit 2
-}}
-{needs}{command}
-"""
-
-_STOPPED = """\
-case " $* " in
-  *" --model_name_or_path "* | *" --unified_finetuning "*) ;;
-  *) echo {reason} >&2; exit 2 ;;
-esac
-"""
-
-_NEEDED = "{variable}=${{{variable}:?{wish}}}\n"
-
-_ON_CPUS = "# Trained on CPUs, where workers find each other only with --use_cpu True; on GPUs give --use_cpu False.\n"
-
-_MIXTURE = "# The weights beside this script are base + {alpha:g} * (trained - base); this trains what was mixed.\n"
