@@ -6,16 +6,20 @@ be said in at most 3.5% of the repeats (2.5% is what the two-sided 95% interval 
 
     python benchmarks/intervals.py                   # 500 repeats
     python benchmarks/intervals.py --repeats 2000
+    python benchmarks/intervals.py --against_scipy   # our bootstrap and permutation test, and SciPy's
 """
 
 import argparse
-from collections.abc import Iterable
-from typing import NamedTuple
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import stats
 
-from tuner.verdict.decision import FINE_TUNE, decide
-from tuner.verdict.statistics import RESAMPLES, Comparison, Floats, compare
+from tuner.verdict import statistics
+from tuner.verdict.decision import FINE_TUNE, SIGNIFICANT, decide
+from tuner.verdict.statistics import CONFIDENCE, RESAMPLES, Comparison, Floats, compare
 
 _STEPS = (-1.0, -0.63, -0.5, -0.37, 0.37, 0.5, 0.63, 1.0)
 """What a query gains or loses in nDCG@10 when its passage enters, leaves or changes the first ranks."""
@@ -79,6 +83,75 @@ def _ndcg(log_rank: Floats) -> Floats:
     return np.where(rank <= 10, 1 / np.log2(rank + 1), 0.0)
 
 
+class Cost(NamedTuple):
+    """What a way to the same number gives and takes."""
+
+    share: float
+    """Of the repeats: intervals that cover the true difference, or p-values up to 0.05 without a difference."""
+    seconds: float
+    """CPU seconds of one, on average."""
+
+
+def _ours(values: Floats, seed: int) -> tuple[float, float]:
+    return statistics.bootstrap_interval(values, seed=seed)
+
+
+def _scipys(method: str, level: Callable[[int], float]) -> Callable[[Floats, int], tuple[float, float]]:
+    def interval(values: Floats, seed: int) -> tuple[float, float]:
+        found = stats.bootstrap(
+            (values,),
+            np.mean,
+            n_resamples=RESAMPLES,
+            confidence_level=level(len(values)),
+            method=method,
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
+        return float(found.low), float(found.high)
+
+    return interval
+
+
+INTERVALS: Mapping[str, Callable[[Floats, int], tuple[float, float]]] = {
+    "ours": _ours,
+    "SciPy's, percentiles": _scipys("percentile", lambda _: CONFIDENCE),
+    "SciPy's, percentiles as far out as ours": _scipys("percentile", lambda n: 1 - 2 * statistics.tail(n)),
+    "SciPy's, BCa": _scipys("BCa", lambda _: CONFIDENCE),
+}
+
+
+def _sign_flips(values: Floats, seed: int) -> float:
+    rng = np.random.default_rng(seed)
+    found = stats.permutation_test((values,), np.mean, permutation_type="samples", n_resamples=RESAMPLES, rng=rng)
+    return float(found.pvalue)
+
+
+P_VALUES: Mapping[str, Callable[[Floats, int], float]] = {
+    "ours": lambda values, seed: statistics.permutation_p_value(values, seed=seed),
+    "SciPy's": _sign_flips,
+}
+
+
+def against_scipy(*, repeats: int, queries: int) -> Iterator[tuple[str, Cost]]:
+    """Yields what each way to an interval and to a p-value gives and takes, on the same simulated pairs."""
+    truth = float(pairs(np.random.default_rng(0), 2_000_000, IMPROVEMENT).mean())
+    for name, interval in INTERVALS.items():
+        found, seconds = _timed(interval, repeats, queries, IMPROVEMENT)
+        yield f"interval: {name}", Cost(float(np.mean([low <= truth <= high for low, high in found])), seconds)
+    for name, p_value in P_VALUES.items():
+        values, seconds = _timed(p_value, repeats, queries, 0.0)
+        yield f"p-value: {name}", Cost(float(np.mean(np.array(values) <= SIGNIFICANT)), seconds)
+
+
+def _timed(
+    way: Callable[[Floats, int], Any], repeats: int, queries: int, improvement: float
+) -> tuple[list[Any], float]:
+    generator = np.random.default_rng(11)
+    simulated = [pairs(generator, queries, improvement) for _ in range(repeats)]
+    start = time.process_time()
+    found = [way(values, seed) for seed, values in enumerate(simulated)]
+    return found, (time.process_time() - start) / repeats
+
+
 def _comparisons(repeats: int, queries: int, resamples: int, improvement: float) -> list[Comparison]:
     generator = np.random.default_rng(11)
     return _compared((pairs(generator, queries, improvement) for _ in range(repeats)), queries, resamples)
@@ -97,7 +170,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=500)
     parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("--against_scipy", action="store_true")
     given = parser.parse_args()
+    if given.against_scipy:
+        print(f"{given.repeats} repeats, {given.queries} queries, {RESAMPLES} resamples")
+        for name, cost in against_scipy(repeats=given.repeats, queries=given.queries):
+            what = "cover" if name.startswith("interval") else "at most 0.05"
+            print(f"{name:<50} {cost.share:7.2%} {what:<13} {1000 * cost.seconds:8.1f} ms of CPU")
+        return
     rates = measure(repeats=given.repeats, queries=given.queries)
     print(f"{given.repeats} repeats, {given.queries} queries, true difference {rates.truth:+.4f} nDCG@10")
     print(f"intervals that cover it          {rates.covered:.2%}")

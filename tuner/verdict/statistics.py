@@ -109,12 +109,16 @@ def bootstrap_interval(values: Floats, *, seed: int, resamples: int = RESAMPLES)
     Returns:
         Low and high end.
     """
-    n = len(values)
-    tail = NormalDist().cdf(np.sqrt(n / (n - 1)) * -stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))
+    n, beyond = len(values), tail(len(values))
     generator = np.random.default_rng(seed)
     means = np.concatenate([values[generator.integers(0, n, (rows, n))].mean(axis=1) for rows in _chunks(resamples, n)])
-    low, high = np.quantile(means, [tail, 1 - tail])
+    low, high = np.quantile(means, [beyond, 1 - beyond])
     return float(low), float(high)
+
+
+def tail(n: int) -> float:
+    """Returns the share of resampled means beyond each end of a 95% interval of `n` values: less than 2.5%."""
+    return NormalDist().cdf(math.sqrt(n / (n - 1)) * -stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))
 
 
 def permutation_p_value(differences: Floats, *, seed: int, resamples: int = RESAMPLES) -> float:
