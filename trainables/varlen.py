@@ -55,7 +55,7 @@ def attend_text_by_text(encoder: PreTrainedModel) -> None:
 
 
 def within_texts(
-    encoder: PreTrainedModel, cu_seqlens: Tensor, longest: int, text_lengths: Sequence[int] | npt.NDArray[np.int64]
+    encoder: Any, cu_seqlens: Tensor, longest: int, text_lengths: Sequence[int] | npt.NDArray[np.int64]
 ) -> dict[str, Any]:
     """Returns what an encoder is called with, beside tokens and positions, for texts end to end: see `attend`."""
     device, config = cu_seqlens.device, encoder.config

@@ -195,7 +195,13 @@ class Bench:
             built = build_arguments(values, str(self.folder / "out"))
             with self._kept_models() if upstream else nullcontext():
                 make = EncoderOnlyEmbedderM3Runner if upstream else Runner
-                ours = (built, self.base, [], self.folder / "tokens", values.get("torch_compile", False))
+                ours: tuple[Any, ...] = (
+                    built,
+                    self.base,
+                    [],
+                    self.folder / "tokens",
+                    values.get("torch_compile", False),
+                )
                 runner = make(*(built if upstream else ours))
             if before:
                 before(runner)

@@ -13,8 +13,8 @@ from tuner.request.command_line import code_flags
 from tuner.request.config import SECRETS, SearchConfig, new_run_dir
 from tuner.request.config_file import as_kept
 from tuner.request.storage_url import HIDDEN, absolute, redacted
+from tuner.run_dir.names import CONFIG_FILE
 from tuner.run_dir.object_storage import is_url
-from tuner.run_dir.written import CONFIG_FILE
 
 _NO_REQUEST = (
     "run_dir", "output_dir", "overwrite_output_dir", "address", "submit", "price_per_hour", "disk_budget",

@@ -17,6 +17,7 @@ from trainables.tally import Position
 from tuner.interrupts import SearchStopped
 from tuner.request.config import SearchConfig
 from tuner.run_dir.mirror import Mirror
+from tuner.run_dir.names import TRIALS
 from tuner.run_dir.store import RunStore
 from tuner.schedule.disk import TrialFolders
 from tuner.schedule.jobs import Job, Jobs, Stage, TrialConfigs
@@ -61,7 +62,7 @@ class Agenda:
         self._study, self._mirror = study, mirror or Mirror(RunStore(str(run_dir), run_dir))
         self._budget = TimeBudget(config, spent=study.spent, told=lambda: study.trials, clock=clock)
         self._folders = TrialFolders(
-            run_dir / "trials", trial_bytes=trial_bytes, budget=config.disk_budget_bytes, clock=clock
+            run_dir / TRIALS, trial_bytes=trial_bytes, budget=config.disk_budget_bytes, clock=clock
         )
         self._outage, self._retries, self._jobs = Outage(clock), Retries(), Jobs(clock)
         self._weights = Weights(config, study, self._jobs, run_dir=run_dir, folders=self._folders, mirror=self._mirror)

@@ -12,6 +12,7 @@ from trainables.config import RungReport, TrialConfig
 from trainables.tally import Position
 from tuner.request.arguments import translated
 from tuner.request.config import SearchConfig
+from tuner.run_dir.names import TRIALS
 from tuner.schedule.retries import Failure, Tries
 
 
@@ -101,7 +102,7 @@ class TrialConfigs:
         own = {**params, "seed": self.search.seed if seed is None else seed}
         return TrialConfig(
             name=name,
-            directory=str(self.run_dir / "trials" / name),
+            directory=str(self.run_dir / TRIALS / name),
             arguments=translated({**self.arguments, **own}),
             eval_data=self.eval_data,
             metric=self.search.metric,

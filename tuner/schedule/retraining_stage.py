@@ -2,6 +2,7 @@
 
 from trainables.config import RungReport
 from tuner.request.config import SearchConfig
+from tuner.run_dir.names import retraining_name
 from tuner.schedule.jobs import Job, Jobs, TrialConfigs
 from tuner.schedule.retries import Failure
 from tuner.schedule.time_budget import TimeBudget
@@ -42,7 +43,7 @@ class RetrainingStage:
         for source in self._weights.finalists():
             for offset in range(1, self._config.finalist_seeds + 1):
                 seed = self._config.seed + offset
-                name = f"{source.number:04d}-seed{seed}"
+                name = retraining_name(source.number, seed)
                 trial = None if name in self._jobs.running else self._study.retrainings.open(source.number, seed)
                 if trial is not None:
                     params = arguments_of(source)

@@ -14,8 +14,9 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from trainables.config import RungReport, TrialConfig
+from trainables.names import CHECKPOINT, scores_file
 from tuner.request.config import SearchConfig
-from tuner.run_dir.names import mixture_name, task_name, weights_of
+from tuner.run_dir.names import TRIALS, mixture_name, task_name, trial_name, weights_of
 from tuner.schedule.jobs import Job, Jobs, Stage, TrialConfigs
 from tuner.schedule.retries import Failure
 from tuner.study import guards
@@ -96,7 +97,7 @@ class Scorings:
         return [
             self._make(name, settings, split="dev")
             for name, settings in self._bases(self._finalists()).items()
-            if settings and not (self._run_dir / "trials" / name / "dev.json").exists()
+            if settings and not (self._run_dir / TRIALS / name / scores_file("dev")).exists()
         ]
 
     def _guard_jobs(self) -> list[TrialConfig]:
@@ -160,11 +161,11 @@ class Scorings:
 
     def _guards_of(self, job: TrialConfig) -> TrialConfig:
         """A mixture that was saved and scored on test, on the guards alone: some may have been asked for since."""
-        return replace(job, split=None, alpha=None, checkpoint=str(Path(job.directory) / "checkpoint"))
+        return replace(job, split=None, alpha=None, checkpoint=str(Path(job.directory) / CHECKPOINT))
 
     def _is_tested(self, job: TrialConfig) -> bool:
         folder = Path(job.directory)
-        saved = job.alpha is None or (folder / "checkpoint").is_dir()
+        saved = job.alpha is None or (folder / CHECKPOINT).is_dir()
         return saved and (folder / "test.json").exists()
 
     def _winner(self) -> int:
@@ -184,7 +185,7 @@ class Scorings:
 
     def _model(self, number: int) -> tuple[str, dict[str, Any], str | None]:
         """Returns folder name, parameters and weights of a trial; None where its weights are gone."""
-        name = f"{number:04d}"
+        name = trial_name(number)
         weights = weights_of(self._run_dir, number)
         return name, arguments_of(self._trials()[number]), str(weights) if weights.is_dir() else None
 

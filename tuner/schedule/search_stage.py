@@ -7,6 +7,7 @@ from optuna.trial import FrozenTrial, Trial
 
 from trainables.config import RungReport
 from tuner.request.config import SearchConfig
+from tuner.run_dir.names import trial_name
 from tuner.schedule.jobs import Job, Jobs, TrialConfigs
 from tuner.schedule.retries import Failure
 from tuner.schedule.suggestions import NO_TIME, Asked, Suggestions
@@ -122,7 +123,7 @@ class SearchStage:
 
     def _reuse(self, trial: Trial, params: Mapping[str, Any], earlier: FrozenTrial) -> None:
         self._study.tell.reuse(trial, earlier)
-        row = self._jobs.row(f"{trial.number:04d}", SAMPLED, params)
+        row = self._jobs.row(trial_name(trial.number), SAMPLED, params)
         row.value, row.state = earlier.user_attrs.get(BEST_VALUE), f"as {earlier.number}"
         self._jobs.rows.append(row)
 
@@ -130,6 +131,6 @@ class SearchStage:
         role = role_of(trial)
         rungs = () if role == BASE else self._config.rungs
         guards = self._config.guard if self._config.guard_constraint else ()
-        config = self._configs.make(f"{trial.number:04d}", params, rungs=rungs, guards=guards)
+        config = self._configs.make(trial_name(trial.number), params, rungs=rungs, guards=guards)
         trial.set_user_attr(SEED, self._config.seed)
         return Job(config=config, row=self._jobs.row(config.name, role, params), stage=self, trial=trial)

@@ -6,6 +6,7 @@ from typing import Any
 from optuna.trial import Trial
 
 from tuner.request.config import SearchConfig
+from tuner.run_dir.names import trial_name
 from tuner.schedule.disk import TrialFolders
 from tuner.schedule.jobs import Jobs
 from tuner.schedule.time_budget import TimeBudget
@@ -62,7 +63,7 @@ class Suggestions:
         """
         while self._study.has_unfinished:
             trial, params = self._study.ask()
-            if self.has_time(f"{trial.number:04d}", role_of(trial), 0):
+            if self.has_time(trial_name(trial.number), role_of(trial), 0):
                 return trial, params
             self._leave_out(trial, params)
         may_issue = self._may_issue()
@@ -79,7 +80,7 @@ class Suggestions:
         while (asked := self._study.paused.promote(closing=closing)) is not None:
             trial, params = asked
             rung = max(trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
-            if self.has_time(f"{trial.number:04d}", SAMPLED, rung):
+            if self.has_time(trial_name(trial.number), SAMPLED, rung):
                 return asked
             self._leave_out(trial, params)
         return None
@@ -87,7 +88,7 @@ class Suggestions:
     def _leave_out(self, trial: Trial, params: Mapping[str, Any]) -> None:
         """Ends a trial where it stands, as at a rung."""
         self._study.tell.pruned(trial)
-        row = self._jobs.row(f"{trial.number:04d}", SAMPLED, params)
+        row = self._jobs.row(trial_name(trial.number), SAMPLED, params)
         row.state, row.note, row.ended = "pruned", NO_TIME, row.started
         self._jobs.rows.append(row)
         self._weights.drop()

@@ -6,6 +6,7 @@ from optuna.trial import FrozenTrial
 
 from tuner.request.config import SearchConfig
 from tuner.run_dir.mirror import Mirror
+from tuner.run_dir.names import trial_name
 from tuner.schedule.disk import TrialFolders
 from tuner.schedule.jobs import Jobs
 from tuner.study.study import SearchStudy
@@ -74,7 +75,7 @@ class Weights:
         winner = selection.winner(self._study.search, self._study.finalists)
         finalists = [trial.number for trial in self.finalists()]
         others = [*finalists, *self._study.users, *([] if winner is None else [winner])]
-        kept = {f"{number:04d}" for number in [*best, *others]}
+        kept = {trial_name(number) for number in [*best, *others]}
         alive = {*(job.config.name for job in self._jobs.open), *self._study.unfinished_names}
         alive |= set() if fewest else self._study.paused.next_names
         self._mirror.drop([f"trials/{folder}" for folder in self._folders.keep(kept, alive)])

@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from scipy.stats import norm
 
 from trainables.scoring.measures import unpacked
+from tuner.run_dir.names import trial_name
 from tuner.study.strategy import Strategy
 from tuner.study.trials import PAUSED, PROMOTED, ROLE, USER, arguments_of, is_paused, queries_at
 
@@ -138,7 +139,7 @@ class PausedTrials:
     def next_names(self) -> set[str]:
         """Folders of those that are promoted next, one a rung: others are trained from their start."""
         best = {trial.user_attrs[PAUSED]: trial for trial in reversed(self.all)}
-        return {f"{trial.number:04d}" for trial in best.values()}
+        return {trial_name(trial.number) for trial in best.values()}
 
 
 def _standing(trial: FrozenTrial) -> tuple[int, float]:

@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from search_spaces.context import Context, SearchSpace
 from search_spaces.loading import suggest
 from tuner.request.config import SearchConfig
+from tuner.run_dir.names import trial_name
 from tuner.study.priors import LESSONS
 from tuner.study.pruners import PausedTrials, make_pruner
 from tuner.study.samplers import as_ended, draw_again, make_sampler
@@ -165,7 +166,7 @@ class SearchStudy:
     @property
     def unfinished_names(self) -> set[str]:
         """Folders of the trials and retrainings of a broken search that wait to be taken up again."""
-        return self.retrainings.unfinished_names | {f"{trial.number:04d}" for trial in self._unfinished}
+        return self.retrainings.unfinished_names | {trial_name(trial.number) for trial in self._unfinished}
 
     @property
     def has_unfinished(self) -> bool:
