@@ -1,11 +1,9 @@
 """The console script: ``tuner <verb>`` is ``python -m tuner.<verb>``."""
 
 import importlib
-import platform
 import sys
-from importlib.metadata import version
 
-from tuner import __version__
+from tuner.versions import versions
 
 _VERBS = {
     "search": "search hyperparameters; the embedded example without flags",
@@ -13,8 +11,6 @@ _VERBS = {
     "export": "write the bundle of a finished search",
     "report": "write report.html of a finished search",
 }
-_NAMED = ("torch", "ray", "FlagEmbedding", "transformers", "optuna")
-"""Packages that ``--version`` names: results depend on them, and a report of a fault needs them."""
 
 
 def main() -> int:
@@ -23,17 +19,11 @@ def main() -> int:
     if verb in _VERBS:
         return int(importlib.import_module(f"tuner.{verb}.__main__").main(arguments))
     if verb == "--version":
-        print(_versions())
+        print(versions())
         return 0
     verbs = "\n".join(f"  {name:8} {text}" for name, text in _VERBS.items())
     print(f"usage: tuner VERB [--help] ...\n       tuner --version\n\n{verbs}")
     return 0 if verb in ("", "-h", "--help") else 2
-
-
-def _versions() -> str:
-    """One line; the packages are asked for their metadata, not imported."""
-    named = ", ".join(f"{name} {version(name)}" for name in _NAMED)
-    return f"m3-tuner {__version__} (Python {platform.python_version()}, {named})"
 
 
 if __name__ == "__main__":

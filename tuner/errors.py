@@ -23,6 +23,12 @@ def printable(text: str) -> str:
     return _STEERING.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
+def counted(number: int, thing: str) -> str:
+    """Returns ``1 row``, ``2 rows``, ``1,000 queries``."""
+    plural = f"{thing[:-1]}ies" if thing.endswith(("ry", "ty")) else f"{thing}s"
+    return f"{number:,} {thing if number == 1 else plural}"
+
+
 class RequestError(ValueError):
     """The request or the data is wrong: everything found, told together, before any trial starts.
 

@@ -189,8 +189,8 @@ def test_preparing_again_replaces_what_was_there(tmp_path: Path) -> None:
 def test_few_held_out_queries_are_a_warning(tmp_path: Path) -> None:
     dataset = prepare([write(tmp_path / "dataset.jsonl", rows(200))], folder=tmp_path / "data", eval_data=None, seed=42)
     assert [line.partition(";")[0] for line in dataset.manifest["warnings"]] == [
-        "dataset.jsonl: warning: dev has 40 queries",
-        "dataset.jsonl: warning: test has 40 queries",
+        "dataset.jsonl: dev has 40 queries",
+        "dataset.jsonl: test has 40 queries",
     ]
 
 
@@ -209,11 +209,11 @@ def test_the_command_says_the_findings_and_whether_they_are_fatal(
     sound = write(tmp_path / "sound.jsonl", rows(2))
     broken = write(tmp_path / "broken.jsonl", [{"query": "空", "pos": ["段落"], "neg": []}])
     assert main(["check", sound]) == 0
-    assert capsys.readouterr().out == "1 files, 2 sound rows, 0 errors, 0 warnings\n"
+    assert capsys.readouterr().out == "1 file, 2 good rows, 0 errors, 0 warnings\n"
     assert main(["check", sound, broken]) == 2
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"{broken}:1: 'neg' is an empty list")
-    assert lines[-1] == "2 files, 2 sound rows, 1 errors, 0 warnings"
+    assert lines[-1] == "2 files, 2 good rows, 1 error, 0 warnings"
 
 
 def test_the_command_needs_nothing_but_the_standard_library(tmp_path: Path) -> None:

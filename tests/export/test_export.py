@@ -24,7 +24,8 @@ from trainables.scoring.metric import MEASURES
 from trainables.trial.trial import run_trial
 from tuner.api import best_config, export_best
 from tuner.errors import EXIT_STOPPED, BundleRefusedError, RequestError
-from tuner.export.bundle import best_arguments, main, write_bundle
+from tuner.export.bundle import best_arguments, write_bundle
+from tuner.export.command import main
 from tuner.export.finished_run import FinishedRun, read_run
 from tuner.export.model_folder import write_model
 from tuner.request.config import SearchConfig

@@ -16,7 +16,8 @@ from tests.m3.test_m3_workers import work
 from tests.support.export_fixtures import UNIFIED, UPSTREAM, command_of, make_run, rename_base
 from trainables.config import TrialConfig
 from tuner.api import export_best
-from tuner.export.bundle import best_arguments, main, write_bundle
+from tuner.export.bundle import best_arguments, write_bundle
+from tuner.export.command import main
 from tuner.export.finished_run import read_run
 
 

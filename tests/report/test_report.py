@@ -13,7 +13,8 @@ from tests.support.fake import METRIC, PARETO, fake_train, open_agenda
 from tests.support.report_fixtures import CHINESE, HOSTILE, OUT_OF_MEMORY, WARNING, build_run
 from tuner.cluster.executor import run_in_process
 from tuner.errors import EXIT_DONE, EXIT_REQUEST
-from tuner.report.page import main, write_report
+from tuner.report.command import main
+from tuner.report.page import write_report
 from tuner.request.config import SearchConfig
 
 

@@ -1,8 +1,8 @@
+import resource
 import shlex
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -128,8 +128,9 @@ def test_without_data_or_model_the_embedded_example_is_meant() -> None:
     assert (config.search_space, config.num_trials) == ("example", 4)
 
 
-@pytest.mark.parametrize(("argv", "limit"), [(["--help"], 2.0), (["--learning_rat", "1"], 5.0)])
-def test_help_and_refusals_load_nothing_heavy(argv: list[str], limit: float) -> None:
+@pytest.mark.parametrize("argv", [["--help"], ["--help-all"], ["--version"], ["--learning_rat", "1"]])
+def test_help_and_refusals_load_nothing_heavy(argv: list[str]) -> None:
+    """0.2 s of processor time where this was written; the limit leaves room for slower machines."""
     code = (
         "import sys; from tuner.search.run import main\n"
         "try: status = main(sys.argv[1:])\n"
@@ -138,10 +139,10 @@ def test_help_and_refusals_load_nothing_heavy(argv: list[str], limit: float) -> 
         "assert not heavy, heavy\n"
         "sys.exit(status)"
     )
-    started = time.process_time()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=False)
-    assert done.returncode == (0 if argv == ["--help"] else 2), done.stderr
-    assert time.process_time() - started < limit
+    assert done.returncode == (2 if "1" in argv else 0), done.stderr
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 1.0
 
 
 @pytest.fixture

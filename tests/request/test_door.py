@@ -81,7 +81,7 @@ def test_options_are_read_in_their_types_too() -> None:
     ("option", "value"), [("disk_budget", "."), ("time_budget", "1.2.3h"), ("disk_budget", "9" * 400)]
 )
 def test_an_amount_that_is_none_is_refused(option: str, value: str) -> None:
-    with pytest.raises(RequestError, match=f"{option} must be positive"):
+    with pytest.raises(RequestError, match=f"--{option}: must be "):
         SearchConfig(**{option: value})  # type: ignore[arg-type]
 
 

@@ -11,6 +11,7 @@ from tests.support.report_fixtures import build_run
 from tests.support.storage_fixtures import NewMachine, contents, write
 from tuner.errors import RequestError
 from tuner.report import page
+from tuner.report.command import main
 from tuner.run_dir.safe_names import UnsafeNameError, inside, safe_name
 from tuner.run_dir.store import open_run_dir, run_folder, trial_folder
 
@@ -113,7 +114,7 @@ def test_reading_someone_s_run_writes_and_deletes_nothing_else(
 ) -> None:
     target = "data/../../../../../home/.bashrc"
     bucket.list("data", (target, "data/20261126T000000-0000/x"))
-    assert page.main([bucket.url]) == 2
+    assert main([bucket.url]) == 2
     assert "listings/data.json: a name there must be relative" in capsys.readouterr().err
     with pytest.raises(UnsafeNameError):
         tuner.load(bucket.url)
@@ -215,6 +216,6 @@ def test_what_is_read_is_what_was_found_and_not_every_trial(new_machine: NewMach
     found = run_folder(store.url, trial=4)
     assert {path.name for path in (found / "trials").iterdir()} == {"0002", "0003", "0004", "0007-seed1"}
     new_machine()
-    report = run_folder(store.url, page._READ)
+    report = run_folder(store.url, page.READ)
     assert contents(open_run_dir(store.url)).keys() == {"config.yaml", "data/manifest.json", "result.json"}
     assert not list(report.rglob("optimizer"))

@@ -31,7 +31,7 @@ def test_budgets_as_people_write_them(text: str, size: float) -> None:
 
 
 def test_a_budget_that_is_none_is_refused() -> None:
-    with pytest.raises(ValueError, match="disk_budget must be positive, as 50GB"):
+    with pytest.raises(ValueError, match="--disk_budget: must be a size such as 50GB"):
         SearchConfig(disk_budget="much")
 
 

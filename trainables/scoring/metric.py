@@ -1,5 +1,6 @@
 """What a score is called and what ``--metric`` means. Needs nothing but Python."""
 
+import difflib
 import math
 import re
 from collections.abc import Mapping
@@ -28,6 +29,15 @@ def head_and_measure(score: str) -> tuple[str, str]:
     """Returns the two parts of what `score_name` made."""
     head, _, measure = score.partition(".")
     return head, measure
+
+
+def _misspelt(metric: str) -> str:
+    """Says which score there is not, and which was meant; nothing where that cannot be told."""
+    known = [score_name(head, measure) for head in HEADS for measure in MEASURES]
+    for score in re.findall(rf"(?:^|[+,])(?:{_NUMBER}\*)?(\w+\.\w+)", metric):
+        if score not in known and (close := difflib.get_close_matches(score, known, n=1, cutoff=0.8)):
+            return f"metric {metric}: there is no {score}; did you mean {close[0]}?"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,8 @@ class Metric:
         """
         plain = text.replace(" ", "")
         if _GRAMMAR.fullmatch(plain) is None:
+            if near := _misspelt(plain):
+                raise ValueError(near)
             raise ValueError(
                 f"metric must be HEAD.MEASURE, HEAD one of {', '.join(HEADS)} and MEASURE one of "
                 f"{', '.join(MEASURES)}, a weighted sum as 0.7*dense.ndcg_at_10+0.3*hybrid.ndcg_at_10, or two joined "

@@ -21,10 +21,11 @@ from tuner.data.rows import Fault
 from tuner.data.sources import Source, content_hash, stem_of
 from tuner.data.splits import ENOUGH_QUERIES, MIN_QUERIES, assign, fingerprint
 from tuner.data.survey import Survey, rows_of, survey
-from tuner.errors import EXIT_DONE, EXIT_REQUEST, RequestError
+from tuner.errors import EXIT_DONE, EXIT_REQUEST, RequestError, counted
 from tuner.run_dir.names import ARRIVING, EVAL, MANIFEST, TRAIN
 from tuner.run_dir.safe_names import inside
 from tuner.run_dir.written import data_files, no_search_wrote
+from tuner.versions import add_version
 
 __all__ = ["Dataset", "Finding", "check", "load", "main", "prepare", "take_over"]
 
@@ -170,14 +171,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, or 2 when a finding is fatal.
     """
-    parser = argparse.ArgumentParser(prog="python -m tuner.data", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tuner.data", description="Check training data in FlagEmbedding's format, row by row."
+    )
+    add_version(parser)
     command = parser.add_subparsers(required=True, metavar="check").add_parser("check", help="check every row")
-    command.add_argument("train_data", nargs="+", metavar="FILE", help="a .jsonl file, or a folder of them")
+    command.add_argument("train_data", nargs="+", metavar="FILE", help="a file or a folder, as --train_data takes it")
     surveyed = survey(parser.parse_args(argv).train_data)
     for finding in surveyed.findings.all():
         print(finding)
     fatal, warnings = surveyed.findings.counts()
-    print(f"{len(surveyed.files)} files, {len(surveyed.queries):,} sound rows, {fatal:,} errors, {warnings:,} warnings")
+    counts = (
+        (len(surveyed.files), "file"),
+        (len(surveyed.queries), "good row"),
+        (fatal, "error"),
+        (warnings, "warning"),
+    )
+    print(", ".join(counted(*each) for each in counts))
     return EXIT_REQUEST if fatal else EXIT_DONE
 
 
@@ -210,9 +220,8 @@ def _find_few(evaluation: beir.Evaluation, findings: Findings, name: str) -> Non
     for split in beir.SPLITS:
         count = len(evaluation.qrels[split])
         if count < ENOUGH_QUERIES:
-            message = (
-                f"{split} has {count} queries; below {ENOUGH_QUERIES}, small differences cannot be told from chance"
-            )
+            told = f"below {ENOUGH_QUERIES}, small differences cannot be told from chance"
+            message = f"{split} has {counted(count, 'query')}; {told}"
             findings.add(name, None, Fault(f"few {split} queries", message), fatal=False)
 
 
@@ -276,7 +285,7 @@ def _describe(surveyed: Survey, splits: Sequence[str]) -> dict[str, Any]:
         "sources": [{"name": path.name, "sha256": content_hash(path)} for path, _ in surveyed.files],
         "negatives_per_row": {"min": min(negatives), "median": _quantile(negatives, 0.5)},
         "characters": {name: _sizes(getattr(surveyed, f"{name}_lengths")) for name in ("query", "passage")},
-        "warnings": [str(replace(finding, file=Path(finding.file).name)) for finding in surveyed.findings.all()],
+        "warnings": [replace(finding, file=Path(finding.file).name).unmarked for finding in surveyed.findings.all()],
     }
 
 

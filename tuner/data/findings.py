@@ -30,8 +30,16 @@ class Finding:
     """Whether training cannot start, or could but means something else than it seems to."""
 
     def __str__(self) -> str:
+        return self._line("" if self.fatal else "warning: ")
+
+    @property
+    def unmarked(self) -> str:
+        """The line without the word that tells a warning, for lists that hold nothing else."""
+        return self._line("")
+
+    def _line(self, mark: str) -> str:
         place = self.file if self.row is None else f"{self.file}:{self.row}"
-        return printable(f"{place}: {'' if self.fatal else 'warning: '}{self.message}")
+        return printable(f"{place}: {mark}{self.message}")
 
 
 class Findings:

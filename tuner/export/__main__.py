@@ -2,7 +2,7 @@
 
 import sys
 
-from tuner.export.bundle import main
+from tuner.export.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

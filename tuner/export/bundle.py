@@ -4,12 +4,10 @@
 recommends, or with ``--trial N`` the one that was asked for.
 """
 
-import argparse
 import json
 import shutil
-import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from typing import Any
 import yaml
 
 from trainables.files import CHECKSUMS, new_folder, sha256
-from tuner.errors import EXIT_DONE, EXIT_REQUEST, EXIT_STOPPED, BundleRefusedError, RequestError
+from tuner.errors import BundleRefusedError, RequestError
 from tuner.export.finished_run import FinishedRun, read_run
 from tuner.export.model_card import base_card, model_card
 from tuner.export.model_folder import lacking_tokens, write_model
@@ -25,7 +23,6 @@ from tuner.export.negatives import Negatives
 from tuner.export.train_script import arguments_of, portable, train_script
 from tuner.request.arguments import upstream_arguments
 from tuner.run_dir.names import TRAIN_SCRIPT
-from tuner.run_dir.store import run_folder
 from tuner.verdict.decision import KEEP, sentence, settings_notes
 
 SAMPLED_TEXTS = 4
@@ -107,45 +104,6 @@ def best_arguments(run_dir: Path, trial: int | None = None) -> dict[str, Any]:
     return arguments_of(run)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs ``python -m tuner.export RUN_DIR --to DIR``.
-
-    Args:
-        argv: Arguments without the program's name; None takes the process's own.
-
-    Returns:
-        0; 1 when a library here does not embed as training did, or the bundle cannot be written; or 2 when there is
-        nothing to export, or no room for it.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m tuner.export", description="Write the model that the verdict of a search recommends."
-    )
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="the run directory of a finished search: a path or a URL")
-    parser.add_argument(
-        "--gpus", type=int, metavar="N", help="workers that train.sh is for (default: as many as a trial had)"
-    )
-    parser.add_argument(
-        "--trial", type=int, metavar="N", help="the model of that trial (default: the one that the verdict recommends)"
-    )
-    parser.add_argument(
-        "--trust_remote_code", action="store_true", help="run code that lies beside the weights, as in training"
-    )
-    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write; must not hold anything")
-    arguments = parser.parse_args(argv)
-    try:
-        check_room(arguments.to)
-        chosen = {"gpus": arguments.gpus, "trial": arguments.trial, "trust_remote_code": arguments.trust_remote_code}
-        print(write_bundle(run_folder(arguments.run_dir, trial=arguments.trial), arguments.to, **chosen))
-    except RequestError as error:
-        for finding in error.findings:
-            print(f"error: {finding}", file=sys.stderr)
-        return EXIT_REQUEST
-    except (BundleRefusedError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_STOPPED
-    return EXIT_DONE
-
-
 def check_room(to: Path) -> None:
     """Refuses a folder that holds anything, be it an earlier bundle.
 
@@ -210,7 +168,3 @@ def _verify(run: FinishedRun, folder: Path) -> None:
 def _texts(path: Path) -> list[str]:
     with path.open(encoding="utf-8") as lines:
         return [json.loads(line)["text"] for line in islice(lines, SAMPLED_TEXTS)]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

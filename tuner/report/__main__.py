@@ -2,7 +2,7 @@
 
 import sys
 
-from tuner.report.page import main
+from tuner.report.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,9 +1,7 @@
 """report.html: what a search found, on one page that opens without a network."""
 
-import argparse
 import json
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from plotly.offline import get_plotlyjs
 from trainables.files import write_text
 from trainables.names import DATA
 from trainables.scoring.metric import Metric, head_and_measure
-from tuner.errors import EXIT_DONE, EXIT_REQUEST, EXIT_STOPPED, RequestError
+from tuner.errors import RequestError
 from tuner.report.figures import search_pictures, seeds_picture
 from tuner.report.queries import moved_queries
 from tuner.run_dir.names import (
@@ -30,7 +28,6 @@ from tuner.run_dir.names import (
     TRAIN_SCRIPT,
     eval_path,
 )
-from tuner.run_dir.store import open_run_dir, run_folder
 from tuner.run_dir.written import is_foreign
 from tuner.study.study import read_studies
 from tuner.study.trials import ERROR, ROLE, SAMPLED, SECONDS, arguments_of, has_failed, value_of
@@ -40,7 +37,7 @@ from tuner.verdict.statistics import Comparison
 
 _TEMPLATE = "report_template.html"
 _INTERVAL_WIDTH = 150
-_READ = (
+READ = (
     CONFIG_FILE,
     RESULT_FILE,
     STUDY_FILE,
@@ -77,31 +74,6 @@ def write_report(run_dir: Path, storage: str | None = None) -> Path:
     page = _environment().get_template(_TEMPLATE).render(_contents(run_dir, storage))
     write_text(run_dir / REPORT_FILE, page)
     return run_dir / REPORT_FILE
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs ``python -m tuner.report RUN_DIR``: writes the report and prints its path.
-
-    Args:
-        argv: Arguments without the program's name; None takes the process's own.
-
-    Returns:
-        0; 1 when the report cannot be written; or 2 when the directory is no run directory.
-    """
-    parser = argparse.ArgumentParser(prog="python -m tuner.report", description="(Re)write RUN_DIR/report.html.")
-    parser.add_argument("run_dir", help="directory of a search: a path or a URL")
-    parser.add_argument("--storage", help="Optuna storage URL, where the study is not in RUN_DIR/study.db")
-    arguments = parser.parse_args(argv)
-    try:
-        print(write_report(run_folder(arguments.run_dir, _READ), arguments.storage))
-        open_run_dir(arguments.run_dir).push([REPORT_FILE])
-    except RequestError as error:
-        print(error, file=sys.stderr)
-        return EXIT_REQUEST
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_STOPPED
-    return EXIT_DONE
 
 
 def _environment() -> jinja2.Environment:
@@ -350,7 +322,3 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,6 +6,7 @@ refused at once. Sources: ``AbsArguments.py`` and ``encoder_only/m3/arguments.py
 """
 
 import ast
+import datetime
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -102,8 +103,8 @@ class Argument:
         if value is None:
             raise ValueError("must have a value, but got None")
         if self.is_list:
-            if "[float]" in self.annotation and isinstance(value, str):
-                value = value.replace(",", " ").split()
+            if "[float]" in self.annotation and isinstance(value, str | list):
+                value = [each for part in values.items(value) for each in _numbers_in(part)]
             return [self._item(each) for each in values.items(value)]
         if value is False and "no" in self.choices:  # what YAML makes of it
             value = "no"
@@ -126,6 +127,11 @@ class Argument:
         return found
 
     def _read(self, value: Any) -> Any:
+        if self.annotation in _QUANTITIES:
+            _QUANTITIES[self.annotation](value)
+            return values.text(_seconds_of(value))
+        if self.name in _SECONDS and isinstance(value, str | datetime.timedelta):
+            value = values.duration(value)
         if self.is_bool and "str" not in self.annotation:
             return values.boolean(value)
         if self.is_bool and (isinstance(value, bool) or value in ("true", "false", "True", "False")):
@@ -139,6 +145,20 @@ class Argument:
         if "list[" in self.annotation and isinstance(value, list):
             return [self._item(each) for each in value]
         return values.text(value)
+
+
+_QUANTITIES = {"duration": values.duration, "size": values.size}
+"""What may be written with a unit, and stays as it was written."""
+_SECONDS = ("ddp_timeout",)
+"""Arguments of transformers that are a number of seconds."""
+
+
+def _seconds_of(value: Any) -> Any:
+    return f"{value.total_seconds():g}" if isinstance(value, datetime.timedelta) else value
+
+
+def _numbers_in(part: Any) -> list[Any]:
+    return part.replace(",", " ").split() if isinstance(part, str) else [part]
 
 
 @cache

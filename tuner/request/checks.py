@@ -151,7 +151,7 @@ def unknown_argument(name: Any, options: Iterable[str] = ()) -> str:
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """Returns what a refusal of `name` ends with: the nearest of `names`."""
-    close = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), names, n=1, cutoff=0.6)
     return f"; did you mean --{close[0]}?" if close else "; see --help"
 
 

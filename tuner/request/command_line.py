@@ -1,11 +1,8 @@
 """The command line: the flags of a fine-tuning command, and the search's own, into a `SearchConfig`."""
 
-import argparse
-import dataclasses
-import itertools
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
@@ -13,54 +10,19 @@ from tuner.errors import RequestError
 from tuner.request import config_file as settings
 from tuner.request.checks import accepted_arguments, unknown_argument
 from tuner.request.config import EXAMPLE_DEFAULTS, SearchConfig
+from tuner.request.flags import SHORT, build_parser, search_options
 from tuner.run_dir.names import CONFIG_FILE, SETTINGS
 from tuner.run_dir.object_storage import is_url
 
-_DESCRIPTION = (
-    "Search the hyperparameters of a BGE-M3 fine-tune. Takes every flag of "
-    "`torchrun -m FlagEmbedding.finetune.embedder.encoder_only.m3` unchanged, and the flags below; "
-    "without any flag it runs the embedded example."
-)
-_EPILOG = (
-    "Any other argument of FlagEmbedding's M3 fine-tune or of transformers' TrainingArguments is accepted by its name. "
-    "A flag without a value is True (--fp16), and --config FILE reads the same names from YAML; flags win. "
-    "Exit codes: 0 done; 1 the machine could not go on; 2 the request or the data is wrong, or with --dry_run your own "
-    "settings do not train; 3 every trial failed; 130 and 143 interrupted."
-)
-_SHOWN = [
-    "model_name_or_path",
-    "train_data",
-    "output_dir",
-    "learning_rate",
-    "temperature",
-    "train_group_size",
-    "per_device_train_batch_size",
-    "num_train_epochs",
-    "query_max_len",
-    "passage_max_len",
-    "warmup_ratio",
-    "fp16",
-    "bf16",
-    "deepspeed",
-    "gradient_checkpointing",
-    "sentence_pooling_method",
-    "normalize_embeddings",
-    "unified_finetuning",
-    "use_self_distill",
-]
-_SHORT = {"replace_search": "replace"}
-"""The search's own options -> what their flag is called, in YAML too."""
-_LONG = {short: name for name, short in _SHORT.items()}
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise RequestError([message])
-
-
-def search_options() -> dict[str, dataclasses.Field[Any]]:
-    """The search's own options: the fields of `SearchConfig`."""
-    return {f.name: f for f in dataclasses.fields(SearchConfig) if f.name != "arguments"}
+_LAUNCHER = ("-m", "torchrun", "FlagEmbedding.finetune.embedder.encoder_only.m3")
+_RAYS = "leave it out; Ray starts the workers and joins them"
+_TORCHRUN = {
+    "nproc_per_node": "write --gpus_per_trial N, or --concurrent_trials N for N trials side by side",
+    **dict.fromkeys(("nnodes", "node_rank", "master_addr", "master_port", "rdzv_backend", "rdzv_endpoint"), _RAYS),
+    **dict.fromkeys(("rdzv_id", "standalone", "max_restarts"), _RAYS),
+}
+"""What of a torchrun line belongs to torchrun, and what to do with it."""
+_LONG = {short: name for name, short in SHORT.items()}
 
 
 def parse(argv: Sequence[str]) -> SearchConfig:
@@ -70,9 +32,9 @@ def parse(argv: Sequence[str]) -> SearchConfig:
         RequestError: With every flag that nothing knows and every value that cannot be read or is out of range.
         SystemExit: ``--help`` was given (code 0, help printed).
     """
-    namespace, unknown = _build_parser().parse_known_args(list(argv))
+    namespace, unknown = build_parser().parse_known_args(list(argv))
     given = {name: value for name, value in vars(namespace).items() if value is not None}
-    problems = [_unknown_flag(token) for token in _without_their_values(unknown)]
+    problems = list(dict.fromkeys(_unknown_flag(token) for token in _without_their_values(unknown)))
     run_dir, file = given.get("resume"), given.pop("config", None)
     from_run = _read_run(run_dir, problems) if run_dir else {}
     from_file = _read_yaml(file, problems, asked=given) if file else {}
@@ -126,68 +88,6 @@ def _code_of_a_run(source: str, values: Mapping[str, Any], *, asked: Collection[
     return problems
 
 
-def _build_parser() -> _Parser:
-    parser = _Parser("python -m tuner.search", description=_DESCRIPTION, epilog=_EPILOG, allow_abbrev=False)
-    parser.add_argument("--config", metavar="FILE", help="YAML file with the same names; flags win")
-    own = parser.add_argument_group("the search")
-    for name, option in search_options().items():
-        own.add_argument(
-            *_spellings(_SHORT.get(name, name)),
-            dest=name,
-            help=_help_of(option),
-            **_arity(_is_flag(option), option.type == tuple[str, ...]),
-        )
-    upstream = parser.add_argument_group("FlagEmbedding and transformers (the most used)")
-    for name, argument in accepted_arguments().items():
-        if name in search_options():
-            continue
-        text = argument.help.replace("%", "%%") if name in _SHOWN else argparse.SUPPRESS
-        upstream.add_argument(*_spellings(name), dest=name, help=text, **_arity(argument.is_bool, argument.is_list))
-        if argument.is_bool and argument.default is True:
-            no = _spellings(f"no_{name}")
-            upstream.add_argument(*no, dest=name, action="store_const", const="False", help=argparse.SUPPRESS)
-    return parser
-
-
-def _spellings(name: str) -> list[str]:
-    return list(dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]))
-
-
-def _arity(is_flag: bool, is_list: bool) -> dict[str, Any]:
-    if is_flag:
-        return {"nargs": "?", "const": "True", "metavar": "BOOL"}
-    return {"nargs": "+", "metavar": "PATH"} if is_list else {"metavar": "VALUE"}
-
-
-def _is_flag(option: dataclasses.Field[Any]) -> bool:
-    return option.type is bool
-
-
-def _help_of(option: dataclasses.Field[Any]) -> str:
-    default = "" if option.default in (None, False, ()) else f" (default: {_shown(option.default)})"
-    return (_FIELD_DOCS.get(option.name, "") + default).replace("%", "%%")
-
-
-def _shown(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _field_docs() -> dict[str, str]:
-    """The docstring under each field of `SearchConfig`, read from its source."""
-    import ast
-
-    source = Path(__file__).with_name("config.py").read_text("utf-8")
-    (body,) = (n.body for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == "SearchConfig")
-    docs: dict[str, str] = {}
-    for item, after in itertools.pairwise(body):
-        if isinstance(item, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-            docs[ast.unparse(item.target)] = str(after.value.value)
-    return docs
-
-
-_FIELD_DOCS = _field_docs()
-
-
 def _without_their_values(unknown: Sequence[str]) -> list[str]:
     """`unknown` without the value that follows a flag that is itself unknown."""
     return [
@@ -225,10 +125,18 @@ def _local_file(path: str) -> Path:
 
 
 def _unknown_flag(token: str) -> str:
+    name = token.split("=")[0].removeprefix("--")
+    if token in _LAUNCHER:
+        return (
+            "Leave out `torchrun ... -m FlagEmbedding.finetune.embedder.encoder_only.m3`: python -m tuner.search "
+            "takes its place"
+        )
     if not token.startswith("--"):
         return f"{token!r} belongs to no flag; write --name value"
-    own = [_SHORT.get(name, name) for name in search_options()]
-    return unknown_argument(token.split("=")[0].removeprefix("--"), own)
+    if name.replace("-", "_") in _TORCHRUN:
+        return f"--{name} is torchrun's: {_TORCHRUN[name.replace('-', '_')]}"
+    own = [SHORT.get(option, option) for option in search_options()]
+    return unknown_argument(name, [*own, "help", "help_all", "version"])
 
 
 def _read_yaml(path: str, problems: list[str], asked: Collection[str] | None = None) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import math
-import re
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 
 from trainables.scoring.metric import Metric
 from tuner.errors import RequestError
+from tuner.request import values
 from tuner.request.arguments import Argument
 from tuner.request.checks import contradictions, read_arguments
 from tuner.request.storage_url import keeps_nothing
@@ -42,7 +42,8 @@ _NUMBER = r"(?:\d+\.?\d*|\.\d+)"
 _TUPLES = ("rungs", "guard", "warm_start")
 _LOCATIONS = ("run_dir", "resume", "output_dir", "train_data", "eval_data", "guard", "model_name_or_path")
 """What may be a URL of object storage."""
-_TIME_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_QUANTITIES = {"time_budget": "duration", "disk_budget": "size"}
+"""Options that stay as they were written, once `Argument.parse` has read them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,78 +56,77 @@ class SearchConfig:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """FlagEmbedding's and transformers' arguments as the user gave them; the search space varies some of them."""
     run_dir: str | None = None
-    """Where everything is kept: a folder, or s3://BUCKET/PREFIX. None: ``--output_dir`` or else runs/DATE-TIME."""
+    """Folder, or s3://BUCKET/PREFIX, that everything is written to. None: --output_dir, else runs/DATE-TIME."""
     num_trials: int = 16
-    """Trials in the study; the base model (trial 0) and your own settings (trial 1) are among them."""
+    """How many trials are made, the base model (trial 0) and your own settings (trial 1) included."""
     time_budget: str | None = None
-    """Start no trial that would end later: seconds, or a number with m, h or d (90m, 8h)."""
+    """Wall-clock limit of the whole search, as 90m, 8h, 1h30m or 2d, or a number of seconds. None: no limit."""
     search_space: str | None = None
-    """A name in search_spaces/, a YAML file, or module:function. None: m3, and `example` for the embedded example."""
+    """What is varied: a name in search_spaces/, a YAML file, or module:function. None: m3."""
     sampler: str = "tpe"
-    """Optuna sampler: tpe, random, qmc or gp."""
+    """Who suggests settings, of Optuna's samplers: tpe, random, qmc or gp."""
     pruner: str = "promotion"
-    """Who is stopped at a rung: successive_halving; promotion (stopped trials go on once they are among the best);
-    paired (by a test over dev's queries against the best at the rung), halving_paired (both), hyperband, median, none.
-    """
+    """Who stops weak trials at a rung: promotion (continues them once they are among the best), successive_halving,
+    paired (by a test over dev's queries against the best), halving_paired (both), hyperband, median or none."""
     reduction_factor: int = 2
-    """successive_halving and promotion: one trial in so many goes on at each rung."""
+    """With successive_halving and promotion, one trial in so many continues at each rung."""
     warm_start: tuple[str, ...] = ()
-    """Run directories of earlier searches, of other data or another model too: the first trials are drawn near what
-    won there."""
+    """Run directories of earlier searches, of other data or models too, near whose winners the first trials are drawn.
+    None: a search begins without them."""
     patience: int | None = None
-    """Start no further trial once the ones that are left are expected to add less than dev can tell apart, by what the
-    last so many have added. None: all of --num_trials are made."""
+    """Start no more trials once the last so many promise less than dev can tell apart. None: --num_trials are made."""
     metric: str = "dense.ndcg_at_10"
-    """What the study maximises: HEAD.MEASURE (dense, sparse, colbert, hybrid; ndcg_at_10, mrr_at_10, recall_at_10,
-    recall_at_100), a weighted sum (0.7*dense.ndcg_at_10+0.3*hybrid.ndcg_at_10), or two of these joined by a comma: then
-    the study keeps the Pareto front, prunes nothing, and ranks by the mean of the two."""
+    """What is maximised on dev: HEAD.MEASURE (dense, sparse, colbert, hybrid; ndcg_at_10, mrr_at_10, recall_at_10,
+    recall_at_100), a weighted sum (0.7*dense.ndcg_at_10+0.3*hybrid.ndcg_at_10), or two joined by a comma, which give a
+    Pareto front, prune nothing and rank by their mean."""
     guard: tuple[str, ...] = ()
-    """BEIR folders or mteb tasks on which nothing may be lost: the base model and the finalists are scored there."""
+    """Tasks that must not get worse, as BEIR folders or mteb tasks: base model and finalists are scored on them. None:
+    nothing is guarded."""
     guard_tolerance: float = 0.01
-    """Loss of a guard's main score from which the verdict turns."""
+    """Largest drop of a guard's main score that is accepted."""
     guard_constraint: bool = False
-    """Score the guards at every trial's last rung, and let the sampler stay away from trials that lose beyond it."""
+    """Score the guards in every trial, so that the sampler avoids settings that forget."""
     rungs: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0)
-    """Shares of the training examples after which a trial is scored on dev and may be pruned."""
+    """When a trial is scored on dev and may be stopped, in shares of its training."""
     eval_data: str | None = None
-    """BEIR folder with qrels/dev.tsv and qrels/test.tsv. None: dev and test are split off the training data."""
+    """BEIR folder with qrels/dev.tsv and qrels/test.tsv to judge with. None: queries held out of the training data."""
     storage: str | None = None
-    """Optuna storage URL, or a .journal file. None: study.db in the run directory."""
+    """Where the Optuna study is: a database's URL, or a .journal file. None: study.db in the run directory."""
     study_name: str | None = None
-    """Name of the study in --storage, which may hold others. None: the run directory's, and some digits of its own."""
+    """Name of the study in --storage. None: the run directory's, and some digits."""
     address: str | None = None
-    """Ray cluster to use (`auto`, ray://...). None: a local one is started and stopped."""
+    """Ray cluster to run on: auto, or ray://HOST:10001. None: a local one that the search starts and stops."""
     gpus_per_trial: float | None = None
-    """GPUs a trial holds; below 1, several share a card; 0 trains on the CPU. None: 1 where there is a GPU, else 0."""
+    """GPUs of one trial; below 1, trials share a card; 0 trains on the CPU. None: 1 where there is a GPU, else 0."""
     accelerator_type: str | None = None
-    """Kind of GPU that trials run on, as Ray names it (A10G, A100, H100). None: whichever is there."""
+    """Kind of GPU to train on, as Ray names it: A10G, A100, H100. None: any."""
     workers_per_trial: int | None = None
-    """Worker processes of a trial (data parallel). None: one a GPU, and one on the CPU."""
+    """Worker processes of one trial (data parallel). None: one for each GPU, and 1 on the CPU."""
     concurrent_trials: int = 1
-    """Slots: trials that run side by side."""
+    """How many trials run at the same time."""
     seed: int = 42
-    """Seed of the split, of the sampler and of training."""
+    """Seed of the data split, of the sampler and of training."""
     finalists: int | None = None
-    """Best trials that are retrained with other seeds before one is called the winner; those whose weights were not
-    kept are passed over. None: one in five, at most 3."""
+    """How many of the best trials whose weights were kept are trained again with other seeds before one is called the
+    best. None: one in five, at most 3."""
     finalist_seeds: int = 2
-    """How many other seeds each finalist is retrained with."""
+    """How many other seeds each finalist is trained with."""
     keep_checkpoints: int = 3
-    """Best trials whose weights stay on disk (the user's own settings and the winner always do)."""
+    """How many trials keep their weights, best first; your own settings and the best model always do."""
     disk_budget: str | None = None
-    """Most that all trials may have on disk, as 200GB: it lowers --keep_checkpoints. None: the free space."""
+    """Most disk that all trials may take, as 200GB; fewer checkpoints are kept to stay below it. None: the free space.
+    """
     price_per_hour: float | None = None
-    """What an hour of all that the search runs on costs; --dry_run multiplies it by the hours that it expects."""
+    """Price for an hour of all machines, in any currency; --dry_run prints the total. None: no price is printed."""
     replace_search: bool = False
-    """Delete the search that the run directory holds (``--replace``); with ``--overwrite_output_dir`` the same request
-    goes on with it, and for another one it is kept under a dated name."""
+    """Delete the search that the run directory holds, and begin anew."""
     resume: str | None = None
-    """Run directory of a stopped or finished search to take up again."""
+    """Continue the search in this run directory; with a larger --num_trials, extend a finished one. None: a new search.
+    """
     submit: str | None = None
-    """Ray dashboard (http://127.0.0.1:8265) to which this command is submitted as a job, and followed."""
+    """Run as a job of the Ray cluster with this dashboard, as http://HEAD:8265, and follow its log. None: run here."""
     dry_run: bool = False
-    """Check everything, train a few steps, print the plan, and stop. Exit code: 0, or 2 where the request is wrong or
-    your own settings do not train."""
+    """Check everything, train a few steps, print the plan with memory, hours and cost, and stop."""
 
     def __post_init__(self) -> None:
         """Reads every value in its type; whoever gave it, the same one is read in the same way.
@@ -182,15 +182,7 @@ class SearchConfig:
                 "guard_constraint needs a guard: name a BEIR folder or an mteb task with --guard",
             ),
             (_increasing_to_one(self.rungs), f"rungs must increase and end in 1.0, but got {self.rungs}"),
-            (
-                self.time_budget is None or 0 < _duration(self.time_budget) < math.inf,
-                "time_budget must be positive, as 90m or 8h",
-            ),
             ((self.price_per_hour or 0) >= 0, f"price_per_hour >= 0 must hold, but got {self.price_per_hour}"),
-            (
-                self.disk_budget is None or 0 < _size(self.disk_budget) < math.inf,
-                "disk_budget must be positive, as 50GB or 1.5TB",
-            ),
         )
         broken = [message for holds, message in rules if not holds]
         broken += self._url_problems()
@@ -211,12 +203,12 @@ class SearchConfig:
     @property
     def time_budget_seconds(self) -> float | None:
         """`time_budget` in seconds."""
-        return None if self.time_budget is None else _duration(self.time_budget)
+        return None if self.time_budget is None else values.duration(self.time_budget)
 
     @property
     def disk_budget_bytes(self) -> float | None:
         """`disk_budget` in bytes."""
-        return None if self.disk_budget is None else _size(self.disk_budget)
+        return None if self.disk_budget is None else values.size(self.disk_budget)
 
     @property
     def finalist_count(self) -> int:
@@ -277,7 +269,7 @@ def _option(name: str, hint: Any) -> Argument:
     return Argument(
         name=name,
         group="training",
-        annotation=f"list[{annotation}]" if typing.get_origin(hint) is tuple else annotation,
+        annotation=f"list[{annotation}]" if typing.get_origin(hint) is tuple else _QUANTITIES.get(name, annotation),
         default=None if nullable else "",  # `--pruner none` is a name
         help="",
         choices=(),
@@ -292,18 +284,3 @@ def new_run_dir(config: SearchConfig, stamp: str) -> str:
 
 def _increasing_to_one(rungs: tuple[float, ...]) -> bool:
     return bool(rungs) and rungs[-1] == 1.0 and rungs[0] > 0 and all(a < b for a, b in itertools.pairwise(rungs))
-
-
-def _size(text: str) -> float:
-    """Bytes of ``200GB``, ``1.5TB`` or ``64GiB``; 0 where `text` is none of these."""
-    match = re.fullmatch(rf"({_NUMBER})\s*([kmgt]?)(i?)b?", str(text).strip(), re.IGNORECASE)
-    if match is None:
-        return 0.0
-    thousand = 1024.0 if match[3] else 1000.0
-    return float(match[1]) * math.pow(thousand, " kmgt".index(match[2].lower() or " "))
-
-
-def _duration(text: str) -> float:
-    """Seconds of ``90``, ``90m``, ``8h`` or ``1d``; 0 where `text` is none of these."""
-    match = re.fullmatch(rf"({_NUMBER})\s*([smhd]?)", str(text).strip())
-    return float(match[1]) * _TIME_UNITS[match[2]] if match else 0.0

@@ -51,7 +51,7 @@ _LENGTH_SAMPLERS = ("group_by_length", "batch_rebalance")
 _NOISE = "its noise is put into an embedding layer that FlagEmbedding's model does not show to transformers"
 _SHARDED = "checkpoints and scores are taken from whole models; --deepspeed shards what an optimizer holds"
 _BY_SCORES = ("reduce_lr_on_plateau", "greedy")
-_IMPOSSIBLE: Mapping[str, str] = {
+IMPOSSIBLE: Mapping[str, str] = {
     "neftune_noise_alpha": _NOISE,
     "fsdp": _SHARDED,
     "fsdp_config": _SHARDED,
@@ -61,7 +61,7 @@ _IMPOSSIBLE: Mapping[str, str] = {
 
 def taken_over(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Returns `arguments` without those that the search takes over, and one line for each thing done instead."""
-    kept = {name: value for name, value in arguments.items() if name not in TAKEN_OVER and name not in _IMPOSSIBLE}
+    kept = {name: value for name, value in arguments.items() if name not in TAKEN_OVER and name not in IMPOSSIBLE}
     given: dict[str, list[str]] = {}
     for name, value in arguments.items():
         if TAKEN_OVER.get(name) and not _is_default(name, value):
@@ -79,7 +79,7 @@ def _is_default(name: str, value: Any) -> bool:
 
 def impossible(arguments: Mapping[str, Any]) -> Iterator[str]:
     """Yields one line for each argument with which no trial can train."""
-    for name, why in _IMPOSSIBLE.items():
+    for name, why in IMPOSSIBLE.items():
         if arguments.get(name) and not (name == "fsdp" and str(arguments[name]).lower() in ("false", "no")):
             yield f"--{name}: {why}; drop it"
     if (schedule := arguments.get("lr_scheduler_type")) in _BY_SCORES:

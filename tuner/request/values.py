@@ -3,6 +3,7 @@
 Whoever gives a value, the same one is read in the same way: text for a number, a path, numpy's scalars, an enumeration.
 """
 
+import datetime
 import enum
 import json
 import math
@@ -18,6 +19,11 @@ _MOST = 500
 """Values of a mapping, and of what is in it: YAML's aliases make gigabytes from a few lines."""
 _EXPONENT = re.compile(r"[-+]?\d+[eE][-+]?\d+")
 """Numbers to JSON and YAML 1.2 that YAML 1.1 reads as text."""
+_NUMBER = r"(\d+\.?\d*|\.\d+)"
+_UNITS = {"d(?:ays?)?": 86400, "h(?:(?:ou)?rs?)?": 3600, "m(?:in(?:ute)?s?)?": 60, "s(?:ec(?:ond)?s?)?": 1}
+"""How a unit of time is written -> seconds; the larger ones come first in a duration."""
+_DURATION = re.compile(r"\s*".join(rf"(?:{_NUMBER}\s*{unit})?" for unit in _UNITS), re.IGNORECASE)
+_SIZE = re.compile(rf"{_NUMBER}\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 
 
 def plain(value: Any) -> Any:
@@ -85,6 +91,44 @@ def _finite(value: Any, words: str) -> float:
     if not math.isfinite(found):
         raise ValueError(f"must be {words}, and finite, but got {shown(value)}")
     return found
+
+
+def duration(value: Any) -> float:
+    """Returns seconds, above 0: of ``90``, ``90m``, ``8h``, ``1h30m``, ``1 day 12 hours`` or a `datetime.timedelta`.
+
+    Raises:
+        ValueError: `value` is none of these; a number without a unit is seconds.
+    """
+    if isinstance(value, datetime.timedelta):
+        value = value.total_seconds()
+    written = str(value).strip()
+    parts = _DURATION.fullmatch(written)
+    if not isinstance(value, bool) and re.fullmatch(_NUMBER, written):
+        seconds = float(written)
+    elif isinstance(value, str) and parts is not None:
+        seconds = sum(float(count) * unit for count, unit in zip(parts.groups("0"), _UNITS.values(), strict=True))
+    else:
+        raise ValueError(f"must be a time such as 90m, 8h, 1h30m or 2d, but got {shown(value)}")
+    return _positive(seconds, value, "90m")
+
+
+def size(value: Any) -> float:
+    """Returns bytes, above 0: of ``200GB``, ``1.5TB``, ``64GiB`` or a plain number.
+
+    Raises:
+        ValueError: `value` is none of these.
+    """
+    parts = None if isinstance(value, bool) else _SIZE.fullmatch(str(value).strip())
+    if parts is None:
+        raise ValueError(f"must be a size such as 50GB, 1.5TB or 64GiB, but got {shown(value)}")
+    thousand = 1024.0 if parts[3] else 1000.0
+    return _positive(float(parts[1]) * math.pow(thousand, " kmgt".index(parts[2].lower() or " ")), value, "50GB")
+
+
+def _positive(amount: float, value: Any, example: str) -> float:
+    if not 0 < amount < math.inf:
+        raise ValueError(f"must be above 0, and finite, as {example}, but got {shown(value)}")
+    return amount
 
 
 def text(value: Any) -> str:

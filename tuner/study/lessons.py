@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from optuna.trial import FrozenTrial, TrialState
 
-from tuner.errors import RequestError
+from tuner.errors import RequestError, counted
 from tuner.run_dir.names import CONFIG_FILE, STUDY_FILE
 from tuner.study.study import read_studies
 from tuner.study.trials import BASE, DUPLICATE_OF, ROLE, arguments_of, value_of
@@ -42,8 +42,8 @@ class Lesson:
     def __str__(self) -> str:
         best = ", ".join(f"{name} {_short(value)}" for name, value in self.params[0].items())
         return (
-            f"learned from {self.run_dir} ({self.model}, {self.trials} trials, best {self.gain:+.4f} on its dev): "
-            f"{best}; its best settings are drawn near, and are no result of this search"
+            f"learned from {self.run_dir} ({self.model}, {counted(self.trials, 'trial')}, best {self.gain:+.4f} "
+            f"on its dev): {best}; its best settings are drawn near, and are no result of this search"
         )
 
 
