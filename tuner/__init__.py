@@ -6,12 +6,13 @@ The names below are imported when they are first used: ``import tuner`` loads ne
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from tuner.versions import __version__
+
 if TYPE_CHECKING:
     from tuner.api import Result, best_config, export_best, load, run
     from tuner.request.config import SearchConfig
 
-__version__ = "0.1.0"
-__all__ = ["Result", "SearchConfig", "best_config", "export_best", "load", "run"]
+__all__ = ["Result", "SearchConfig", "__version__", "best_config", "export_best", "load", "run"]
 
 _HOMES = {"SearchConfig": "tuner.request.config"}
 

@@ -2,17 +2,18 @@
 
 import argparse
 import platform
-from importlib.metadata import version
 from typing import Any
 
-from tuner import __version__
-
+__version__ = "0.1.0"
+"""Of the program."""
 _NAMED = ("torch", "ray", "FlagEmbedding", "transformers", "optuna")
 """Packages that are named: results depend on them, and a report of a fault needs them."""
 
 
 def versions() -> str:
     """Returns one line; the packages are asked for their metadata, not imported."""
+    from importlib.metadata import version
+
     named = ", ".join(f"{name} {version(name)}" for name in _NAMED)
     return f"m3-tuner {__version__} (Python {platform.python_version()}, {named})"
 

@@ -45,11 +45,13 @@ class Driver:
         with self.out.open("a") as out:
             self.process = subprocess.Popen(command, stdout=out, stderr=out, cwd=folder, env=environment)
         self.children: list[psutil.Process] = []
+        self.started = time.time()
 
-    def wait_for(self, words: str, seconds: float = 120) -> None:
-        """Returns when the command has said `words`."""
+    def wait_for(self, trial: str, rung: int = 0, seconds: float = 120) -> None:
+        """Returns when this command has begun the trial, RUN/NUMBER, and that has worked for a rung."""
+        folder = self.out.parent / trial.replace("/", "/trials/")
         deadline = time.monotonic() + seconds
-        while words not in self.out.read_text():
+        while not (_is_newer(folder / "config.json", self.started) and (not rung or _has_worked(folder, rung))):
             assert self.process.poll() is None, self.out.read_text()
             assert time.monotonic() < deadline, self.out.read_text()
             time.sleep(0.05)
@@ -73,6 +75,18 @@ class Driver:
         return [" ".join(child.cmdline()) for child in left]
 
 
+def _is_newer(file: Path, moment: float) -> bool:
+    try:
+        return file.stat().st_mtime > moment
+    except FileNotFoundError:
+        return False
+
+
+def _has_worked(folder: Path, rung: int) -> bool:
+    worked = folder / "worked.txt"
+    return worked.exists() and str(rung) in worked.read_text().split()
+
+
 @pytest.fixture
 def flags(tmp_path: Path) -> list[str]:
     make_model(tmp_path / "model")
@@ -92,7 +106,7 @@ def _worked(tmp_path: Path) -> list[str]:
 def test_killed_and_resumed(flags: list[str], tmp_path: Path) -> None:
     """SIGKILL in the middle of trial 1: no finished trial runs again, no finished rung either."""
     driver = Driver(tmp_path, "slow", *flags)
-    driver.wait_for("0001 user  running  rung 1/4")
+    driver.wait_for("run/0001", rung=2)  # the first is told
     driver.process.kill()
     assert driver.end() == -signal.SIGKILL
     assert driver.orphans() == []
@@ -100,7 +114,7 @@ def test_killed_and_resumed(flags: list[str], tmp_path: Path) -> None:
     base = read_studies(tmp_path / "run")[0].trials[0]
 
     resumed = Driver(tmp_path, "slow", "--resume", "run")
-    resumed.wait_for("0002  running")
+    resumed.wait_for("run/0002")
     assert "COMPLETE" in _states(tmp_path)[1]
     assert sorted(set(_worked(tmp_path))) == ["1", "2", "3", "4"]
     assert len(_worked(tmp_path)) <= 5  # one rung at most was being worked for
@@ -114,7 +128,7 @@ def test_killed_and_resumed(flags: list[str], tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_ctrl_c_saves_the_running_trial(flags: list[str], tmp_path: Path) -> None:
     driver = Driver(tmp_path, "long_rung", *flags)
-    driver.wait_for("0001 user  running")
+    driver.wait_for("run/0001")
     time.sleep(4)
     driver.process.send_signal(signal.SIGINT)
     assert driver.end() == 130
@@ -129,28 +143,28 @@ def test_ctrl_c_saves_the_running_trial(flags: list[str], tmp_path: Path) -> Non
 def test_a_line_run_again_loses_nothing(flags: list[str], tmp_path: Path) -> None:
     """FlagEmbedding's published lines carry --overwrite_output_dir; Ctrl-C, arrow up, Enter deleted every trial."""
     line, run_dir = [*flags, "--overwrite_output_dir"], tmp_path / "run"
-    _until("0001 user  running  rung 1/4", tmp_path, *line)
+    _until("run/0001", tmp_path, *line, rung=2)
     base = read_studies(run_dir)[0].trials[0]
-    said = _until("0002  running", tmp_path, *line)
+    said = _until("run/0002", tmp_path, *line)
     assert f"{run_dir} holds the search of this request: going on with it, as --resume does" in said
     assert sorted(set(_worked(tmp_path))) == ["1", "2", "3", "4"]
     assert read_studies(run_dir)[0].trials[0] == base
 
-    said = _until("0001 user  running", tmp_path, *line, "--temperature", "0.05")
+    said = _until("run/0001", tmp_path, *line, "--temperature", "0.05")
     assert f"{run_dir} holds the search of another request: --temperature was None and is 0.05" in said
     (kept,) = run_dir.glob("replaced-*")
     assert f"the search before is kept: python -m tuner.search --resume {kept} goes on with it" in said
     assert len(read_studies(kept)[0].trials) == 3
     assert read_studies(kept)[0].trials[0] == base
-    _until("0003  running", tmp_path, "--resume", str(kept))
+    _until(f"{kept.relative_to(tmp_path)}/0003", tmp_path, "--resume", str(kept))
     assert read_studies(kept)[0].trials[0] == base
 
 
-def _until(words: str, tmp_path: Path, *flags: str) -> str:
-    """Runs the command until it has said `words`, then Ctrl-C; returns what it has said."""
+def _until(trial: str, tmp_path: Path, *flags: str, rung: int = 0) -> str:
+    """Runs the command until it is at a trial, then Ctrl-C; returns what it has said."""
     (tmp_path / "out.txt").unlink(missing_ok=True)
     driver = Driver(tmp_path, "slow", *flags)
-    driver.wait_for(words)
+    driver.wait_for(trial, rung)
     driver.process.send_signal(signal.SIGINT)
     assert driver.end() == 130
     assert driver.orphans() == []
@@ -160,7 +174,7 @@ def _until(words: str, tmp_path: Path, *flags: str) -> str:
 @pytest.mark.slow
 def test_ctrl_c_twice_ends_at_once_and_orphans_nothing(flags: list[str], tmp_path: Path) -> None:
     driver = Driver(tmp_path, "deaf", *flags)
-    driver.wait_for("0001 user  running")
+    driver.wait_for("run/0001")
     driver.process.send_signal(signal.SIGINT)
     time.sleep(2)
     assert driver.process.poll() is None  # the running trial has half a minute
@@ -264,12 +278,12 @@ def test_the_same_line_over_other_data_is_another_request(finished: Path, tmp_pa
     make_rows(tmp_path / "rows.jsonl", rows=140)
     data = ["--model_name_or_path", str(tmp_path / "model"), "--train_data", str(tmp_path / "rows.jsonl")]
     before = _study(finished)
-    said = _until("0001 user  running", tmp_path, *data, "--run_dir", "run", "--overwrite_output_dir")
+    said = _until("run/0001", tmp_path, *data, "--run_dir", "run", "--overwrite_output_dir")
     assert f"{finished} holds the search of another request: data_hash was" in said
     (kept,) = finished.glob("replaced-*")
     assert _study(kept) == before
 
-    _until("0001 user  running", tmp_path, *data, "--run_dir", "run", "--replace")
+    _until("run/0001", tmp_path, *data, "--run_dir", "run", "--replace")
     assert list(finished.glob("replaced-*")) == [kept]
     assert len(_states(tmp_path)) == 2
 

@@ -21,14 +21,13 @@ def _started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder)
 
 
-def _wait_for(process: subprocess.Popen[str], words: str) -> list[str]:
-    assert process.stdout is not None
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if words in line:
-            return lines
-    raise AssertionError(f"{words!r} was never printed:\n{''.join(lines)}")
+def _wait_for(process: subprocess.Popen[str], file: Path) -> None:
+    """Returns when `file` is there, which the search writes when it begins a trial."""
+    deadline = time.monotonic() + 200
+    while not file.exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, f"{file} was never written"
+        time.sleep(0.1)
 
 
 def _nothing_left_of(children: list[psutil.Process]) -> bool:
@@ -45,7 +44,7 @@ def test_a_stopped_search_goes_on(number: signal.Signals, exit_code: int, tmp_pa
     model, rows = make_model(tmp_path / "model"), make_rows(tmp_path / "rows.jsonl", rows=200)
     flags = ["--per_device_train_batch_size", "2", "--num_trials", "4", "--gpus_per_trial", "0", "--run_dir", "run"]
     process = _started(tmp_path, "--model_name_or_path", str(model), "--train_data", str(rows), *flags)
-    _wait_for(process, "0001 user  running")
+    _wait_for(process, tmp_path / "run" / "trials" / "0001" / "config.json")
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(number)
     rest = process.communicate(timeout=60)[0]

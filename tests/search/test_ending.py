@@ -1,6 +1,7 @@
 """A search has ended: what is said and written, also where the bundle is refused."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +90,37 @@ def test_where_the_base_model_is_kept_no_trained_one_is_offered(
 ) -> None:
     monkeypatch.setattr("tuner.search.conclusion.write_bundle", lambda *_, **__: None)
     run_dir, console = build_run(tmp_path / "run", gain=0.001), Console(record=True, width=200)
-    tuner.search.conclusion.conclude(SearchConfig(), run_dir, console, seconds=1.0)
+    tuner.search.conclusion.conclude(SearchConfig(num_trials=12), run_dir, console, seconds=1.0)
     said = console.export_text()
+    best = run_dir / "best"
     assert "verdict     keep the base model" in said
-    assert f"base model  {run_dir / 'best'}" in said.replace("\n", "")
+    assert f'use it      SentenceTransformer("{best}"), which is the base model' in said.replace("\n", "")
+    assert "next        give more test queries (--eval_data)" in said
+    assert f"python -m tuner.search --resume {run_dir} --num_trials 24" in said.replace("\n", "")
     assert "checkpoint" not in said
-    assert "train again" not in said
+    assert "train.sh" not in said
+
+
+def test_the_end_says_the_gain_over_base_and_over_yours_and_what_the_time_went_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuner.search.conclusion.write_bundle", lambda *_, **__: None)
+    monkeypatch.chdir(tmp_path)
+    run_dir, console = build_run(tmp_path / "run"), Console(record=True, width=200)
+    tuner.search.conclusion.conclude(SearchConfig(), run_dir, console, seconds=40_000.0)
+    said, result = console.export_text(), json.loads((run_dir / "result.json").read_text())
+    for title, gain in (("over base", result["best"]), ("over yours", result["versus_user"])):
+        low, high = gain["ci95"]
+        told = f"{gain['gain']:+.4f}   95% interval {low:+.4f} to {high:+.4f}, p = {gain['p_value']:.4f}"
+        assert re.search(rf"^{title} +{re.escape(told)}$", said, re.MULTILINE)
+    assert 'use it      SentenceTransformer("run/best")\n' in said
+    assert "retrain     bash run/best/train.sh\n" in said
+    time = re.search(r"^time +11:06:40 = (.*)$", said, re.MULTILINE)
+    assert time is not None
+    assert sum(_seconds(part.rpartition(" ")[2]) for part in time[1].split(" + ")) == 40_000
+    assert time[1].startswith("training ")
+    assert " + start and rest " in time[1]
+
+
+def _seconds(clock: str) -> int:
+    return sum(int(digits) * 60**place for place, digits in enumerate(reversed(clock.split(":"))))

@@ -1,21 +1,168 @@
-"""What is said of a job that runs."""
+"""What is said while a search runs."""
+
+import io
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
+from tests.support.fake import fake_rungs, open_agenda
+from trainables.config import RungReport
 from trainables.tally import Position
+from tuner.request.config import SearchConfig
 from tuner.schedule.jobs import Row
-from tuner.search.progress import _position
+from tuner.search import progress, wording
+from tuner.search.progress import Progress
+
+CONFIG = SearchConfig(num_trials=3, rungs=(0.5, 1.0), pruner="none", finalists=1, finalist_seeds=1)
+
+
+def _row(name: str = "0002", role: str = "sampled", **values: Any) -> Row:
+    return Row(name=name, role=role, params=values.pop("params", {}), started=0.0, **values)
 
 
 @pytest.mark.parametrize(
-    ("steps", "scoring", "words"),
+    ("steps", "scoring", "words", "state"),
     [
-        ((0, 0), None, "loading the model and the data"),
-        ((3, 40), None, "step 3/40"),
-        ((0, 0), ("tokenised", 8192, 0), "scoring: 8,192 passages tokenised"),
-        ((40, 40), ("embedded", 1024, 60_000), "scoring: 1,024 of 60,000 passages embedded"),
+        ((0, 0), None, "loading the model and the data", "loading"),
+        ((3, 40), None, "step 3 of 40", "training"),
+        ((0, 0), ("tokenised", 8192, 0), "scoring, 8,192 passages tokenised", "scoring"),
+        ((40, 40), ("embedded", 1024, 60_000), "scoring, 1,024 of 60,000 passages embedded", "scoring"),
     ],
 )
-def test_a_job_says_how_far_it_is(steps: tuple[int, int], scoring: Position | None, words: str) -> None:
-    row = Row(name="0000", role="base", params={}, started=0.0, step=steps[0], steps=steps[1], scoring=scoring)
-    assert _position(row) == words
+def test_a_job_says_how_far_it_is(steps: tuple[int, int], scoring: Position | None, words: str, state: str) -> None:
+    row = _row("0000", "base", step=steps[0], steps=steps[1], scoring=scoring)
+    assert (wording.doing(row, 3), wording.state(row)) == (words, state)
+
+
+@pytest.mark.parametrize(
+    ("name", "role", "long", "short"),
+    [
+        ("0000", "base", "base model", "0 base"),
+        ("0001", "user", "trial 1 (your settings)", "1 yours"),
+        ("0004", "sampled", "trial 4", "4"),
+        ("0004-seed43", "finalist", "trial 4, seed 43", "4 seed 43"),
+        ("0000", "test", "base model, test", "0 test"),
+        ("0004-alpha0.50", "mixtures", "trial 4, mixtures", "4 mixtures"),
+    ],
+)
+def test_a_job_has_a_name_that_a_person_reads(name: str, role: str, long: str, short: str) -> None:
+    assert (wording.title(_row(name, role)), wording.short_title(_row(name, role))) == (long, short)
+
+
+def test_a_rung_has_its_own_score_beside_the_best() -> None:
+    """A trial that falls looked level: the best so far was shown as the rung's."""
+    row = _row(state="complete", value=0.71, scores=[0.70, 0.71, 0.65])
+    assert wording.result(row) == "dev 0.7000 0.7100 0.6500, best 0.7100"
+    assert wording.result(replace(row, scores=[0.70, 0.71])) == "dev 0.7000 0.7100"
+
+
+def test_the_best_so_far_is_a_trained_trial_against_the_base_model() -> None:
+    base = _row("0000", "base", state="complete", value=0.6879)
+    better = _row("0004", state="complete", value=0.7246)
+    assert wording.best_so_far([base]) == "base model 0.6879"
+    first = [base, _row("0001", "user", state="pruned", value=0.69), _row("0003", state="failed", value=0.9)]
+    assert wording.best_so_far(first) == "best so far trial 1: 0.6900 (base model 0.6879, +0.0021)"
+    rows = [*first, better, _row("0005", state="pruned", value=0.75)]
+    assert wording.best_so_far(rows) == "best so far trial 4: 0.7246 (base model 0.6879, +0.0367)"
+    assert wording.begun([*rows, replace(better, role="test")], 7) == "trial 5 of 7"
+
+
+def test_a_trial_far_below_the_base_model_is_named() -> None:
+    row = _row("0001", "user", value=0.9, scores=[0.01], params={"learning_rate": 0.002})
+    assert wording.far_below(row, 0.9) == (
+        "trial 1 (your settings) is far below the base model, 0.0100 against 0.9000 with lr 0.002; BGE-M3 is usually "
+        "fine-tuned with 1e-6 to 3e-5"
+    )
+    assert wording.far_below(replace(row, scores=[0.01, 0.5]), 0.9) == ""
+    assert wording.far_below(row, None) == ""
+    assert wording.far_below(replace(row, role="test"), 0.9) == ""
+
+
+@pytest.fixture
+def searched(tmp_path: Path) -> Callable[[Console, Callable[[str, RungReport], RungReport]], None]:
+    """Runs a whole search whose trials cost nothing, shown on a console; each report may be another."""
+
+    def run(console: Console, changed: Callable[[str, RungReport], RungReport] = lambda _, report: report) -> None:
+        agenda = open_agenda(CONFIG, tmp_path)
+        with Progress(agenda, console, planned=CONFIG.num_trials, rungs=len(CONFIG.rungs)) as shown:
+            while not agenda.finished:
+                job = agenda.next()
+                if job is None:
+                    continue
+                if job.rungs:
+                    (Path(job.directory) / "checkpoint").mkdir(parents=True, exist_ok=True)
+                for report in fake_rungs(job):
+                    agenda.progress(job.name, report.step, 100)
+                    if shown._live is None:
+                        shown._say_changes()
+                    agenda.rung(job.name, changed(job.name, report))
+                agenda.ended(job.name)
+
+    return run
+
+
+def test_plain_lines_tell_each_job_once_with_the_time_of_day(searched: Callable[..., None]) -> None:
+    out = io.StringIO()
+    searched(Console(file=out, width=80))
+    lines = out.getvalue().splitlines()
+    assert all(re.match(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d  \S", line) for line in lines)
+    said = [line[21:] for line in lines]
+    assert said[0] == "starting the workers (imports, base model)"
+    assert said[1] == "base model  complete  dev 0.6000"
+    assert said[2].startswith("trial 1 (your settings)  complete  dev 0.7000 0.8000  lr 1e-05")
+    assert said[2].endswith("<- best so far")
+    told = [line.split("  ")[0] for line in said[1:]]
+    assert told[:3] == ["base model", "trial 1 (your settings)", "trial 2"]
+    assert {"trial 1, seed 43", "base model, test", "trial 1, test"} <= set(told)
+    assert len(told) == len(set(told))
+
+
+def test_a_trial_that_breaks_the_model_is_told_while_it_runs(searched: Callable[..., None]) -> None:
+    out = io.StringIO()
+    searched(Console(file=out), lambda name, report: replace(report, value=0.01) if name == "0002" else report)
+    warnings = [line for line in out.getvalue().splitlines() if "warning: " in line]
+    assert len(warnings) == 1
+    assert "warning: trial 2 is far below the base model, 0.0100 against 0.6000" in warnings[0]
+
+
+def test_where_nobody_watches_a_line_a_minute_says_what_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agenda, out = open_agenda(CONFIG, tmp_path), io.StringIO()
+    shown = Progress(agenda, Console(file=out), planned=3, rungs=2)
+    assert shown._pause == 60.0
+    for _ in range(2):
+        job = agenda.next()
+        assert job is not None
+        for report in list(fake_rungs(job))[:1]:
+            agenda.progress(job.name, 7, 100)
+            agenda.rung(job.name, report)
+        if job.name == "0000":
+            agenda.ended(job.name)
+    assert re.fullmatch(
+        r"trial 2 of 3; trial 1 \(your settings\): rung 1 of 2, dev 0\.7000, step 50 of 100; "
+        r"best so far trial 1: 0\.7000 \(base model 0\.6000, \+0\.1000\); about 0:0\d left",
+        shown._heartbeat(),
+    )
+    monkeypatch.setattr(progress.importlib.util, "find_spec", lambda _: None)
+    notebook = Console(file=out, force_jupyter=True)
+    plain = Progress(agenda, notebook, planned=3, rungs=2)
+    assert (plain._live, plain._pause) == (None, 8.0)  # without widgets a notebook would show nothing
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_fits_a_terminal(width: int, searched: Callable[..., None]) -> None:
+    out = io.StringIO()
+    searched(Console(file=out, force_terminal=True, width=width, height=50, color_system=None))
+    table = out.getvalue().split("\x1b[2K")[-1]
+    lines = [re.sub(r"\x1b\[[^a-zA-Z]*[a-zA-Z]", "", line).rstrip() for line in out.getvalue().splitlines()]
+    header = next(line for line in reversed(lines) if line.startswith("trial ") and " state " in line)
+    assert header.split() == ["trial", "state", "rung", "lr", "T", "group", "batch", "dev", "best", "time"]
+    assert max(map(len, lines)) <= width
+    assert "…" not in table
+    assert "trial 3 of 3, best so far trial" in out.getvalue()

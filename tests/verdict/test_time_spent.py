@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from tests.support.study_fixtures import BASE, USER, make_retrains, make_study
-from tuner.verdict.time_spent import time_spent
+from tuner.verdict.time_spent import parts_of, time_spent
 
 
 def _leave(trial: Path, *records: tuple[int, bool, bool, float]) -> None:
@@ -46,3 +46,11 @@ def test_a_line_that_was_cut_short_does_not_cost_the_result(tmp_path: Path) -> N
     with (tmp_path / "trials" / "0001" / "metrics.jsonl").open("a") as file:
         file.write('{"rung": 0, "sco')
     assert time_spent(tmp_path, [make_study(BASE, USER)], 60.0)["test"] == 5.0
+
+
+def test_the_parts_of_the_clock_sum_to_it() -> None:
+    seconds = {"total": 100.0, "training": 60.0, "scoring": 20.0, "mixtures": 0.0}
+    assert parts_of(seconds, 1) == {"training": 60.0, "scoring": 20.0, "rest": 20.0}
+    assert parts_of(seconds, 2) == {"training": 30.0, "scoring": 10.0, "rest": 60.0}
+    assert parts_of(seconds | {"total": 40.0}, 1) == {"training": 30.0, "scoring": 10.0, "rest": 0.0}
+    assert parts_of({"total": 5.0}, 1) == {"rest": 5.0}

@@ -280,6 +280,7 @@ def _describe(surveyed: Survey, splits: Sequence[str]) -> dict[str, Any]:
     negatives = Counter(count for count, split in zip(surveyed.negatives, splits, strict=True) if split == "train")
     return {
         "rows": negatives.total(),
+        "held_out_rows": len(splits) - negatives.total(),
         "negatives": _quantile(negatives, 0.1),
         "has_scores": surveyed.has_scores,
         "sources": [{"name": path.name, "sha256": content_hash(path)} for path, _ in surveyed.files],

@@ -28,6 +28,7 @@ from tuner.schedule.scoring_stages import Scorings
 from tuner.schedule.search_stage import WITHOUT_BASE, SearchStage
 from tuner.schedule.suggestions import Suggestions
 from tuner.schedule.time_budget import TimeBudget
+from tuner.schedule.time_left import time_left
 from tuner.schedule.weights import Weights
 from tuner.study.study import SearchStudy
 from tuner.study.trials import ERROR, ERROR_KIND, retried
@@ -158,6 +159,11 @@ class Agenda:
         """Which trials would have been finalists, had their weights been kept; nothing where all of them were."""
         return self._weights.passed_over
 
+    @property
+    def seconds_left(self) -> float | None:
+        """About how long the search still takes; None while nothing tells."""
+        return time_left(self._config, list(self.rows), self._clock(), self._budget.left)
+
     def is_running(self, name: str) -> bool:
         """Whether job `name` was handed out and has not ended."""
         return name in self._jobs.running
@@ -181,7 +187,7 @@ class Agenda:
         if report.rung > job.tries.rung:  # one that is repeated wrote nothing
             job.tries.rung = report.rung
             self._folders.wrote()
-        job.row.rung, job.row.step = report.rung, report.step
+        job.row.reached(report)
         job.best = report.value if job.best is None else max(job.best, report.value)
         job.row.value = job.best if report.scores else None  # guards alone have no value of the objective
         goes_on = job.stage.rung(job, report)

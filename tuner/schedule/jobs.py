@@ -51,11 +51,24 @@ class Row:
     scoring: Position | None = None
     """How far it is with the corpus that it is scored on."""
     value: float | None = None
+    """The best of its scores so far, which is what its trial is judged by."""
+    scores: list[float] = field(default_factory=list)
+    """The objective at each of its rungs."""
+    fraction: float = 0.0
+    """Share of its training that is done."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """By the workers' clocks, as `RungReport` has them."""
     note: str = ""
     """Why nothing moves."""
     started: float
     """When it was handed out."""
     ended: float | None = None
+
+    def reached(self, report: RungReport) -> None:
+        """Takes in a rung; the value is the agenda's to set."""
+        self.rung, self.step, self.fraction, self.seconds = report.rung, report.step, report.fraction, report.seconds
+        if report.scores:  # guards alone have no value of the objective
+            self.scores.append(report.value)
 
 
 @dataclass(kw_only=True)

@@ -125,6 +125,7 @@ class SearchStage:
         self._study.tell.reuse(trial, earlier)
         row = self._jobs.row(trial_name(trial.number), SAMPLED, params)
         row.value, row.state = earlier.user_attrs.get(BEST_VALUE), f"as {earlier.number}"
+        row.ended = row.started
         self._jobs.rows.append(row)
 
     def _job(self, trial: Trial, params: Mapping[str, Any]) -> Job:

@@ -1,7 +1,7 @@
 """The end of a search: result.json, the bundle, the report, and the last lines on screen."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -14,14 +14,23 @@ from tuner.export.bundle import write_bundle
 from tuner.interrupts import SearchStopped
 from tuner.report.page import write_report
 from tuner.request.config import SearchConfig
-from tuner.run_dir.names import BEST, trial_path
+from tuner.run_dir.names import BEST, REPORT_FILE, TRAIN_SCRIPT, trial_path
 from tuner.schedule.agenda import Agenda
 from tuner.schedule.retries import Failure
-from tuner.search.progress import shown
+from tuner.search.wording import clock, shown
 from tuner.study.study import read_studies
+from tuner.verdict.advice import next_steps
 from tuner.verdict.decision import FINE_TUNE, interval, sentence, settings_notes
 from tuner.verdict.judge import judge
 from tuner.verdict.result import Model, Verdict, bundle_of
+from tuner.verdict.time_spent import parts_of
+
+_PARTS = {
+    "scoring": "scoring on dev",
+    "overhead": "loading and saving",
+    "test": "final test",
+    "rest": "start and rest",
+}
 
 
 def conclude(config: SearchConfig, run_dir: Path, console: Console, *, seconds: float) -> None:
@@ -52,8 +61,8 @@ def conclude(config: SearchConfig, run_dir: Path, console: Console, *, seconds: 
     )
     result.write(run_dir)
     refusal = _refusal(run_dir, result, trusted=bool(config.arguments.get("trust_remote_code")))
-    _say(result, console)
-    _say_where(result, run_dir, console, refused=refusal is not None)
+    _say(result, console, slots=config.concurrent_trials)
+    _say_where(result, run_dir, console, planned=config.num_trials, refused=refusal is not None)
     _report(config, run_dir, console)
     if refusal:
         raise refusal
@@ -105,46 +114,80 @@ def _report(config: SearchConfig, run_dir: Path, console: Console) -> None:
         )
 
 
-def _say(result: Verdict, console: Console) -> None:
+def _say(result: Verdict, console: Console, *, slots: int) -> None:
     """Says the verdict and what it rests on."""
-    best, base, spent, say = result.best, result.base, result.seconds, _sayer(console)
+    best, say = result.best, _sayer(console)
     assert best is not None, "a search without a winner has no conclusion"
     say("")
     say(f"verdict     {result.verdict}", "bold green" if result.verdict == FINE_TUNE else "bold yellow")
     for line in [result.reason, *map(sentence, settings_notes(result))]:
         say(f"            {line}")
-    say(f"{'':12}{'dev':>8}{'test':>8}   {Metric.read(result.metric).label}")
-    alike = base.encoded_as_best if base else None
-    for title, model in (("base model", base), ("  as best", alike), ("your own", result.user), ("best", best)):
-        if model is not None:
-            say(f"{title:<12}{_score(model.dev)}{_score(model.test)}   {_which(model)}")
-    say(f"{'gain':<12}{'':>8}{best.gain:>+8.4f}   {interval(best)}, p = {best.p_value:.4f}")
+    for line in _scores(result):
+        say(line)
     if result.ties:
         tied = ", ".join(map(str, result.ties))
         level = result.noise or 0.0
         say(f"tie         on dev with trial {tied}: their means are closer than the noise between seeds, {level:.4f}")
-    for task, scores in (result.guard.tasks if result.guard else {}).items():
-        say(f"{'guard':<12}{_score(scores.base)}{_score(scores.best)}   {task}, base model and best")
     if best.alpha is not None and result.mixtures is not None:
         say(f"mixture     {result.mixtures.reason}")
-    counts, parts = result.trials, ("training", "scoring", "overhead")
-    say(f"trials      {counts.complete} complete, {counts.pruned} pruned, {counts.failed} failed")
-    say(f"seconds     {spent['total']:.0f} in all: " + ", ".join(f"{spent[part]:.0f} {part}" for part in parts))
+    counts = result.trials
+    trained = f"{counts.complete - 1} trained to the end, {counts.pruned} stopped early, {counts.failed} failed"
+    say(f"trials      {trained} (and the base model)")
+    say(f"time        {_time(result.seconds, slots)}")
 
 
-def _say_where(result: Verdict, run_dir: Path, console: Console, *, refused: bool) -> None:
-    """Says where what the verdict recommends is found; a worse model is not offered."""
-    best, say = result.best, _sayer(console)
+def _scores(result: Verdict) -> Iterator[str]:
+    """A row for each model, the base model first, and what the best has gained over others."""
+    best, base = result.best, result.base
     assert best is not None, "a search without a winner has no conclusion"
-    if result.verdict == FINE_TUNE:
-        say(f"checkpoint  {trial_path(run_dir, best.folder) / CHECKPOINT if refused else run_dir / BEST}")
-    elif not refused:
-        say(f"base model  {run_dir / 'best'}")
-    say(f"report      {run_dir / 'report.html'}")
+    metric = Metric.read(result.metric).label
+    width = max(14, len(metric) + 1)
+    yield f"{metric:<{width}}{'dev':>8}{'test':>8}   settings"
+    alike = base.encoded_as_best if base else None
+    for title, model in (("base model", base), ("  as best", alike), ("your settings", result.user), ("best", best)):
+        if model is not None:
+            yield f"{title:<{width}}{_score(model.dev)}{_score(model.test)}   {_which(model)}"
+    for title, gain in (("over base", best), ("over yours", result.versus_user)):
+        if gain is not None:
+            yield f"{title:<{width}}{'':>8}{gain.gain:>+8.4f}   {interval(gain)}, p = {gain.p_value:.4f}"
+    if result.user is not None and result.user.trial == best.trial:
+        yield f"{'over yours':<{width}}{'':>8}{'-':>8}   your settings are the best"
+    for task, scores in (result.guard.tasks if result.guard else {}).items():
+        yield f"{'guard':<{width}}{_score(scores.base)}{_score(scores.best)}   {task}, base model and best"
+
+
+def _time(seconds: Mapping[str, float], slots: int) -> str:
+    """The clock's time and its parts, rounded so that they sum to it."""
+    said, passed = [], 0.0
+    for name, spent in parts_of(seconds, slots).items():
+        whole = round(passed + spent) - round(passed)
+        passed += spent
+        said += [f"{_PARTS.get(name, name)} {clock(whole)}"] if whole else []
+    shared = f" ({slots} trials side by side: each part is its share of the clock)" if slots > 1 else ""
+    return f"{clock(seconds['total'])} = {' + '.join(said)}{shared}"
+
+
+def _say_where(result: Verdict, run_dir: Path, console: Console, *, planned: int, refused: bool) -> None:
+    """Says where what the verdict recommends is found; a worse model is not offered."""
+    best, say, home = result.best, _sayer(console), _from_here(run_dir)
+    assert best is not None, "a search without a winner has no conclusion"
+    tuned = result.verdict == FINE_TUNE
     if refused:
-        say(f"export      python -m tuner.export {run_dir} --to DIR tries again")
-    elif result.verdict == FINE_TUNE:
-        say(f"train again bash {run_dir / 'best' / 'train.sh'}")
+        if tuned:
+            say(f"checkpoint  {trial_path(home, best.folder) / CHECKPOINT}")
+        say(f"export      python -m tuner.export {home} --to DIR tries again")
+    else:
+        say(f'use it      SentenceTransformer("{home / BEST}"){"" if tuned else ", which is the base model"}')
+    if tuned and not refused:
+        say(f"retrain     bash {home / BEST / TRAIN_SCRIPT}")
+    for place, step in enumerate(next_steps(result, str(home), planned=planned)):
+        say(f"{'' if place else 'next':<12}{step}")
+    say(f"report      {home / REPORT_FILE}")
+
+
+def _from_here(run_dir: Path) -> Path:
+    """As it is typed where the search was started."""
+    return run_dir.relative_to(Path.cwd()) if run_dir.is_relative_to(Path.cwd()) else run_dir
 
 
 def _sayer(console: Console) -> Callable[..., None]:

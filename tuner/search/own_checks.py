@@ -4,11 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tuner.errors import RequestError
+from tuner.errors import RequestError, counted
 from tuner.request.arguments import honoured, translated, upstream_arguments
 from tuner.request.config import SECRETS, SearchConfig
 from tuner.request.taken_over import taken_over
@@ -69,6 +70,19 @@ def has_gpu(config: SearchConfig) -> bool:
     """Whether `config` trains on a GPU of this machine, as far as can be told without loading torch."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     return config.gpus_per_trial != 0 and config.address is None and not hidden and Path("/dev/nvidia0").exists()
+
+
+def machine(config: SearchConfig) -> str:
+    """Returns what `config` runs on, as far as can be told without loading torch: ``2 CPUs, no GPU``."""
+    cluster = config.address or os.environ.get("RAY_ADDRESS")
+    if cluster:
+        return f"the Ray cluster {cluster}"
+    cpus = counted(len(os.sched_getaffinity(0)), "CPU")
+    if not has_gpu(config):
+        return f"{cpus}, no GPU"
+    described = (path.read_text("utf-8", "replace") for path in Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    models = Counter(line.partition(":")[2].strip() for text in described for line in text.splitlines()[:1])
+    return f"{cpus}, {', '.join(f'{count} x {model}' for model, count in models.items()) or 'a GPU'}"
 
 
 def _answer(process: subprocess.Popen[str]) -> list[str]:

@@ -1,10 +1,9 @@
 """What the user sees while a search runs: a live table in a terminal or notebook, plain lines elsewhere."""
 
+import importlib.util
 import threading
 import time
-from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -14,21 +13,23 @@ from rich.text import Text
 from tuner.errors import printable
 from tuner.schedule.agenda import Agenda
 from tuner.schedule.jobs import Row
+from tuner.search import wording
 
-_SHORT = {
-    "learning_rate": "lr",
-    "temperature": "T",
-    "train_group_size": "group",
-    "per_device_train_batch_size": "batch",
-    "warmup_ratio": "warmup",
-}
-_STYLES = {"running": "cyan", "pruned": "dim", "failed": "red", "complete": "default", "retried": "yellow"}
+_STYLES = {"running": "cyan", "pruned": "dim", "paused": "dim", "failed": "red", "retried": "yellow"}
 _TABLE_ROWS = 18
-_PLAIN_SECONDS = 8.0
+_PINNED = 2
+"""The base model and the user's own settings stay in sight."""
+_QUIET_SECONDS = 60.0
+"""How often plain lines say what goes on where nothing has ended: a log that nobody watches is to stay short."""
+_WATCHED_SECONDS = 8.0
+"""The same in a notebook without widgets, which somebody does watch."""
 
 
 class Progress:
     """Shows an agenda for as long as it is entered.
+
+    In plain lines each job is told once, when it ends, with what it scored at all of its rungs; what keeps one from
+    moving, and what has scored far below the base model, is told at once.
 
     Args:
         agenda: What is shown.
@@ -41,9 +42,11 @@ class Progress:
         self._agenda, self._console, self._planned, self._rungs = agenda, console, planned, rungs
         self._started = time.monotonic()
         self._stop = threading.Event()
-        self._told: dict[int, tuple[Any, ...]] = {}
+        self._told: set[tuple[int, str]] = set()
         self._spoke = self._started
-        live = console.is_terminal or console.is_jupyter
+        self._pause = _WATCHED_SECONDS if console.is_jupyter else _QUIET_SECONDS
+        has_widgets = console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
+        live = console.is_terminal or has_widgets
         self._live = Live(get_renderable=self._table, console=console, refresh_per_second=2) if live else None
         self._thread = threading.Thread(target=self._talk, daemon=True)
 
@@ -51,6 +54,7 @@ class Progress:
         if self._live is not None:
             self._live.__enter__()
         else:
+            self._say("starting the workers (imports, base model)")
             self._thread.start()
         return self
 
@@ -69,112 +73,89 @@ class Progress:
     def _talk(self) -> None:
         while not self._stop.wait(0.5):
             self._say_changes()
-            if time.monotonic() - self._spoke > _PLAIN_SECONDS:
+            if time.monotonic() - self._spoke > self._pause:
                 self._say(self._heartbeat())
 
     def _say_changes(self) -> None:
-        for index, row in enumerate(list(self._agenda.rows)):
-            seen = (row.state, row.rung, row.value, bool(row.note))
-            if self._told.get(index) != seen:
-                self._told[index] = seen
-                said = f"{_title(row)}  {row.state}{self._rung_of(row)}{_score(row)}  {shown(row.params)}".rstrip()
-                self._say(f"{said}  {row.note}".rstrip())
+        rows = list(self._agenda.rows)
+        base = wording.base_value(rows)
+        self._tell(-1, self._agenda.note)
+        for index, row in enumerate(rows):
+            if warning := wording.far_below(row, base):
+                self._tell(index, f"warning: {warning}", once="far below")
+            if row.state == "running":
+                self._tell(index, row.note and f"{wording.title(row)}  {row.note}")
+            else:
+                self._tell(index, self._ending(row, rows))
+
+    def _tell(self, index: int, line: str, once: str = "") -> None:
+        """Says a line of a row, unless it was said before."""
+        mark = (index, once or line)
+        if line and mark not in self._told:
+            self._told.add(mark)
+            self._say(line)
+
+    def _ending(self, row: Row, rows: list[Row]) -> str:
+        rung = f"rung {row.rung} of {self._rungs}" if 0 < row.rung < self._rungs else ""
+        parts = (wording.title(row), row.state, rung, wording.result(row), wording.shown(row.params), row.note)
+        is_best = row is wording.best_row(rows[: rows.index(row) + 1]) and row.state == "complete"
+        return "  ".join(filter(None, (*parts, "<- best so far" if is_best else "")))
 
     def _heartbeat(self) -> str:
-        running = [row for row in self._agenda.rows if row.state == "running"]
-        where = ", ".join(f"{_title(row)} {row.note or _position(row)}" for row in running)
-        return ", ".join(filter(None, (self._agenda.note, where))) or "starting the workers (imports, base model)"
+        rows = list(self._agenda.rows)
+        running = "; ".join(
+            f"{wording.title(r)}: {wording.doing(r, self._rungs)}" for r in rows if r.state == "running"
+        )
+        parts = (
+            self._agenda.note,
+            wording.begun(rows, self._planned),
+            running,
+            wording.best_so_far(rows),
+            self._left(),
+        )
+        return "; ".join(filter(None, parts)) if rows else "starting the workers (imports, base model)"
+
+    def _left(self) -> str:
+        left = self._agenda.seconds_left
+        return "" if left is None else f"about {wording.clock(left)} left"
 
     def _say(self, line: str) -> None:
         self._spoke = time.monotonic()
-        self._console.print(
-            f"{_clock(self._spoke - self._started)}  {printable(line)}", highlight=False, soft_wrap=True, markup=False
-        )
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        self._console.print(f"{now}  {printable(line)}", highlight=False, soft_wrap=True, markup=False)
 
     # Live table
 
     def _table(self) -> RenderableType:
         rows = list(self._agenda.rows)
+        shown = rows if len(rows) <= _TABLE_ROWS else [*rows[:_PINNED], *rows[_PINNED - _TABLE_ROWS :]]
+        best, base = wording.best_row(rows), wording.base_value(rows)
         names = list(dict.fromkeys(name for row in rows for name in row.params))
         table = Table(box=None, pad_edge=False)
-        for title in ("trial", "state", "rung", *(_SHORT.get(name, name) for name in names), "dev", "time"):
+        for title in (
+            "trial",
+            "state",
+            "rung",
+            *(wording.SHORT.get(name, name) for name in names),
+            "dev",
+            "best",
+            "time",
+        ):
             table.add_column(title, justify="left" if title in ("trial", "state") else "right", no_wrap=True)
-        for row in rows[-_TABLE_ROWS:]:
-            values = [_value(row.params.get(name)) for name in names]
+        for row in shown:
+            values = [wording.value(row.params.get(name)) for name in names]
+            scores = [wording.score(row.scores[-1]) if row.scores else "", wording.score(row.value)]
             table.add_row(
-                _title(row), row.state, self._position(row), *values, _number(row.value), _clock(_age(row)),
-                style=_STYLES.get(row.state, "default"),
+                wording.short_title(row), wording.state(row), wording.position(row, self._rungs), *values, *scores,
+                wording.clock(wording.age(row)), style="bold green" if row is best else _STYLES.get(row.state, ""),
             )  # fmt: skip
-        notes = [
-            Text(f"{_title(row)}  {printable(row.note)}", style="yellow") for row in rows[-_TABLE_ROWS:] if row.note
-        ]
-        scored = [row for row in rows if row.scoring is not None and row.state == "running"]
-        notes += [Text(f"{_title(row)}  {_position(row)}", style="dim") for row in scored]
-        return Group(table, *notes, Text(self._caption(rows), style="bold"))
+        notes = [Text(f"{wording.title(row)}  {printable(row.note)}", style="yellow") for row in shown if row.note]
+        notes += [Text(f"warning: {told}", style="yellow") for row in shown if (told := wording.far_below(row, base))]
+        return Group(table, *notes, *(Text(line, style="bold") for line in self._caption(rows)))
 
-    def _caption(self, rows: list[Row]) -> str:
+    def _caption(self, rows: list[Row]) -> list[str]:
+        passed = f"{wording.clock(time.monotonic() - self._started)} passed"
         if not rows:
-            return f"{_clock(time.monotonic() - self._started)}  starting the workers (imports, base model)"
-        scored = [row for row in rows if row.value is not None and row.role in ("base", "user", "sampled")]
-        best = max(scored, key=lambda row: row.value or 0.0, default=None)
-        if self._agenda.note:
-            return f"{_clock(time.monotonic() - self._started)}  {self._agenda.note}"
-        words = f"best dev {_number(best.value)} (trial {best.name})" if best else "nothing scored yet"
-        return f"{_clock(time.monotonic() - self._started)}  {words}{self._time_left(rows)}"
-
-    def _time_left(self, rows: list[Row]) -> str:
-        done = [row for row in rows if row.ended is not None and row.role in ("user", "sampled")]
-        todo = self._planned - len({row.name for row in rows if row.role in ("base", "user", "sampled")})
-        if not done or todo <= 0:
-            return ""
-        return f"   {todo} trials to go, about {_clock(todo * sum(map(_age, done)) / len(done))}"
-
-    def _position(self, row: Row) -> str:
-        if row.state == "running" and row.steps:
-            return f"{row.rung}/{self._rungs} {100 * row.step // row.steps}%"
-        return f"{row.rung}/{self._rungs}" if row.rung else ""
-
-    def _rung_of(self, row: Row) -> str:
-        return f"  rung {row.rung}/{self._rungs}" if row.rung else ""
-
-
-def shown(params: Mapping[str, Any]) -> str:
-    """Returns parameters in one short line: ``lr 2.1e-05  T 0.02  group 4  batch 8``."""
-    return "  ".join(f"{_SHORT.get(name, name)} {_value(value)}" for name, value in params.items())
-
-
-def _position(row: Row) -> str:
-    if row.scoring is not None:
-        return _scoring(*row.scoring)
-    return f"step {row.step}/{row.steps}" if row.steps else "loading the model and the data"
-
-
-def _scoring(what: str, done: int, total: int) -> str:
-    """How many passages are embedded: ``scoring: 1,024 of 60,000 passages embedded``."""
-    return f"scoring: {done:,}{f' of {total:,}' if total else ''} passages {what}"
-
-
-def _title(row: Row) -> str:
-    return f"{row.name} {row.role}" if row.role != "sampled" else row.name
-
-
-def _score(row: Row) -> str:
-    return "" if row.value is None else f"  dev {row.value:.4f}" if row.role != "test" else f"  {row.value:.4f}"
-
-
-def _age(row: Row) -> float:
-    return (row.ended or time.monotonic()) - row.started
-
-
-def _value(value: Any) -> str:
-    return "" if value is None else f"{value:.2g}" if isinstance(value, float) else str(value)
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+            return [f"{passed}, starting the workers (imports, base model)"]
+        first = ", ".join(filter(None, (wording.begun(rows, self._planned), wording.best_so_far(rows))))
+        return [first, ", ".join(filter(None, (passed, self._left(), self._agenda.note)))]

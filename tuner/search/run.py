@@ -7,10 +7,10 @@ take no seconds, and data that are refused load no Ray.
 import secrets
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -24,6 +24,7 @@ from tuner.errors import (
     AnotherSearchError,
     BundleRefusedError,
     RequestError,
+    counted,
 )
 from tuner.interrupts import Interrupted, interrupting
 from tuner.request.asked import write_config
@@ -34,9 +35,10 @@ from tuner.run_dir.object_storage import is_url
 from tuner.run_dir.ownership import held, scratch
 from tuner.run_dir.store import open_run_dir
 from tuner.search.caches import writable_caches
-from tuner.search.own_checks import has_gpu, libraries_agree
+from tuner.search.own_checks import has_gpu, libraries_agree, machine
 from tuner.search.place import example, require_place, require_study_of, room, same_request
 from tuner.search.session import Session
+from tuner.versions import versions
 
 if TYPE_CHECKING:
     from trainables.config import Train
@@ -93,6 +95,7 @@ def run_search(
     named = config.resume or new_run_dir(config, time.strftime("%Y%m%d-%H%M%S"))
     store = open_run_dir(named if is_url(named) else str(Path(named).resolve()))  # workers stand in another directory
     session = Session(store=store, console=console, argv=argv, train=train, started=started)
+    session.say(f"{versions()} on {machine(config)}")
     flag = require_place(config, store, argv)
     resumable = session.ending_in_order(config) if config.resume else nullcontext()
     is_held = held(store.local, flag, is_cache=store.is_remote, is_dry=config.dry_run)
@@ -172,13 +175,26 @@ def _with_study_name(config: SearchConfig, run_dir: Path) -> SearchConfig:
 
 def _say_plan(plan: "Plan", session: Session) -> None:
     session.warn(plan.warnings)
-    queries = plan.dataset.manifest["eval"]["queries"]
+    slots = plan.config.concurrent_trials
+    session.say(_split(plan.dataset.manifest))
     session.say(
-        f"{plan.dataset.rows:,} training rows, {queries['dev']} dev and {queries['test']} test queries; "
-        f"{plan.config.num_trials} trials, objective {plan.config.metric} on dev; run directory {plan.run_dir}"
+        f"{counted(plan.config.num_trials, 'trial')}, {f'{slots} at a time' if slots > 1 else 'one by one'}, judged by "
+        f"{plan.config.metric} on dev; run directory {plan.run_dir}"
     )
     for lesson in plan.lessons:
         session.say(str(lesson))
+
+
+def _split(manifest: Mapping[str, Any]) -> str:
+    """What the rows are used for, and what training does without."""
+    rows, held, judged = manifest["rows"], manifest.get("held_out_rows", 0), manifest["eval"]
+    queries = f"{judged['queries']['dev']:,} dev and {counted(judged['queries']['test'], 'test query')}"
+    if not held:
+        return f"{counted(rows, 'row')}, all of which train; {queries} of {judged['origin']} {judged.get('name', '')}"
+    return (
+        f"{counted(rows + held, 'row')}: {rows:,} train, {held:,} are held out for {queries} "
+        "(with --eval_data all rows train)"
+    )
 
 
 def _say_estimate(plan: "Plan", session: Session) -> None:

@@ -36,6 +36,24 @@ def time_spent(run_dir: Path, studies: Sequence[Study | None], total: float) -> 
     return seconds
 
 
+def parts_of(seconds: Mapping[str, float], slots: int) -> dict[str, float]:
+    """Returns what the clock's time went to, by part: the parts sum to it.
+
+    Args:
+        seconds: What `time_spent` returned.
+        slots: How many jobs ran at the same time: of what they took together, each part is its share of the clock.
+
+    Returns:
+        With ``rest``, what no job took: the start, imports, the split, the report. It is 0 where jobs took more than
+        the clock has, as where a search was resumed with fewer slots; the parts are then shares of their sum.
+    """
+    parts = {name: spent / slots for name, spent in seconds.items() if name != "total" and spent > 0}
+    jobs = sum(parts.values())
+    scale = min(1.0, seconds["total"] / jobs) if jobs else 1.0
+    shares = {name: spent * scale for name, spent in parts.items()}
+    return shares | {"rest": max(0.0, seconds["total"] - sum(shares.values()))}
+
+
 def _final_records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yields what jobs that only scored were for, and their records.
 

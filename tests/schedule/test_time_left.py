@@ -1,0 +1,64 @@
+"""How long a search is said to take still; values that can be reckoned in the head."""
+
+from typing import Any
+
+import pytest
+
+from tuner.request.config import SearchConfig
+from tuner.schedule.jobs import Row
+from tuner.schedule.time_left import time_left
+
+BASE = Row(name="0000", role="base", params={}, state="complete", started=0, ended=20, seconds={"scoring": 10.0})
+
+
+def _config(**values: Any) -> SearchConfig:
+    return SearchConfig(num_trials=6, **{"finalists": 0, **values})
+
+
+def _trial(number: int, *, fraction: float = 1.0, role: str = "sampled", **values: Any) -> Row:
+    seconds = {"training": 90.0 * fraction, "scoring": 10.0 * fraction}
+    ended = {"state": "complete", "started": 0.0, "ended": 100.0, "seconds": seconds, "fraction": fraction}
+    return Row(**{"name": f"{number:04d}", "role": role, "params": {}, **ended, **values})
+
+
+def test_nothing_is_said_before_a_trial_has_reached_a_rung() -> None:
+    assert time_left(_config(), [BASE], 20) is None
+    assert time_left(_config(), [BASE, _trial(1, state="running", fraction=0.0, seconds={})], 30) is None
+
+
+@pytest.mark.parametrize(("slots", "left"), [(1, 400), (2, 200), (4, 100)])
+def test_trials_to_come_are_shared_by_the_slots(slots: int, left: float) -> None:
+    """Four trials of 100 s, and three scorings of test of 10 s."""
+    assert time_left(_config(concurrent_trials=slots), [BASE, _trial(1, role="user")], 200) == left + 30
+
+
+def test_a_time_budget_ends_the_trials_and_not_what_follows() -> None:
+    rows = [BASE, _trial(1, role="user")]
+    assert time_left(_config(), rows, 200, budget=150) == 150
+    assert time_left(_config(), rows, 200, budget=10) == 30
+
+
+def test_what_a_running_trial_has_done_is_not_counted_again() -> None:
+    running = _trial(2, state="running", started=140.0, ended=None, fraction=0.5)
+    assert time_left(_config(), [BASE, _trial(1, role="user"), running], 200) == 3 * 100 + 40 + 30
+
+
+def test_trials_that_are_stopped_cost_less() -> None:
+    rows = [BASE, _trial(1, role="user"), _trial(2, state="pruned", fraction=0.25)]
+    assert time_left(_config(), rows, 200) == 3 * (100 + 25) / 2 + 30
+
+
+def test_retrainings_cost_a_whole_training_each_round() -> None:
+    config = _config(finalists=2, finalist_seeds=2, concurrent_trials=2)
+    rows = [BASE, *(_trial(n, role="sampled") for n in range(1, 6))]
+    assert time_left(config, rows, 200) == 2 * 100 + 30
+    rows.append(_trial(3, role="finalist", name="0003-seed43"))
+    assert time_left(config, rows, 200) == 2 * 100 + 30
+    rows.append(_trial(3, role="finalist", name="0003-seed44"))
+    assert time_left(config, rows, 200) == 100 + 30
+
+
+def test_the_test_is_left_in_the_end() -> None:
+    config = _config(finalists=2)
+    rows = [BASE, *(_trial(n) for n in range(1, 4)), _trial(0, role="test", ended=12.0, seconds={}, fraction=0.0)]
+    assert time_left(config, rows, 200) == 30 - 12

@@ -1,0 +1,47 @@
+"""What is advised where the base model is kept."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from tests.support.report_fixtures import build_run
+from tuner.verdict.advice import next_steps
+from tuner.verdict.result import Verdict
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Verdict:
+    found = Verdict.read(build_run(tmp_path_factory.mktemp("kept") / "run", gain=0.001))
+    assert found is not None
+    return found
+
+
+def test_a_gain_that_may_be_chance_wants_more_queries_and_more_trials(kept: Verdict) -> None:
+    steps = list(next_steps(kept, "runs/1", planned=12))
+    assert "more test queries (--eval_data)" in steps[0]
+    assert steps[1] == "look further: python -m tuner.search --resume runs/1 --num_trials 24"
+    cut_short = list(next_steps(kept, "runs/1", planned=16))
+    assert (
+        cut_short[1]
+        == "look further: python -m tuner.search --resume runs/1 --time_budget LONGER (12 of 16 trials ran)"
+    )
+
+
+def test_a_loss_wants_lower_learning_rates(kept: Verdict) -> None:
+    assert kept.best is not None
+    worse = dataclasses.replace(kept, best=dataclasses.replace(kept.best, ci95=(-0.2, -0.1)))
+    assert "lower learning rates" in next(iter(next_steps(worse, "runs/1", planned=12)))
+
+
+def test_what_is_forgotten_comes_first(tmp_path: Path) -> None:
+    found = Verdict.read(build_run(tmp_path / "run", guarded=True))
+    assert found is not None
+    assert found.verdict == "keep the base model"
+    assert [step.partition(":")[0] for step in next_steps(found, "runs/1", planned=12)] == ["forget less"]
+
+
+def test_where_fine_tuning_is_recommended_nothing_is_advised(tmp_path: Path) -> None:
+    found = Verdict.read(build_run(tmp_path / "run"))
+    assert found is not None
+    assert list(next_steps(found, "runs/1", planned=12)) == []
