@@ -196,7 +196,7 @@ def test_there_are_as_many_trials_at_a_time_as_gpus_and_each_has_its_pod_s_cpus(
 
 def test_the_image_gets_what_cluster_yaml_copies_and_nothing_else() -> None:
     """Each source by name, into the place that pip installs from: no data, run directory or environment goes along."""
-    lines = re.findall(r"^#     COPY --chown=ray (.+) (\S+)$", (ROOT / "docs/rayjob.yaml").read_text(), re.MULTILINE)
+    lines = re.findall(r"^COPY --chown=1000 (.+) (\S+)$", (ROOT / "docs/Dockerfile").read_text(), re.MULTILINE)
     copied = {
         f"{target}{source}" if target.endswith("/") else target: source
         for sources, target in lines
