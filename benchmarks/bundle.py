@@ -99,7 +99,8 @@ def _least_cosine(sentence: SentenceTransformer, flag: FlagModel, heldout: Path)
 def retrain(run_dir: Path, bundle: Path, output: Path) -> dict[str, float]:
     """Trains with train.sh into `output`; returns dev scores: the search's by seed, and that of what it trained."""
     run = read_run(run_dir)
-    environment = {**os.environ, "PYTHON": sys.executable}
+    needs = {"MODEL_NAME_OR_PATH": run.base_model, "TRAIN_DATA": str(run_dir / "data" / "train")}
+    environment = {**os.environ, "PYTHON": sys.executable, **needs}
     subprocess.run(["bash", str(bundle / "train.sh"), "--output_dir", str(output)], env=environment, check=True)
     saved = sorted(output.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     metric = run.result.metric

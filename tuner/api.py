@@ -150,6 +150,7 @@ def export_best(
     gpus: int | None = None,
     trial: int | None = None,
     trust_remote_code: bool = False,
+    with_data: bool = False,
 ) -> Path:
     """Writes the bundle of a finished search, as ``python -m tuner.export`` does.
 
@@ -160,6 +161,7 @@ def export_best(
         trial: Number of the model, whatever the verdict; 0 is the base model. None: the one that the verdict
             recommends.
         trust_remote_code: Code that lies beside the weights may run here, as it did in training.
+        with_data: Put the training data into the bundle, so that train.sh needs no run directory.
 
     Returns:
         `to`.
@@ -171,7 +173,12 @@ def export_best(
         BundleRefusedError: A library does not embed with the bundle as training did.
     """
     check_room(Path(to))
-    chosen: dict[str, Any] = {"gpus": gpus, "trial": trial, "trust_remote_code": trust_remote_code}
+    chosen: dict[str, Any] = {
+        "gpus": gpus,
+        "trial": trial,
+        "trust_remote_code": trust_remote_code,
+        "with_data": with_data,
+    }
     return write_bundle(_loaded(run_dir, trial).run_dir, Path(to), **chosen)
 
 

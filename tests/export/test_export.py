@@ -163,8 +163,8 @@ def test_best_config_is_only_the_arguments(bundle: Path) -> None:
     assert config["learning_rate"] == 3e-5
     assert config["warmup_steps"] == 0.1  # transformers 5 has no warmup_ratio
     assert config["seed"] == 42
-    assert config["train_data"] == ["../data/train/000-rows.jsonl"]
-    assert config["model_name_or_path"] == "../../base"
+    assert config["train_data"] == ["data/train/000-rows.jsonl"]
+    assert config["model_name_or_path"] == "path/to/base"
     assert config["deepspeed"] == "deepspeed.json"
     assert not config.keys() & {"output_dir", "token", "cache_dir", "verdict", "warmup_ratio"}
 
@@ -275,7 +275,7 @@ def test_a_base_named_by_a_relative_path_is_found_from_any_directory(
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     bundle = write_bundle(run, tmp_path / "bundle", verify=False)
-    assert json.loads((bundle / "best_config.json").read_text())["model_name_or_path"] == "../base"
+    assert json.loads((bundle / "best_config.json").read_text())["model_name_or_path"] == "path/to/base"
     assert ModelCard.load(bundle / "README.md").data.base_model is None
 
 
@@ -351,7 +351,7 @@ def test_where_the_base_model_is_kept_the_bundle_is_the_base_model(
     assert not (bundle / "notes.txt").exists()
     config = json.loads((bundle / "best_config.json").read_text())
     lengths = {"query_max_len": 16, "passage_max_len": 24}
-    assert config == {"model_name_or_path": "../base", **MEAN, **lengths}
+    assert config == {"model_name_or_path": ".", **MEAN, **lengths}
     card = (bundle / "README.md").read_text().split("---\n", 2)[2]
     assert card.strip().startswith(
         "# base\n\n**Verdict: keep the base model.** The gain was measured. The base model with"

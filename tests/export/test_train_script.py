@@ -115,6 +115,7 @@ def test_train_script_trains_the_winner_again(workers: int, tmp_path: Path) -> N
     bundle = write_bundle(run, run / "best", verify=False)
 
     environment = {**os.environ, "PYTHON": sys.executable}
+    environment["MODEL_NAME_OR_PATH"] = str(tmp_path / "base")
     subprocess.run(["bash", bundle / "train.sh"], env=environment, cwd=tmp_path, check=True)
     best = read_run(run).rung
     again = tmp_path / "trained" / ("" if best["fraction"] == 1.0 else f"checkpoint-{best['step']}")
@@ -125,19 +126,72 @@ def test_train_script_trains_the_winner_again(workers: int, tmp_path: Path) -> N
     assert not all(torch.allclose(expected[name], untrained[name], atol=1e-5) for name in expected)
 
 
-@pytest.mark.parametrize("named", ["s3://bucket/it's } base", "models/base"])
-def test_a_base_that_flagembedding_cannot_load_is_asked_for(
-    named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("named", ["s3://bucket/it's } base", "models/it's } base"])
+def test_a_base_that_flagembedding_cannot_load_is_asked_for(named: str, tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    rename_base(run, named, found=Path("/not/here"))
+    rename_base(run, named, found=Path("/not/here/it's } base"))
     bundle = write_bundle(run, tmp_path / "bundle", verify=False)
-    with pytest.raises(subprocess.CalledProcessError) as caught:
-        command_of(bundle)
-    where = named if "://" in named else "/not/here"
-    assert f"MODEL_NAME_OR_PATH: must name a folder with a copy of {where}" in caught.value.stderr
-    monkeypatch.setenv("MODEL_NAME_OR_PATH", "a copy")
-    assert command_of(bundle)[5:7] == ["--model_name_or_path", "a copy"]
+    where = named if "://" in named else "it's } base"
+    done = _run(bundle, "--train_data", "rows.jsonl")
+    assert done.returncode == 2
+    assert f"a copy of {where}: MODEL_NAME_OR_PATH=FOLDER, or --model_name_or_path FOLDER" in done.stderr
+    assert f"#   - a copy of {where}: MODEL_NAME_OR_PATH=FOLDER" in (bundle / "train.sh").read_text()
+    assert command_of(bundle, base=Path("a copy"))[5:7] == ["--model_name_or_path", "a copy"]
+
+
+def _run(bundle: Path, *flags: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Runs train.sh with a Python that has FlagEmbedding and starts nothing."""
+    python = bundle.parent / "python"
+    python.write_text("#!/bin/sh\nexit 0\n")
+    python.chmod(0o755)
+    script = ["bash", str(bundle / "train.sh"), *flags]
+    variables = {"PATH": os.environ["PATH"], "PYTHON": str(python), **environment}
+    return subprocess.run(script, capture_output=True, text=True, check=False, env=variables, cwd=bundle.parent)
+
+
+def test_a_bundle_names_no_place_of_the_machine_that_it_was_made_on(bundle: Path) -> None:
+    root = str(bundle.parents[1])
+    for file in bundle.rglob("*"):
+        if file.suffix in (".sh", ".md", ".json", ".yaml", ".txt"):
+            assert root not in file.read_text("utf-8"), file
+    config = json.loads((bundle / "best_config.json").read_text())
+    assert (config["model_name_or_path"], config["train_data"]) == ("path/to/base", ["data/train/000-rows.jsonl"])
+
+
+def test_all_that_a_bundle_needs_elsewhere_is_said_at_once(bundle: Path, tmp_path: Path) -> None:
+    away = tmp_path / "other machine" / "bundle"
+    shutil.copytree(bundle, away)
+    done = _run(away)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines() == [
+        "train.sh needs",
+        "  - the training rows 000-rows.jsonl: TRAIN_DATA=FOLDER that has them, or --train_data FILE...",
+        "  - a copy of base: MODEL_NAME_OR_PATH=FOLDER, or --model_name_or_path FOLDER",
+    ]
+    head = (away / "train.sh").read_text().partition("set -euo pipefail")[0]
+    for said in (
+        "FlagEmbedding 1.4",
+        "2 workers",
+        "training rows: 000-rows.jsonl",
+        "a copy of base: MODEL_NAME_OR_PATH",
+    ):
+        assert said in head
+    given = ("--train_data", "rows.jsonl", "--model_name_or_path=copy")
+    assert _run(away, *given).returncode == 0
+    rows = bundle.parent / "data" / "train"
+    assert _run(away, TRAIN_DATA=str(rows), MODEL_NAME_OR_PATH="copy").returncode == 0
+    assert _run(away, TRAIN_DATA=str(tmp_path), MODEL_NAME_OR_PATH="copy").returncode == 2
+
+
+def test_a_bundle_with_its_data_needs_no_run_directory(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    rename_base(run, "BAAI/bge-m3", found=Path("/cache/models--BAAI--bge-m3/snapshots/5617a9f"))
+    write_bundle(run, tmp_path / "made", verify=False, with_data=True)
+    shutil.move(tmp_path / "made", tmp_path / "elsewhere")
+    shutil.rmtree(run)
+    assert _run(tmp_path / "elsewhere").returncode == 0
+    assert "data/train/000-rows.jsonl" in (tmp_path / "elsewhere" / "sha256sums.txt").read_text()
+    assert "from the Hugging Face Hub or its cache" in (tmp_path / "elsewhere" / "train.sh").read_text()
 
 
 def test_a_model_of_the_hub_keeps_its_name(tmp_path: Path) -> None:

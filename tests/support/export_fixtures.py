@@ -94,14 +94,16 @@ def rename_base(run: Path, named: str, found: Path | None = None) -> None:
         record.write_text(json.dumps(values))
 
 
-def command_of(bundle: Path, *extra: str) -> list[str]:
-    """What train.sh would start, word by word."""
+def command_of(bundle: Path, *extra: str, base: Path | None = None) -> list[str]:
+    """What train.sh would start, word by word, told by the environment where the run's data and the base model are."""
+    root = bundle.parents[1] if bundle.name == "best" else bundle.parent
+    needs = [f"TRAIN_DATA={root / 'run/data/train'}", f"MODEL_NAME_OR_PATH={base or root / 'base'}"]
     shown = bundle.parent / "shown"
     shown.mkdir(exist_ok=True)
     python = shown / "python"
     python.write_text('#!/usr/bin/env bash\n[ "$1" = -c ] || printf "%s\\0" "$@"\n')
     python.chmod(0o755)
-    script = ["env", f"PYTHON={python}", "bash", str(bundle / "train.sh"), *extra]
+    script = ["env", *needs, f"PYTHON={python}", "bash", str(bundle / "train.sh"), *extra]
     words = subprocess.run(script, capture_output=True, text=True, check=True, cwd="/").stdout.split("\0")[:-1]
     assert words[:2] == ["-m", "torch.distributed.run"]
     return words[2:]

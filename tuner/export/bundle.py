@@ -15,12 +15,12 @@ from typing import Any
 import yaml
 
 from trainables.files import CHECKSUMS, new_folder, sha256
-from tuner.errors import BundleRefusedError, RequestError
+from tuner.errors import BundleRefusedError, RequestError, counted
 from tuner.export.finished_run import FinishedRun, read_run
 from tuner.export.model_card import base_card, model_card
 from tuner.export.model_folder import lacking_tokens, write_model
 from tuner.export.negatives import Negatives
-from tuner.export.train_script import arguments_of, portable, train_script
+from tuner.export.train_script import arguments_of, copy_data, portable, train_script
 from tuner.request.arguments import upstream_arguments
 from tuner.run_dir.names import TRAIN_SCRIPT
 from tuner.verdict.decision import KEEP, sentence, settings_notes
@@ -37,6 +37,7 @@ def write_bundle(
     trial: int | None = None,
     verify: bool = True,
     trust_remote_code: bool = False,
+    with_data: bool = False,
 ) -> Path:
     """Writes the bundle of a finished search; it is whole, or not there.
 
@@ -48,6 +49,7 @@ def write_bundle(
         verify: Load what was written in FlagEmbedding and in sentence-transformers and compare embeddings.
         trust_remote_code: Code that lies beside the winner's weights may run here, as it did in training. Never taken
             from the run directory.
+        with_data: Put the training data into the bundle, for train.sh; of the base model there are none.
 
     Returns:
         `to`.
@@ -70,9 +72,11 @@ def write_bundle(
     with new_folder(to.resolve()) as folder:  # of a link, the folder that it names
         try:
             if run.is_base:
-                _write_base(run, folder, to)
+                _write_base(run, folder)
             else:
-                _write_trained(run, folder, to, gpus or run.workers)
+                _write_trained(run, folder, gpus or run.workers)
+                if with_data:
+                    copy_data(run, folder)
             run.result.write(folder)
             _write_text(folder / CHECKSUMS, "".join(_checksums(folder)))
             if verify:
@@ -116,21 +120,23 @@ def check_room(to: Path) -> None:
         raise RequestError([f"--to {to}: must be a new or empty folder, but something is there; name another"])
 
 
-def _write_trained(run: FinishedRun, folder: Path, home: Path, workers: int) -> None:
+def _write_trained(run: FinishedRun, folder: Path, workers: int) -> None:
     trained = arguments_of(run)
     arguments = {**trained, **Negatives.of(trained, run.workers).on(workers)}
     step = Negatives.of(arguments, workers)
     write_model(run, folder)
-    arguments = portable(arguments, folder, home)
-    _write_arguments(folder, arguments, f"{step.workers} worker(s), {step}")
+    arguments = portable(run, arguments, folder)
+    _write_arguments(folder, arguments, f"{counted(step.workers, 'worker')}, {step}")
     _write_text(folder / TRAIN_SCRIPT, train_script(run, arguments, step, lacking_tokens(run, folder)))
     (folder / TRAIN_SCRIPT).chmod(0o755)
     _write_text(folder / "README.md", model_card(run, arguments, step, folder))
 
 
-def _write_base(run: FinishedRun, folder: Path, home: Path) -> None:
+def _write_base(run: FinishedRun, folder: Path) -> None:
     write_model(run, folder)
-    arguments = portable(arguments_of(run), folder, home)
+    arguments = portable(run, arguments_of(run), folder)
+    if arguments["model_name_or_path"] != run.base_model:
+        arguments["model_name_or_path"] = "."  # these files are the model, wherever they lie
     _write_arguments(folder, arguments, f"Verdict: {run.result.verdict}. What the base model is used with.")
     _write_text(folder / "README.md", base_card(run, arguments, folder))
 

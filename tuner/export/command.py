@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         check_room(arguments.to)
-        chosen = {"gpus": arguments.gpus, "trial": arguments.trial, "trust_remote_code": arguments.trust_remote_code}
+        chosen = {name: getattr(arguments, name) for name in ("gpus", "trial", "trust_remote_code", "with_data")}
         print(write_bundle(run_folder(arguments.run_dir, trial=arguments.trial), arguments.to, **chosen))
     except RequestError as error:
         for finding in error.findings:
@@ -53,6 +53,11 @@ def _parser() -> argparse.ArgumentParser:
         "--trust_remote_code",
         action="store_true",
         help="run Python code that lies beside the model's weights (default: False)",
+    )
+    parser.add_argument(
+        "--with_data",
+        action="store_true",
+        help="put the training data into the bundle, so that train.sh needs no run directory (default: False)",
     )
     add_version(parser)
     return parser

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tuner.errors import RequestError
+from tuner.errors import RequestError, counted
 from tuner.request.arguments import upstream_arguments
 
 BATCH, GROUP, CROSS = "per_device_train_batch_size", "train_group_size", "negatives_cross_device"
@@ -95,7 +95,7 @@ class Negatives:
         raise RequestError([self._refusal(workers, queries)])
 
     def _refusal(self, workers: int, queries: int) -> str:
-        asked = f"--gpus {workers}: the winner was trained with {self}, on {self.workers} worker(s), and"
+        asked = f"--gpus {workers}: the winner was trained with {self}, on {counted(self.workers, 'worker')}, and"
         if self.unified:
             why = "the sparse and ColBERT heads see one worker's passages, which change with the batch of a worker"
         elif self.distilled:

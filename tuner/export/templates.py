@@ -56,4 +56,5 @@ _ENVIRONMENT.filters |= {
     "literal": _literal,
     "modes": modes,
     "word": shlex.quote,
+    "one_line": _one_line,
 }

@@ -4,27 +4,33 @@ What names a place on one machine or opens a door is left out of both: it says n
 """
 
 import json
-import os
 import shlex
 import shutil
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from trainables.deepspeed_config import DS_STAGE0
+from trainables.names import DATA
 from tuner.errors import RequestError
 from tuner.export.finished_run import FinishedRun
 from tuner.export.negatives import CROSS, Negatives
 from tuner.export.templates import render
 from tuner.request.arguments import upstream_arguments
 from tuner.request.config import SECRETS
-from tuner.run_dir.names import BEST, SETTINGS
+from tuner.run_dir.names import BEST, SETTINGS, TRAIN
 from tuner.run_dir.object_storage import is_url
 
 MODULE = "FlagEmbedding.finetune.embedder.encoder_only.m3"
 DEEPSPEED_FILE = "deepspeed.json"
 _TEMPLATE = "train_script_template.sh"
+_PACKAGES = ("FlagEmbedding", "transformers", "torch")
+_DATA = f"{DATA}/{TRAIN}"
+"""Where a bundle has the training data, if it has them, and where a run directory does."""
+_SOMEWHERE = "path/to/"
+"""Stands before the name of a folder that is not in the bundle."""
 
 _PLACES = {"output_dir", "cache_dir", "cache_path", "resume_from_checkpoint", "dataloader_pin_memory"}
 _REPORTING = {"report_to", "run_name"}
@@ -60,23 +66,28 @@ def arguments_of(run: FinishedRun) -> dict[str, Any]:
     return arguments | _saving(run) | _kept_deepspeed(run)
 
 
-def portable(arguments: Mapping[str, Any], bundle: Path, home: Path) -> dict[str, Any]:
-    """Returns `arguments` with every path relative to the folder `home`, where `bundle` will stand.
+def portable(run: FinishedRun, arguments: Mapping[str, Any], bundle: Path) -> dict[str, Any]:
+    """Returns `arguments` without a path of this machine: what is not in the bundle is named, and not located.
 
-    A DeepSpeed configuration is written into the bundle. What is no path here (a model on the hub) stays as it is.
+    A DeepSpeed configuration is written into the bundle. A model on the hub or at a URL stays as it is.
 
     Raises:
         RequestError: The DeepSpeed configuration is not here.
     """
     changed = dict(arguments)
     if "train_data" in arguments:
-        changed["train_data"] = [_relative(path, home) for path in arguments["train_data"]]
+        changed["train_data"] = [f"{_DATA}/{name}" for name in _data_names(run, arguments)]
     for name in _MODELS:
-        if name in arguments and Path(arguments[name]).is_dir():
-            changed[name] = _relative(arguments[name], home)
+        if name in arguments and _is_folder(arguments[name]):
+            changed[name] = f"{_SOMEWHERE}{Path(arguments[name]).name}"
     if "deepspeed" in arguments:
         changed["deepspeed"] = _write_deepspeed(arguments["deepspeed"], bundle)
     return changed
+
+
+def copy_data(run: FinishedRun, bundle: Path) -> None:
+    """Puts the training data into a bundle, where train.sh looks for them first."""
+    shutil.copytree(run.folder / DATA / TRAIN, bundle / _DATA)
 
 
 def memory_note(run: FinishedRun) -> str:
@@ -103,7 +114,7 @@ def tokens_note(lacking: Sequence[str]) -> str:
 
 
 def train_script(run: FinishedRun, arguments: Mapping[str, Any], step: Negatives, lacking: Sequence[str]) -> str:
-    """Returns train.sh: `arguments` as FlagEmbedding's command line, paths relative to the script.
+    """Returns train.sh: `arguments` as FlagEmbedding's command line, and what it needs that is not in the bundle.
 
     Args:
         run: The search.
@@ -116,7 +127,13 @@ def train_script(run: FinishedRun, arguments: Mapping[str, Any], step: Negatives
         step=step,
         module=MODULE,
         flags={name: _shell(name, value) for name, value in arguments.items()},
-        absent={name: arguments[name] for name in _absent(arguments)},
+        rows=run.dataset.rows,
+        files=[name.removeprefix(f"{_DATA}/") for name in arguments["train_data"]],
+        folders={name: str(arguments[name]).removeprefix(_SOMEWHERE) for name in _absent(arguments)},
+        hub=None
+        if _absent({"model_name_or_path": arguments["model_name_or_path"]})
+        else arguments["model_name_or_path"],
+        packages={package: version(package) for package in _PACKAGES},
         on_cpus=bool(arguments.get("use_cpu")),
         memory_note=textwrap.wrap(memory_note(run), 116),
         tokens_note=tokens_note(lacking),
@@ -164,13 +181,21 @@ def _write_deepspeed(settings: str | Mapping[str, Any], bundle: Path) -> str:
     return DEEPSPEED_FILE
 
 
-def _relative(path: str, home: Path) -> str:
-    return Path(os.path.relpath(Path(path).resolve(), home.resolve())).as_posix()
+def _data_names(run: FinishedRun, arguments: Mapping[str, Any]) -> Iterator[str]:
+    """What the data are called in the folder of the run directory that has them."""
+    home = (run.folder / DATA / TRAIN).resolve()
+    for path in arguments["train_data"]:
+        yield Path(path).resolve().relative_to(home).as_posix()
+
+
+def _is_folder(model: str) -> bool:
+    """Whether it is one of the machine that the search ran on, be it here or not."""
+    return not is_url(model) and (Path(model).is_dir() or Path(model).is_absolute())
 
 
 def _absent(arguments: Mapping[str, Any]) -> list[str]:
-    """Models that FlagEmbedding cannot load by what the search knew of them: `portable` makes folders here relative."""
-    return [name for name in _MODELS if is_url(text := str(arguments.get(name, ""))) or Path(text).is_absolute()]
+    """Models that have to be named when the bundle is used: FlagEmbedding cannot load them by what it says of them."""
+    return [name for name in _MODELS if is_url(text := str(arguments.get(name, ""))) or text.startswith(_SOMEWHERE)]
 
 
 def _shell(name: str, value: Any) -> str:
@@ -181,6 +206,7 @@ def _shell(name: str, value: Any) -> str:
 def _word(name: str, value: Any) -> str:
     text = json.dumps(value) if isinstance(value, Mapping) else str(value)
     if _absent({name: value}):
-        return f'"${name.upper()}"'
-    here = name == "train_data" or text == DEEPSPEED_FILE or (name in _MODELS and text.startswith("."))
-    return f'"$here"/{shlex.quote(text)}' if here else shlex.quote(text)
+        return f'"${{{name.upper()}:-}}"'
+    if name == "train_data":
+        return f'"$data"/{shlex.quote(text.removeprefix(f"{_DATA}/"))}'
+    return f'"$here"/{shlex.quote(text)}' if text == DEEPSPEED_FILE else shlex.quote(text)

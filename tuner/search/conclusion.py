@@ -1,5 +1,6 @@
 """The end of a search: result.json, the bundle, the report, and the last lines on screen."""
 
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -62,7 +63,7 @@ def conclude(config: SearchConfig, run_dir: Path, console: Console, *, seconds: 
     result.write(run_dir)
     refusal = _refusal(run_dir, result, trusted=bool(config.arguments.get("trust_remote_code")))
     _say(result, console, slots=config.concurrent_trials)
-    _say_where(result, run_dir, console, planned=config.num_trials, refused=refusal is not None)
+    _say_where(result, run_dir, console, config, refused=refusal is not None)
     _report(config, run_dir, console)
     if refusal:
         raise refusal
@@ -167,7 +168,7 @@ def _time(seconds: Mapping[str, float], slots: int) -> str:
     return f"{clock(seconds['total'])} = {' + '.join(said)}{shared}"
 
 
-def _say_where(result: Verdict, run_dir: Path, console: Console, *, planned: int, refused: bool) -> None:
+def _say_where(result: Verdict, run_dir: Path, console: Console, config: SearchConfig, *, refused: bool) -> None:
     """Says where what the verdict recommends is found; a worse model is not offered."""
     best, say, home = result.best, _sayer(console), _from_here(run_dir)
     assert best is not None, "a search without a winner has no conclusion"
@@ -179,15 +180,21 @@ def _say_where(result: Verdict, run_dir: Path, console: Console, *, planned: int
     else:
         say(f'use it      SentenceTransformer("{home / BEST}"){"" if tuned else ", which is the base model"}')
     if tuned and not refused:
-        say(f"retrain     bash {home / BEST / TRAIN_SCRIPT}")
-    for place, step in enumerate(next_steps(result, str(home), planned=planned)):
+        say(f"retrain     {_base_of(config)}bash {home / BEST / TRAIN_SCRIPT}")
+    for place, step in enumerate(next_steps(result, str(home), planned=config.num_trials)):
         say(f"{'' if place else 'next':<12}{step}")
     say(f"report      {home / REPORT_FILE}")
 
 
-def _from_here(run_dir: Path) -> Path:
+def _base_of(config: SearchConfig) -> str:
+    """What train.sh has to be told of a base model in a folder: it names no place itself."""
+    folder = Path(config.model_name_or_path)
+    return f"MODEL_NAME_OR_PATH={shlex.quote(str(_from_here(folder)))} " if folder.is_dir() else ""
+
+
+def _from_here(path: Path) -> Path:
     """As it is typed where the search was started."""
-    return run_dir.relative_to(Path.cwd()) if run_dir.is_relative_to(Path.cwd()) else run_dir
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _sayer(console: Console) -> Callable[..., None]:
