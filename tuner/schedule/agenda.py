@@ -60,6 +60,7 @@ class Agenda:
         mirror: Mirror | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._config, self._clock = config, clock
         self._study, self._mirror = study, mirror or Mirror(RunStore(str(run_dir), run_dir))
         self._budget = TimeBudget(config, spent=study.spent, told=lambda: study.trials, clock=clock)
         self._folders = TrialFolders(
