@@ -152,6 +152,7 @@ def launch(config: dict[str, Any], node_type: str) -> dict[str, Any]:
     return described
 
 
+@pytest.mark.integration
 def test_a_worker_offers_one_a10g(bootstrapped: dict[str, Any]) -> None:
     for name in ("gpu_spot", "gpu_on_demand"):
         resources = bootstrapped["available_node_types"][name]["resources"]
