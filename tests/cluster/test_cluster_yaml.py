@@ -195,7 +195,7 @@ def test_what_is_launched(
 
 def test_uploads_that_were_killed_are_not_paid_for_for_ever() -> None:
     """Moto takes no notice of it in a stack."""
-    nodes = yaml.compose((ROOT / "docs/aws.yaml").read_text(), Loader=yaml.SafeLoader)
+    nodes: Any = yaml.compose((ROOT / "docs/aws.yaml").read_text(), Loader=yaml.SafeLoader)
     for name in ("Resources", "RunBucket", "Properties", "LifecycleConfiguration"):
         (nodes,) = (value for key, value in nodes.value if key.value == name)
     (rule,) = yaml.safe_load(yaml.serialize(nodes))["Rules"]

@@ -71,9 +71,10 @@ def test_what_was_kept_is_a_run_directory_of_its_own(run_dir: Path) -> None:
     for _ in range(2):
         with set_aside(run_dir):
             kept = keep_replaced(run_dir, "20261126-101500")
-            assert kept is not None
+        assert kept is not None
         shutil.copytree(kept, run_dir, dirs_exist_ok=True)
     assert _visible(run_dir)[2:4] == ["replaced-20261126-101500", "replaced-20261126-101500-2"]
+    assert kept is not None
     with held(kept, "--resume"):
         assert holds_search(kept)
     assert before - {"notes.txt", ".m3-tuner"} <= files_in(kept)

@@ -1,6 +1,7 @@
 """One contract for every sampler, pruner and storage: a search that is broken off goes on as an unbroken one."""
 
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -20,15 +21,15 @@ def _run(config: SearchConfig, run_dir: Path, *, break_after: int | None = None)
     agenda = open_agenda(config, run_dir)
     ended = 0
 
-    def train(*job: object) -> None:
+    def train(*job: Any) -> None:
         nonlocal ended
         if ended == break_after:
             raise KeyboardInterrupt
-        fake_train(*job)  # type: ignore[arg-type]
+        fake_train(*job)
         ended += 1
 
     try:
-        run_in_process(agenda, train)  # type: ignore[arg-type]
+        run_in_process(agenda, train)
     except KeyboardInterrupt:
         return _run(config, run_dir)
     search, finalists = read_studies(run_dir, config.storage)
