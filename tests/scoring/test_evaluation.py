@@ -176,6 +176,7 @@ def _score_as_rank(rank: int, folder: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.integration
 @pytest.mark.timeout(300)  # two interpreters start
 def test_two_processes_share_the_corpus_and_agree(folder: Path) -> None:
     spawn(_score_as_rank, args=(folder,), nprocs=2)

@@ -14,7 +14,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from trainables.scoring.measures import HEADS, MEASURES, Scores
 from tuner.study.storage import open_storage
-from tuner.study.study import FINALISTS, SEARCH, value_of
+from tuner.study.study import FINALISTS, SEARCH
+from tuner.study.trials import value_of
 from tuner.verdict import selection
 from tuner.verdict.judge import judge
 
