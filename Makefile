@@ -20,7 +20,7 @@ rooms:
 	$(BIN)lint-imports
 
 test:
-	$(PYTHON) -m pytest
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadgroup
 
 # The tests that start no Ray cluster, train no model for long and need no server: about two minutes.
 fast:

@@ -104,7 +104,7 @@ def test_a_rung_that_ranks_as_the_end_agrees_with_it() -> None:
     end = np.arange(8.0)
     assert agreement(end * 0.1, end)["tau"] == pytest.approx(1.0)
     found = agreement(-end, end)
-    assert (found["tau"], found["rank_of_best"], found["best_end_of_top_quarter"]) == (pytest.approx(-1.0), 8, 1.0)
+    assert [found["tau"], found["rank_of_best"], found["best_end_of_top_quarter"]] == pytest.approx([-1.0, 8, 1.0])
 
 
 def test_made_up_tables_have_the_recorded_format(tmp_path: Any) -> None:

@@ -152,6 +152,7 @@ def launch(config: dict[str, Any], node_type: str) -> dict[str, Any]:
     return described
 
 
+@pytest.mark.integration
 def test_a_worker_offers_one_a10g(bootstrapped: dict[str, Any]) -> None:
     for name in ("gpu_spot", "gpu_on_demand"):
         resources = bootstrapped["available_node_types"][name]["resources"]
@@ -194,7 +195,7 @@ def test_what_is_launched(
 
 def test_uploads_that_were_killed_are_not_paid_for_for_ever() -> None:
     """Moto takes no notice of it in a stack."""
-    nodes = yaml.compose((ROOT / "docs/aws.yaml").read_text(), Loader=yaml.SafeLoader)
+    nodes: Any = yaml.compose((ROOT / "docs/aws.yaml").read_text(), Loader=yaml.SafeLoader)
     for name in ("Resources", "RunBucket", "Properties", "LifecycleConfiguration"):
         (nodes,) = (value for key, value in nodes.value if key.value == name)
     (rule,) = yaml.safe_load(yaml.serialize(nodes))["Rules"]

@@ -42,7 +42,7 @@ class Cluster:
 
 def connect(monkeypatch: pytest.MonkeyPatch, cluster: Cluster) -> None:
     monkeypatch.setattr(ray.job_submission, "JobSubmissionClient", lambda _: cluster)
-    monkeypatch.setattr(tuner.cluster.submit.time, "sleep", lambda _: None)
+    monkeypatch.setattr("tuner.cluster.submit.time.sleep", lambda _: None)
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_broken_lines_keep_their_numbers(tmp_path: Path) -> None:
     ("name", "content", "rule"),
     [
         ("rows.jsonl", LINES.decode().encode("utf-16"), "UTF-8"),
-        ("rows.jsonl.gz", gzip.compress(LINES)[:-20], "unreadable"),
+        ("rows.jsonl.gz", gzip.compress(LINES, mtime=0)[:-20], "unreadable"),
         ("rows.jsonl.gz", LINES, "unreadable"),
         ("rows.jsonl.xz", LINES, "unreadable"),
         ("rows.parquet", LINES, "Parquet"),
@@ -118,7 +118,7 @@ def test_another_format_is_refused_with_those_that_are_read(tmp_path: Path) -> N
 
 def test_what_is_written_has_the_same_fields_in_every_row(tmp_path: Path) -> None:
     """`datasets` takes a column's type from the first 10 MB of a file."""
-    rows = [{"query": f"q {n}", "pos": [f"p {n}"], "neg": [f"n {n}"]} for n in range(200)]
+    rows: list[dict[str, Any]] = [{"query": f"q {n}", "pos": [f"p {n}"], "neg": [f"n {n}"]} for n in range(200)]
     for number, row in enumerate(rows):
         row |= {"pos_scores": [1 if number < 150 else 0.5], "neg_scores": [0]}
         row |= {"prompt": "find: "} if number == 199 else {}

@@ -114,7 +114,7 @@ def test_mteb_gives_the_same_score_in_both_libraries(tmp_path: Path) -> None:
     config = TrialConfig(
         name="0007",
         directory=str(tmp_path / "again"),
-        arguments=read_run(run).trained | {"use_cpu": True},
+        arguments={**read_run(run).trained, "use_cpu": True},
         eval_data=str(run / "data" / "eval"),
         metric="dense.ndcg_at_10",
         split="test",

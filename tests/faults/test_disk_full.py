@@ -57,6 +57,7 @@ def _trials(run_dir: Path) -> list[tuple[object, ...]]:
     return [(t.number, t.state.name, t.value, t.params) for t in read_studies(run_dir)[0].trials]
 
 
+@pytest.mark.integration
 def test_a_search_goes_on_when_there_is_room_again(small_disk: Path, tmp_path: Path) -> None:
     (tmp_path / "straight").mkdir()
     run_in_process(_agenda(tmp_path / "straight", []), _writes)

@@ -30,7 +30,7 @@ class WithoutNccl(Slot):
 
     def _trainer(self) -> TorchTrainer:
         trainer = super()._trainer()
-        trainer.backend_config = TorchConfig(backend="gloo")
+        trainer.backend_config = TorchConfig(backend="gloo")  # type: ignore[attr-defined]
         return trainer
 
 

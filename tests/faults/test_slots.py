@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 
-import tuner.cluster.slot
 from tests.faults.fault_trains import every_trial_fails, faulty, slot_killed_in_trial_1, steady
 from tests.support.fake import open_agenda
 from tests.support.left_over import left_over
@@ -89,7 +88,7 @@ def test_a_group_whose_controller_has_no_place_is_given_up(monkeypatch: pytest.M
     )
     slot._group, slot._waited, over = threading.Thread(target=lambda: over.wait()), 0.0, threading.Event()
     slot._group.start()
-    monkeypatch.setattr(tuner.cluster.slot.ray, "get", lambda value: value)
+    monkeypatch.setattr("tuner.cluster.slot.ray.get", lambda value: value)
     monkeypatch.setattr(slot, "_shortage", lambda: "nothing is free")
     said = [slot._next_event() for _ in range(341)]
     over.set()

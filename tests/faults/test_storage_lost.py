@@ -69,6 +69,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[object, ...
     return _trials(CONFIG, run_dir)
 
 
+@pytest.mark.integration
 def test_a_server_that_comes_back_is_waited_for(
     server: Server, straight: list[tuple[object, ...]], tmp_path: Path
 ) -> None:

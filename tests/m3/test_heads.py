@@ -79,11 +79,11 @@ def test_colbert_scores_in_chunks_have_the_same_gradients(monkeypatch: pytest.Mo
     generator = torch.Generator().manual_seed(0)
     sides = [torch.randn(n, 5, 4, generator=generator, dtype=torch.float64, requires_grad=True) for n in (3, 7)]
     lengths = torch.tensor([[5], [4], [3]])
-    whole = colbert_scores(*sides, lengths)
+    whole = colbert_scores(sides[0], sides[1], lengths)
     expected = torch.autograd.grad(whole.square().sum(), sides)
 
     monkeypatch.setattr(heads, "_SCORES_AT_ONCE", 160)  # two passages of 3 x 5 x 5 similarities
-    chunked = colbert_scores(*sides, lengths)
+    chunked = colbert_scores(sides[0], sides[1], lengths)
     torch.testing.assert_close(chunked, whole)
     torch.testing.assert_close(torch.autograd.grad(chunked.square().sum(), sides), expected)
 

@@ -80,6 +80,7 @@ def check_losses(values: dict[str, Any], folder: Path) -> None:
     assert results[0]["ours"] != results[1]["ours"]
 
 
+@pytest.mark.integration
 def test_negatives_across_two_workers(folder: Path, tmp_path: Path) -> None:
     """Also in sub-batches, which upstream cannot do."""
     check_losses(arguments(folder, negatives_cross_device=True, sub_batch_size=2), tmp_path)

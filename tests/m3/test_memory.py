@@ -51,7 +51,7 @@ class Float32Norm(nn.LayerNorm):
 
 def make_model(layers: int, sub_batch_size: int | None, checkpointing: bool, unified: bool) -> Model:
     shape: dict[str, Any] = {"hidden_size": SIZE, "intermediate_size": 4 * SIZE, "num_hidden_layers": layers}
-    none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    none: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     config = XLMRobertaConfig(
         vocab_size=VOCABULARY, num_attention_heads=4, max_position_embeddings=LENGTH + 2, **shape, **none
     )

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import XLMRobertaModel
+from transformers import XLMRobertaConfig, XLMRobertaModel
 
 from tests.m3.test_packing import encoder_of
 from tests.support.varlen_kernels import kernels_on_cpu
@@ -28,8 +28,9 @@ def projections(**how: Any) -> list[Tensor]:
 def attended(parts: list[Tensor], **more: Any) -> Tensor:
     cu_seqlens = CU_SEQLENS.to(parts[0].device)
     kernel = varlen.kernel_of(parts[0].device, parts[0].dtype, parts[0].shape[-1])
+    query, key, value = parts
     given = {"cu_seqlens": cu_seqlens, "longest": 5, "text_lengths": LENGTHS, "kernel": kernel, "scaling": 0.3, **more}
-    return attend(torch.nn.Module(), *parts, None, **given)[0]
+    return attend(torch.nn.Module(), query, key, value, None, **given)[0]
 
 
 @pytest.mark.parametrize("way", ["flash", "efficient"])
@@ -124,7 +125,9 @@ def test_a_class_made_of_a_known_one_stays_padded() -> None:
     class Remote(XLMRobertaModel):
         pass
 
-    assert not can_pack(Remote(encoder_of("xlm-roberta").config))
+    config = encoder_of("xlm-roberta").config
+    assert isinstance(config, XLMRobertaConfig)
+    assert not can_pack(Remote(config))
 
 
 def test_saved_models_do_not_name_our_attention(tmp_path: Path) -> None:

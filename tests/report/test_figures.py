@@ -4,7 +4,7 @@ import json
 
 import optuna
 import pytest
-from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import create_trial
 
 from tuner.report.figures import FEWEST_FOR_IMPORTANCE, Picture, search_pictures, seeds_picture
@@ -71,7 +71,10 @@ def test_a_value_cannot_end_the_script_it_is_drawn_by() -> None:
 )
 def test_log_axes_have_labels_at_any_scale(ends: tuple[float, float], labels: list[str]) -> None:
     study = optuna.create_study(direction="maximize")
-    space = {"size": FloatDistribution(*ends, log=True), "rate": FloatDistribution(1e-9, 1, log=True)}
+    space: dict[str, BaseDistribution] = {
+        "size": FloatDistribution(*ends, log=True),
+        "rate": FloatDistribution(1e-9, 1, log=True),
+    }
     for value in ends:
         study.add_trial(create_trial(value=0.5, params={"size": value, "rate": 1e-7}, distributions=space))
     (slices,) = (p for p in search_pictures(study, metric=METRIC, rungs=(1.0,), winner=None) if p.title == "Slices")

@@ -159,10 +159,10 @@ def test_a_pusher_says_that_the_place_is_lost_and_outlives_other_errors(
             push(paths)
 
         monkeypatch.setattr(worker, "push", odd)
-        _until(lambda: pusher.ask() or len(asked) >= 2)  # type: ignore[func-returns-value]
+        _until(lambda: pusher.ask() or len(asked) >= 2)
         pusher.require_place()
     write(worker, trials__0007__log="a b")
-    _until(lambda: pusher.ask() or pusher._lost is not None)  # type: ignore[func-returns-value]
+    _until(lambda: pusher.ask() or pusher._lost is not None)
     with pytest.raises(LeaseLostError):
         pusher.require_place()
     with pytest.raises(LeaseLostError):

@@ -106,8 +106,16 @@ def test_a_project_is_not_resumed(project: Path, capsys: pytest.CaptureFixture[s
     assert contents(project) == before
 
 
-@pytest.mark.parametrize("there", [False, True])
-@pytest.mark.parametrize("flags", [["--dry_run"], ["--metric", "sparse.ndcg_at_10"]], ids=["dry run", "refused"])
+@pytest.mark.parametrize(
+    ("flags", "there"),
+    [
+        pytest.param(["--dry_run"], False, marks=pytest.mark.integration),
+        pytest.param(["--dry_run"], True, marks=pytest.mark.slow),
+        (["--metric", "sparse.ndcg_at_10"], False),
+        (["--metric", "sparse.ndcg_at_10"], True),
+    ],
+    ids=["dry run", "dry run, folder there", "refused", "refused, folder there"],
+)
 def test_nothing_is_left_where_nothing_was(
     flags: list[str], there: bool, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +135,7 @@ def test_a_plan_from_python_leaves_nothing(inputs: Path, tmp_path: Path, monkeyp
     assert contents(tmp_path) == {}
 
 
+@pytest.mark.integration
 def test_a_plan_of_the_example_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tuner.search.estimate.describe", lambda _: [])
@@ -371,7 +380,9 @@ def _search_but_for_training(argv: list[str], folder: Path) -> None:
         TrialFolders(folder / "trials").keep(set(), set())
 
 
-QUICK = settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+QUICK = settings(
+    max_examples=30, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True
+)
 LONG = settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
 
 
@@ -386,7 +397,8 @@ def test_somebodys_directory_stays(files: dict[str, str], flags: list[str], name
     _somebodys_directory_stays(files, flags, named, place)
 
 
-@settings(QUICK, max_examples=12)
+@pytest.mark.integration
+@settings(QUICK, max_examples=8)
 @given(files=IN_A_RUN, flag=REPLACING)
 def test_what_is_not_ours_stays(files: dict[str, str], flag: str, place: Path, inputs: Path) -> None:
     _what_is_not_ours_stays(files, [flag], place, inputs)

@@ -71,9 +71,10 @@ def test_what_was_kept_is_a_run_directory_of_its_own(run_dir: Path) -> None:
     for _ in range(2):
         with set_aside(run_dir):
             kept = keep_replaced(run_dir, "20261126-101500")
-            assert kept is not None
+        assert kept is not None
         shutil.copytree(kept, run_dir, dirs_exist_ok=True)
     assert _visible(run_dir)[2:4] == ["replaced-20261126-101500", "replaced-20261126-101500-2"]
+    assert kept is not None
     with held(kept, "--resume"):
         assert holds_search(kept)
     assert before - {"notes.txt", ".m3-tuner"} <= files_in(kept)
@@ -158,8 +159,15 @@ def request_flags(tmp_path: Path) -> list[str]:
 )
 @pytest.mark.parametrize("replacing", ["--overwrite_output_dir", "--replace"])
 def test_neither_a_plan_nor_a_bad_request_costs_the_old_search(
-    flags: list[str], code: int, replacing: str, run_dir: Path, request_flags: list[str]
+    flags: list[str],
+    code: int,
+    replacing: str,
+    run_dir: Path,
+    request_flags: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """The plan without its estimate, whose first steps are trained in a process and a folder of their own."""
+    monkeypatch.setattr("tuner.search.estimate.describe", lambda _: [])
     before = {name: (run_dir / name).read_bytes() for name in files_in(run_dir)}
     assert main([*request_flags, "--run_dir", str(run_dir), replacing, *flags]) == code
     assert {name: (run_dir / name).read_bytes() for name in files_in(run_dir) - {".lock"}} == before

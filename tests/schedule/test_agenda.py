@@ -462,8 +462,8 @@ def test_the_time_is_written_down_when_a_search_is_told_to_end(tmp_path: Path, m
             raise Interrupted(130)
 
     for name in ("with_parameters", "with_resources"):
-        monkeypatch.setattr(executor.tune, name, lambda *_, **__: None)
-    monkeypatch.setattr(executor.tune, "Tuner", Told)
+        monkeypatch.setattr(f"tuner.cluster.executor.tune.{name}", lambda *_, **__: None)
+    monkeypatch.setattr("tuner.cluster.executor.tune.Tuner", Told)
     monkeypatch.setattr(executor, "_save_running", lambda _: None)
     monkeypatch.setattr(executor, "_beside_the_driver", lambda: None)  # it would start Ray
     slots = Slots(count=1, workers=1, cpus=1, gpus=0, folder=tmp_path)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ CONFIG = TrialConfig(
 )
 
 
-def _attempts(*failures: tuple[FailureKind, str], retries: Retries | None = None, config: TrialConfig = CONFIG) -> int:
+def _attempts(*failures: tuple[Any, str], retries: Retries | None = None, config: TrialConfig = CONFIG) -> int:
     """How many of the failures come about: each is the end of an attempt."""
     retries, tries = retries or Retries(), Tries()
     for number, (kind, message) in enumerate(failures, start=1):

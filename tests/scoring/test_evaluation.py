@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import multiprocessing
+from torch.multiprocessing.spawn import spawn
 from transformers import AutoModel, AutoTokenizer
 
 from tests.support.m3_fixtures import make_eval, make_model
@@ -44,7 +44,7 @@ def score(folder: Path, settings: EncodingSettings = SETTINGS) -> Scores:
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean", "last_token"])
-def test_scores_equal_flagembedding(folder: Path, pooling: str) -> None:
+def test_scores_equal_flagembedding(folder: Path, pooling: Any) -> None:
     from FlagEmbedding import BGEM3FlagModel
 
     theirs = BGEM3FlagModel(
@@ -176,9 +176,10 @@ def _score_as_rank(rank: int, folder: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.integration
 @pytest.mark.timeout(300)  # two interpreters start
 def test_two_processes_share_the_corpus_and_agree(folder: Path) -> None:
-    multiprocessing.spawn(_score_as_rank, args=(folder,), nprocs=2)
+    spawn(_score_as_rank, args=(folder,), nprocs=2)
     expected = score(folder)
     for rank in range(2):
         assert Scores.from_json((folder / f"{rank}.json").read_text()) == expected

@@ -88,9 +88,17 @@ def test_a_second_model_gets_its_own_scores(embedder: tuple[Any, Any], eval_data
 def test_judging_is_silent_and_leaves_the_generators(
     embedder: tuple[Any, Any], eval_data: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    states = (
+        random.getstate(),
+        np.random.get_state(legacy=False)["state"]["key"].tolist(),
+        torch.get_rng_state().tolist(),
+    )
     judge(*embedder, SETTINGS, eval_data, "dev")
-    assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == states
+    assert (
+        random.getstate(),
+        np.random.get_state(legacy=False)["state"]["key"].tolist(),
+        torch.get_rng_state().tolist(),
+    ) == states
     assert capfd.readouterr() == ("", "")
 
 

@@ -23,6 +23,7 @@ def test_hours_add_up() -> None:
     assert search_hours(config, probe, scoring=10) == pytest.approx((10 + 120 + 8 * 95 + 240 + 30) / 3600)
 
 
+@pytest.mark.integration
 def test_a_plan_says_what_a_search_takes(tmp_path: Path) -> None:
     model, rows = make_model(tmp_path / "model"), make_rows(tmp_path / "rows.jsonl", rows=120)
     arguments = {"model_name_or_path": str(model), "train_data": [str(rows)], "per_device_train_batch_size": 2}
@@ -41,6 +42,7 @@ def test_a_plan_says_what_a_search_takes(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "trials").exists()
 
 
+@pytest.mark.integration
 def test_a_dry_run_whose_first_steps_do_not_train_is_refused_after_its_plan(tmp_path: Path) -> None:
     model, rows = make_model(tmp_path / "model"), make_rows(tmp_path / "rows.jsonl", rows=120)
     (model / "model.safetensors").write_bytes(b"broken")

@@ -1,6 +1,7 @@
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -79,7 +80,7 @@ def test_flagembeddings_own_deepspeed_file_need_not_be_there(tmp_path: Path) -> 
         ({"knowledge_distillation": True}, "needs pos_scores and neg_scores"),
     ],
 )
-def test_what_cannot_work_is_refused(tmp_path: Path, changes: dict[str, object], words: str) -> None:
+def test_what_cannot_work_is_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(RequestError, match=words):
         _plan(tmp_path, **changes)
 

@@ -83,6 +83,7 @@ def test_ten_broken_rows_are_all_told_and_nothing_is_started(tmp_path: Path) -> 
     assert not (tmp_path / "run" / "trials").exists()
 
 
+@pytest.mark.slow
 def test_a_plan_is_printed_without_training(tmp_path: Path) -> None:
     model, rows = make_model(tmp_path / "model"), make_rows(tmp_path / "rows.jsonl", rows=120)
     done = _search(

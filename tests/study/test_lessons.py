@@ -39,7 +39,7 @@ def test_what_is_no_search_is_refused_all_at_once(tmp_path: Path) -> None:
 def test_first_trials_are_drawn_near_the_lessons_also_after_a_resume(tmp_path: Path) -> None:
     """The earlier best is at the lower end of every range: most of the first trials lie in the lower third."""
     best = {"learning_rate": 2e-6, "temperature": 0.01, "train_group_size": 2, "per_device_train_batch_size": 2}
-    lessons = [{"run_dir": "earlier", "params": [best]}]
+    lessons: list[dict[str, object]] = [{"run_dir": "earlier", "params": [best]}]
     config = SearchConfig(num_trials=31, seed=1)
 
     def opened(lessons: list[dict[str, object]]) -> SearchStudy:

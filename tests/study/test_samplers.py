@@ -75,6 +75,7 @@ def test_what_was_told_is_learned_from(sampler: str, tmp_path: Path) -> None:
     assert points[sampler][-3:] != points["random"][-3:]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("sampler", sampler_names())
 def test_a_kill_amid_a_suggestion_changes_nothing(sampler: str, tmp_path: Path) -> None:
     for name in ("whole", "broken"):

@@ -1,6 +1,7 @@
 """One contract for every sampler, pruner and storage: a search that is broken off goes on as an unbroken one."""
 
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -20,15 +21,15 @@ def _run(config: SearchConfig, run_dir: Path, *, break_after: int | None = None)
     agenda = open_agenda(config, run_dir)
     ended = 0
 
-    def train(*job: object) -> None:
+    def train(*job: Any) -> None:
         nonlocal ended
         if ended == break_after:
             raise KeyboardInterrupt
-        fake_train(*job)  # type: ignore[arg-type]
+        fake_train(*job)
         ended += 1
 
     try:
-        run_in_process(agenda, train)  # type: ignore[arg-type]
+        run_in_process(agenda, train)
     except KeyboardInterrupt:
         return _run(config, run_dir)
     search, finalists = read_studies(run_dir, config.storage)
@@ -41,8 +42,22 @@ def _value(trial: optuna.trial.FrozenTrial) -> object:
     return trial.values[0] if trial.values and len(trial.values) == 1 else trial.values
 
 
-@pytest.mark.parametrize("sampler", sampler_names())
-@pytest.mark.parametrize("pruner", pruner_names())
+def _every_pair() -> list[object]:
+    """Every sampler with every pruner: quick are the pairs in which one of the two is the default."""
+    usual = SearchConfig()
+    return [
+        pytest.param(
+            sampler,
+            pruner,
+            id=f"{pruner}-{sampler}",
+            marks=[] if usual.sampler == sampler or usual.pruner == pruner else [pytest.mark.slow],
+        )
+        for pruner in pruner_names()
+        for sampler in sampler_names()
+    ]
+
+
+@pytest.mark.parametrize(("sampler", "pruner"), _every_pair())
 def test_a_broken_search_ends_as_an_unbroken_one(sampler: str, pruner: str, tmp_path: Path) -> None:
     config = SearchConfig(num_trials=9, sampler=sampler, pruner=pruner, finalists=2, finalist_seeds=1)
     for name in ("whole", "broken"):

@@ -32,9 +32,9 @@ class FirstGradients(TrainerCallback):
     def __init__(self) -> None:
         self.found: dict[str, torch.Tensor] = {}
 
-    def on_pre_optimizer_step(self, *_: Any, model: torch.nn.Module, **__: Any) -> None:
+    def on_pre_optimizer_step(self, *_: Any, **given: Any) -> None:
         if not self.found:
-            named = [(name.removeprefix("module."), value.grad) for name, value in model.named_parameters()]
+            named = [(name.removeprefix("module."), value.grad) for name, value in given["model"].named_parameters()]
             self.found = {name: gradient.clone() for name, gradient in named if gradient is not None}
 
 

@@ -16,6 +16,7 @@ from trainables.scoring.measures import Scores
 from trainables.scoring.metric import HEADS, MEASURES
 from tuner.study.storage import open_storage
 from tuner.study.study import FINALISTS, SEARCH
+from tuner.study.trials import value_of
 from tuner.verdict import selection
 from tuner.verdict.judge import judge
 
@@ -60,7 +61,9 @@ def build_run(
     search, finalists = _studies(folder, states, gain, generator)
     for number in selection.finalists(search, 3) if seeds > 1 else []:
         for seed in range(43, 42 + seeds):
-            _add(finalists, value=search.trials[number].value + generator.normal(0, 0.004), source=number, seed=seed)
+            _add(
+                finalists, value=value_of(search.trials[number]) + generator.normal(0, 0.004), source=number, seed=seed
+            )
     _write_test_scores(folder, sorted({0, 1, *selection.finalists(search, 3)}), gain, queries)
     if guarded:
         _write_guards(folder, selection.finalists(search, 3))

@@ -30,19 +30,20 @@ def _by_text(cu_seqlens: Tensor, longest: int, dropout: float, scale: float | No
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, *, dropout: float, scale: float | None) -> Tensor:
-    parts = [part.transpose(0, 1)[None] for part in (query, key, value)]
-    return scaled_dot_product_attention(*parts, dropout_p=dropout, scale=scale)[0].transpose(0, 1)
+    query, key, value = (part.transpose(0, 1)[None] for part in (query, key, value))
+    return scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=scale)[0].transpose(0, 1)
 
 
 def _gradients(cu_seqlens: Tensor, scale: float | None, grad: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
     """Returns the gradients of attention without dropout: below autograd, so they are written out."""
     sizes = cu_seqlens.diff().tolist()
     texts = zip(*(part.transpose(0, 1).split(sizes, 1) for part in (grad, *given)), strict=True)
-    parts = [_gradients_of_one(*text, scale=given[0].shape[-1] ** -0.5 if scale is None else scale) for text in texts]
+    factor = given[0].shape[-1] ** -0.5 if scale is None else scale
+    parts = [_gradients_of_one(factor, *text) for text in texts]
     return tuple(torch.cat(part, 1).transpose(0, 1).contiguous() for part in zip(*parts, strict=True))
 
 
-def _gradients_of_one(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, ...]:
+def _gradients_of_one(scale: float, grad: Tensor, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
     """Of tensors (heads, tokens, size)."""
     shares = torch.softmax(query @ key.mT * scale, -1)
     of_shares = grad @ value.mT

@@ -9,7 +9,7 @@ import optuna
 import pytest
 from rich.console import Console
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.models import Normalize, Pooling, Transformer
+from sentence_transformers.models import Normalize, Pooling, Transformer  # type: ignore[import-not-found]
 
 from search_spaces import Context
 from tests.support.m3_fixtures import make_eval, make_model, make_rows

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -49,7 +50,7 @@ def test_two_objectives_with_a_guard_as_constraint(tmp_path: Path) -> None:
         space=plan.space,
         context=plan.context,
     )
-    held = {
+    held: dict[str, Any] = {
         "run_dir": run_dir,
         "arguments": honoured(plan.arguments, gpu=False)[0],
         "eval_data": plan.dataset.eval_data,

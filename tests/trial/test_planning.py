@@ -69,8 +69,8 @@ def test_a_trial_begins_with_the_largest_way_that_fits(runner: Runner, arguments
 def test_only_what_is_trained_is_counted(runner: Runner, arguments: dict[str, Any]) -> None:
     """The embedding has 84 tokens, of which the training data do not contain 20."""
     assert runner.vocabulary is not None
-    seen = {}
-    real = planning.plan_step
+    seen: dict[str, Any] = {}
+    real = memory_module.plan_step
 
     def spy(limit: float, shape: Any, values: Any, **known: Any) -> Any:
         seen.update(known, shape=shape, states=memory(shape, values, **known).weights)

@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _train(folder: Path, run_dir: Path, report_to: str, names: tuple[str, ...]) -> Mapping[str, float]:
     """Trains two trials in one process; returns the scores of the last."""
-    base, scores = BaseModels(), [{}]
+    base, scores = BaseModels(), list[Mapping[str, float]]([{}])
     for name in names:
         config = TrialConfig(
             name=name,

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -91,20 +92,39 @@ def reports(config: TrialConfig) -> list[dict[str, Any]]:
     return [{**json.loads(line), "seconds": None} for line in lines]
 
 
-def check_killed_equals_straight(config: TrialConfig, stop_at: int) -> None:
+def run_here(config: TrialConfig) -> int:
+    """Runs a trial in this process."""
+    from trainables.trial.trial import run_trial
+
+    run_trial(config, lambda _: True)
+    return 0
+
+
+def check_killed_equals_straight(
+    config: TrialConfig, stop_at: int, run_whole: Callable[[TrialConfig], int] = run
+) -> None:
     straight = replace(config, directory=config.directory + "-straight")
-    assert run(straight) == 0
+    assert run_whole(straight) == 0
     assert run(config, stop_at) == -signal.SIGKILL
     assert (Path(config.directory) / "resume").is_dir()
-    assert run(config) == 0
+    assert run_whole(config) == 0
 
     assert reports(config) == reports(straight)
     assert tensor_hash(weights(config)) == tensor_hash(weights(straight))
 
 
+@pytest.mark.integration
 def test_killed_and_resumed_equals_straight(config: TrialConfig) -> None:
-    """13 batches an epoch, so the state of step 10 is in the first epoch and the end in the second."""
-    check_killed_equals_straight(config, stop_at=10)
+    """13 batches an epoch, so the state of step 10 is in the first epoch and the end in the second.
+
+    The slow tests below resume in a process of its own, too.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the process that is killed
+    try:
+        check_killed_equals_straight(config, stop_at=10, run_whole=run_here)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_asked_to_stop_and_resumed_equals_straight(config: TrialConfig) -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TrialConfig:
 
 def _score(config: TrialConfig, folder: Path, **job: object) -> RungReport:
     checkpoint = str(Path(config.directory) / "checkpoint")
-    kind = {"rungs": (), "guards": (), "directory": str(folder), "checkpoint": checkpoint, **job}
+    kind: dict[str, Any] = {"rungs": (), "guards": (), "directory": str(folder), "checkpoint": checkpoint, **job}
     reports: list[RungReport] = []
     run_trial(replace(config, **kind), lambda report: not reports.append(report), base=BaseModels())
     (report,) = reports

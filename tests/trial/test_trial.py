@@ -115,6 +115,7 @@ def test_unknown_argument_is_refused(config: TrialConfig) -> None:
         run(replace(config, arguments={**config.arguments, "learning_rat": 1e-3}))
 
 
+@pytest.mark.integration
 def test_third_trial_in_a_process_equals_the_trial_alone(config: TrialConfig) -> None:
     from trainables.m3.runner import BaseModels
 

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from trainables.config import RungReport
-from trainables.worker import loop as worker
 from trainables.worker.loop import RUNG, Mailbox, StaleGroup
 
 JOB: dict[str, Any] = {"name": "0001"}
@@ -25,7 +24,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(worker.time, "monotonic", clock.monotonic)
+    monkeypatch.setattr("trainables.worker.loop.time.monotonic", clock.monotonic)
     return clock
 
 
