@@ -10,7 +10,8 @@ import pytest
 from tests.support.export_fixtures import make_run
 from tuner.api import load
 from tuner.errors import EXIT_DONE, EXIT_REQUEST, RequestError
-from tuner.export.bundle import best_arguments, main, write_bundle
+from tuner.export.bundle import best_arguments, write_bundle
+from tuner.export.command import main
 from tuner.export.finished_run import read_run
 
 _CODE = """

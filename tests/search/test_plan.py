@@ -15,7 +15,7 @@ from tuner.request.asked import write_config
 from tuner.request.command_line import parse
 from tuner.request.config import SearchConfig
 from tuner.request.storage_url import redacted
-from tuner.run_dir.written import CONFIG_FILE
+from tuner.run_dir.names import CONFIG_FILE
 from tuner.search.plan import Plan, make_plan
 from tuner.study.claim import check_claim, claim, facts
 

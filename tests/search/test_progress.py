@@ -15,7 +15,7 @@ from trainables.config import RungReport
 from trainables.tally import Position
 from tuner.request.config import SearchConfig
 from tuner.schedule.jobs import Row
-from tuner.search import progress, wording
+from tuner.search import wording
 from tuner.search.progress import Progress
 
 CONFIG = SearchConfig(num_trials=3, rungs=(0.5, 1.0), pruner="none", finalists=1, finalist_seeds=1)
@@ -149,7 +149,7 @@ def test_where_nobody_watches_a_line_a_minute_says_what_goes_on(
         r"best so far trial 1: 0\.7000 \(base model 0\.6000, \+0\.1000\); about 0:0\d left",
         shown._heartbeat(),
     )
-    monkeypatch.setattr(progress.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     notebook = Console(file=out, force_jupyter=True)
     plain = Progress(agenda, notebook, planned=3, rungs=2)
     assert (plain._live, plain._pause) == (None, 8.0)  # without widgets a notebook would show nothing
