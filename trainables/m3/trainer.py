@@ -78,7 +78,7 @@ class ResumableTrainer(HuggingFaceTrainer):
         if not self.is_world_process_zero():
             return {}
         torch.save(self.lr_scheduler.state_dict(), folder / _SCHEDULER)
-        return self._on_host({_WEIGHTS: self.model.state_dict(), _OPTIMIZER: self.optimizer.state_dict()}, folder)
+        return self._on_host({_WEIGHTS: trained_state(self.model), _OPTIMIZER: self.optimizer.state_dict()}, folder)
 
     def _on_host(self, contents: dict[str, Any], folder: Path) -> dict[str, Any]:
         copied = self._host_copies.of(contents)
@@ -108,7 +108,8 @@ class ResumableTrainer(HuggingFaceTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         weights = torch.load(Path(resume_from_checkpoint) / _WEIGHTS, map_location="cpu", weights_only=True)
-        (model or self.model).load_state_dict(weights)
+        # what is frozen is the base model's; that nothing else is missing, the sums of all weights will tell
+        (model or self.model).load_state_dict(weights, strict=False)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
@@ -178,6 +179,12 @@ def _move_to(dataset: Any, batches: int) -> None:
         for _ in range(batches // len(dataset.batch_datas)):
             dataset.refresh_epoch()
         dataset.step = batches % len(dataset.batch_datas)
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """Returns a model's state without the parameters that no step changes."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
 
 
 def weight_sums(model: nn.Module) -> list[int]:
