@@ -61,7 +61,7 @@ class Adapters:
             lora_alpha=arguments.lora_alpha,  # type: ignore[arg-type]  # scales as any number does
             lora_dropout=arguments.lora_dropout,
             target_modules=targets or _ALL_LINEAR,
-            exclude_modules=rf"{_UNUSED}\..*" if hasattr(encoder, _UNUSED) else None,
+            exclude_modules=rf"{_UNUSED}\..*" if getattr(encoder, _UNUSED, None) else None,
         )
         inject_adapter_in_model(config, encoder, adapter_name=_ADAPTER)
         self._layers = list(_adapted(encoder))
