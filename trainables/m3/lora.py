@@ -3,6 +3,7 @@
 The adapters are put into the encoder itself, which keeps its class, so that its texts can lie end to end.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 _ADAPTER = "default"
 _ALL_LINEAR = "all-linear"
@@ -128,3 +129,16 @@ def unknown_targets(encoder: nn.Module, targets: Sequence[str]) -> str:
         if unknown
         else ""
     )
+
+
+def main(model: str, trusted: str, *targets: str) -> None:
+    """Prints what is wrong with the names of layers of the model in a folder, whose weights are not read."""
+    own_code = trusted == str(True)
+    with torch.device("meta"):
+        config = AutoConfig.from_pretrained(model, trust_remote_code=own_code)
+        encoder = AutoModel.from_config(config, trust_remote_code=own_code)
+    print(unknown_targets(encoder, named_targets(targets)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

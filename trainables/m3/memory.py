@@ -354,7 +354,10 @@ def _work(
     """Activations of a step, and what scoring takes instead."""
     mixed = _is_mixed(arguments)
     widths, size, at_once = _MIXED if mixed else _FULL, shape.hidden_size, texts.at_once(sub_batch_size)
-    layer, inputs = shape.wide(widths.kept) + _adapted(shape, arguments, widths), shape.num_hidden_layers * _INPUT * size
+    layer, inputs = (
+        shape.wide(widths.kept) + _adapted(shape, arguments, widths),
+        shape.num_hidden_layers * _INPUT * size,
+    )
     unified, last = bool(arguments.get("unified_finetuning")), at_once * _LAST * size
     if arguments.get("fix_encoder"):
         kept, again = 0, shape.wide(widths.forward)

@@ -5,7 +5,7 @@ for the same arguments and seed.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -105,6 +105,13 @@ def build_arguments(arguments: Mapping[str, Any], output_dir: str) -> Arguments:
     if unknown := sorted(values.keys() - known):
         raise ValueError(f"every argument must be FlagEmbedding's or transformers', but got {', '.join(unknown)}")
     return Arguments(*HfArgumentParser(_PARTS).parse_dict(_OURS | values | {"output_dir": output_dir}))
+
+
+def read_command_line(argv: Sequence[str] | None = None) -> Arguments:
+    """Reads FlagEmbedding's flags, and those for LoRA; None takes the process's own."""
+    parser = HfArgumentParser(_PARTS)
+    parser.set_defaults(**_OURS)
+    return Arguments(*parser.parse_args_into_dataclasses(argv))
 
 
 class Model(EncoderOnlyEmbedderM3Model):  # type: ignore[misc]
