@@ -8,9 +8,11 @@ from typing import Any
 from unittest import mock
 
 import torch
+import transformers.trainer
 from torch import Tensor, nn
 from transformers import PrinterCallback
 from transformers import Trainer as HuggingFaceTrainer
+from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
 from trainables.m3.host_copies import HostCopies
 
@@ -73,7 +75,8 @@ class ResumableTrainer(HuggingFaceTrainer):
         if self.is_world_process_zero():
             self.state.save_to_json(str(folder / "trainer_state.json"))
         if self.is_deepspeed_enabled:
-            self._save_optimizer_and_scheduler(str(folder))
+            with mock.patch.object(transformers.trainer, "_is_peft_model", return_value=True):  # without what is frozen
+                self._save_optimizer_and_scheduler(str(folder))
             return {}
         if not self.is_world_process_zero():
             return {}
@@ -137,7 +140,7 @@ def plain_states() -> Iterator[None]:
     """Lets `torch.load` make nothing in the block but tensors, plain values and the four classes of DeepSpeed's states.
 
     DeepSpeed's loaders would unpickle whatever they are given: who can write a run directory would run code where it is
-    resumed.
+    resumed. They also miss the weights that are frozen, which are the base model's.
     """
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
@@ -149,8 +152,15 @@ def plain_states() -> Iterator[None]:
         with torch.serialization.safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]):
             return load(*arguments, **{**options, "weights_only": True})
 
-    with mock.patch.object(torch, "load", plainly):
+    with (
+        mock.patch.object(torch, "load", plainly),
+        mock.patch.object(transformers.trainer, "deepspeed_load_checkpoint", _load_what_is_there),
+    ):
         yield
+
+
+def _load_what_is_there(engine: Any, folder: str, **_: Any) -> None:
+    deepspeed_load_checkpoint(engine, folder, load_module_strict=False)
 
 
 def _repeat_bias_corrections(optimizer: Any) -> None:
