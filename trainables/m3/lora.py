@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Linear as AdaptedLinear
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
@@ -90,22 +90,23 @@ class Adapters:
 
 
 @torch.no_grad()
-def _merged(layer: LoraLayer) -> Tensor:
+def _merged(layer: AdaptedLinear) -> Tensor:
     weight = _base(layer).weight
-    return (weight + layer.get_delta_weight(_ADAPTER)).to(weight.dtype)
+    merged: Tensor = weight + layer.get_delta_weight(_ADAPTER)
+    return merged.to(weight.dtype)
 
 
-def _base(layer: LoraLayer) -> nn.Linear:
+def _base(layer: AdaptedLinear) -> nn.Linear:
     base = layer.base_layer
     assert isinstance(base, nn.Linear)
     return base
 
 
-def _adapted(encoder: nn.Module) -> Iterator[tuple[nn.Module, str, LoraLayer]]:
+def _adapted(encoder: nn.Module) -> Iterator[tuple[nn.Module, str, AdaptedLinear]]:
     """Yields each layer that has an adapter, with the module that it is in and its name there."""
     for parent in list(encoder.modules()):
         for name, layer in parent.named_children():
-            if isinstance(layer, LoraLayer):
+            if isinstance(layer, AdaptedLinear):
                 yield parent, name, layer
 
 
@@ -136,7 +137,7 @@ def main(model: str, trusted: str, *targets: str) -> None:
     own_code = trusted == str(True)
     with torch.device("meta"):
         config = AutoConfig.from_pretrained(model, trust_remote_code=own_code)
-        encoder = AutoModel.from_config(config, trust_remote_code=own_code)
+        encoder = AutoModel.from_config(config, trust_remote_code=own_code)  # type: ignore[no-untyped-call]
     print(unknown_targets(encoder, named_targets(targets)))
 
 

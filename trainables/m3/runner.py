@@ -83,7 +83,7 @@ class Arguments(NamedTuple):
     training: EncoderOnlyEmbedderM3TrainingArguments
 
 
-_PARTS = (ModelArguments, AbsEmbedderDataArguments, EncoderOnlyEmbedderM3TrainingArguments)
+_PARTS: Any = (ModelArguments, AbsEmbedderDataArguments, EncoderOnlyEmbedderM3TrainingArguments)
 
 
 def build_arguments(arguments: Mapping[str, Any], output_dir: str) -> Arguments:
@@ -242,7 +242,7 @@ class Trainer(ResumableTrainer, EncoderOnlyEmbedderM3Trainer):  # type: ignore[m
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:  # noqa: ARG002
         with self.whole_model() as model:
-            model.save(output_dir or self.args.output_dir)
+            model.save(str(output_dir or self.args.output_dir))
 
 
 class Runner(EncoderOnlyEmbedderM3Runner):  # type: ignore[misc]

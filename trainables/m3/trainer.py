@@ -160,7 +160,7 @@ def plain_states() -> Iterator[None]:
 
 
 def _load_what_is_there(engine: Any, folder: str, **_: Any) -> None:
-    deepspeed_load_checkpoint(engine, folder, load_module_strict=False)
+    deepspeed_load_checkpoint(engine, folder, load_module_strict=False)  # type: ignore[no-untyped-call]
 
 
 def _repeat_bias_corrections(optimizer: Any) -> None:

@@ -31,7 +31,7 @@ def check_adapters(arguments: Mapping[str, Any], reached: Mapping[str, Sequence[
             raise RequestError([f"--{given[0]} has no effect without --use_lora True: add it, or drop the other"])
         return
     if find_spec("peft") is None:
-        raise RequestError(["--use_lora needs peft, which is not installed: pip install 'peft>=0.17,<1'"])
+        raise RequestError(["--use_lora needs peft, which is not installed: pip install 'peft>=0.20,<1'"])
     named = [targets for targets in (arguments.get("target_modules"), *reached.get("target_modules", ())) if targets]
     targets = sorted({name for targets in named for name in targets})
     if targets and (problem := _problem(model, targets, bool(arguments.get("trust_remote_code")))):
