@@ -111,7 +111,8 @@ def read_command_line(argv: Sequence[str] | None = None) -> Arguments:
     """Reads FlagEmbedding's flags, and those for LoRA; None takes the process's own."""
     parser = HfArgumentParser(_PARTS)
     parser.set_defaults(**_OURS)
-    return Arguments(*parser.parse_args_into_dataclasses(argv))
+    values = vars(parser.parse_args(argv))
+    return build_arguments(values, values["output_dir"])
 
 
 class Model(EncoderOnlyEmbedderM3Model):  # type: ignore[misc]
@@ -307,7 +308,8 @@ class Runner(EncoderOnlyEmbedderM3Runner):  # type: ignore[misc]
         self._set_parallel()
         tokens = self._reachable_tokens()
         self.vocabulary = None if tokens is None else Vocabulary(self.model.model, tokens)
-        self._compiled_layers = CompiledLayers(self.model.model, self._torch_compile)
+        # layers with adapters have not been compiled on any card
+        self._compiled_layers = CompiledLayers(self.model.model, False if self.adapters else self._torch_compile)
         trainer = Trainer(
             model=self.model,
             args=self.training_args,
