@@ -1,11 +1,13 @@
 """FlagEmbedding's training step against ours: time, memory and losses on the same batches.
 
 Each side trains in a process of its own: FlagEmbedding's unmodified runner, our runner, and as a floor the encoder
-alone, forward and backward on the padded batches that FlagEmbedding makes. Models have random weights and no dropout
-(FlagEmbedding draws masks for padding too, so with dropout only the distribution of the losses is the same).
+alone, forward and backward on the padded batches that FlagEmbedding makes; and our runner once more with LoRA. Models
+have random weights and no dropout (FlagEmbedding draws masks for padding too, so with dropout only the distribution of
+the losses is the same); adapters have theirs.
 
-The last lines are one JSON object a case. Ratios are FlagEmbedding's figure over ours; `floor_ratio` is our whole step
-over the bare encoder's. Memory is the peak above what the process held when its trainer was ready.
+The last lines are one JSON object a case. Ratios are FlagEmbedding's figure over ours, and for LoRA that of our full
+training over LoRA's; `floor_ratio` is our whole step over the bare encoder's. Memory is the peak above what the process
+held when its trainer was ready; a state is what is saved to resume from, weights and optimizer.
 
     python benchmarks/training_step.py                    # every case that this machine can run
     python benchmarks/training_step.py --vocab 30k --quick
@@ -32,6 +34,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, TrainerCallback, XLMRobertaConfig, XLMRobertaModel, set_seed
 
 VOCABULARIES = {"30k": 30_000, "250k": 250_002}
+LORA = {"use_lora": True, "lora_rank": 16, "lora_alpha": 32}
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "A10G": 70e12, "L40S": 362e12, "L4": 121e12}
 """Dense 16-bit matrix arithmetic a second, by a part of the device's name (the makers' data sheets)."""
 
@@ -197,7 +200,8 @@ def trained(case: Case, folder: Path, train_data: Path, side: str) -> dict[str, 
     from trainables.m3.base_models import BaseModels
     from trainables.m3.runner import Runner, build_arguments
 
-    built = build_arguments(arguments(case, folder, train_data), str(folder / side))
+    values = arguments(case, folder, train_data) | (LORA if side == "lora" else {})
+    built = build_arguments(values, str(folder / side))
     runner: Any
     if side == "upstream":
         runner = EncoderOnlyEmbedderM3Runner(*built)
@@ -228,7 +232,15 @@ def trained(case: Case, folder: Path, train_data: Path, side: str) -> dict[str, 
         "seconds": seconds,
         "peak": memory.peak,
         "tokens": statistics.mean(int(count) for count in tokens),
+        "state": 0 if side == "upstream" else _state_bytes(runner.trainer, folder / side),
     }
+
+
+def _state_bytes(trainer: Any, folder: Path) -> int:
+    folder.mkdir(exist_ok=True)
+    for name, content in trainer.capture_state(folder).items():
+        torch.save(content, folder / name)
+    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
 
 
 def floor(case: Case, folder: Path, train_data: Path) -> dict[str, Any]:
@@ -287,19 +299,19 @@ def in_process(case: Case, folder: Path, train_data: Path, side: str) -> dict[st
 def compare(case: Case, folder: Path, train_data: Path) -> dict[str, Any] | None:
     """Measures one case, prints it and returns its summary."""
     write_model(folder / "model", case, train_data)
-    sides = {side: in_process(case, folder, train_data, side) for side in ("floor", "ours", "upstream")}
-    bare, ours, upstream = sides.values()
-    if bare is None or ours is None or upstream is None:
+    sides = {side: in_process(case, folder, train_data, side) for side in ("floor", "ours", "lora", "upstream")}
+    bare, ours, lora, upstream = sides.values()
+    if bare is None or ours is None or lora is None or upstream is None:
         return None
     print("step  FlagEmbedding        ours")
     for step, (theirs, own) in enumerate(zip(upstream["losses"], ours["losses"], strict=True), start=1):
         print(f"{step:4d}  {theirs:13.6f} {own:13.6f}")
     median = {name: statistics.median(side["seconds"]) for name, side in sides.items() if side}
-    for name in ("upstream", "ours"):
-        side = upstream if name == "upstream" else ours
+    for name, side in (("upstream", upstream), ("ours", ours), ("lora", lora)):
         rate = bare["tokens"] / median[name]
-        memory = f"peak {side['peak'] / 2**20:8.0f} MiB"
-        print(f"{name:9s} {median[name]:8.3f} s a step, {memory}, {rate:8.0f} tokens/s{_mfu(case, rate)}")
+        memory = f"peak {side['peak'] / 2**20:8.0f} MiB, state {side['state'] / 2**20:8.1f} MiB"
+        share = "" if name == "lora" else _mfu(case, rate)
+        print(f"{name:9s} {median[name]:8.3f} s a step, {memory}, {rate:8.0f} tokens/s{share}")
     print(f"floor     {median['floor']:8.3f} s a step; {bare['tokens']:.0f} tokens a batch, {bare['padded']} padded")
     return {
         "case": case.name,
@@ -308,6 +320,9 @@ def compare(case: Case, folder: Path, train_data: Path) -> dict[str, Any] | None
         "step_time_ratio": round(median["upstream"] / median["ours"], 2),
         "peak_memory_ratio": round(upstream["peak"] / ours["peak"], 2),
         "floor_ratio": round(median["ours"] / median["floor"], 3),
+        "lora_step_time_ratio": round(median["ours"] / median["lora"], 2),
+        "lora_peak_memory_ratio": round(ours["peak"] / lora["peak"], 2),
+        "lora_state_ratio": round(ours["state"] / lora["state"], 1),
         "max_loss_diff": max(abs(a - b) for a, b in zip(upstream["losses"], ours["losses"], strict=True)),
     }
 

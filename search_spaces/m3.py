@@ -28,6 +28,13 @@ def m3(trial: optuna.Trial, context: Context) -> dict[str, Any]:
     """Suggests learning rate, temperature, group size and batch size for a large model."""
     return {
         "learning_rate": trial.suggest_float("learning_rate", *context.bounds("learning_rate", 2e-6, 5e-5), log=True),
+        **m3_batch(trial, context),
+    }
+
+
+def m3_batch(trial: optuna.Trial, context: Context) -> dict[str, Any]:
+    """Suggests what a query is compared with, and how sharply: temperature, group size and batch size."""
+    return {
         "temperature": trial.suggest_float("temperature", *context.bounds("temperature", 0.01, 0.05), log=True),
         "train_group_size": trial.suggest_int("train_group_size", *context.group_bounds(2, 16)),
         "per_device_train_batch_size": trial.suggest_int("per_device_train_batch_size", *context.batch_bounds(2, 256)),

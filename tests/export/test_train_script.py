@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from tests.m3.test_m3_workers import work
 from tests.support.export_fixtures import UNIFIED, UPSTREAM, command_of, make_run, rename_base
 from trainables.config import TrialConfig
+from trainables.m3.runner import read_command_line
 from tuner.api import export_best
 from tuner.export.bundle import best_arguments, write_bundle
 from tuner.export.command import main
@@ -79,6 +81,26 @@ def test_a_tokenizer_that_flagembedding_cannot_train_with_is_refused(tmp_path: P
     assert command_of(write_bundle(make_run(tmp_path / "dense", bert=True), tmp_path / "dense/bundle", verify=False))
 
 
+def test_adapters_are_trained_again_by_our_own_command(tmp_path: Path) -> None:
+    """FlagEmbedding has none for M3. Ours trains in sub-batches, and without an end-of-sequence token."""
+    lora = {"use_lora": True, "lora_rank": 4, "target_modules": ["query", "value"], "sub_batch_size": 3}
+    bundle = write_bundle(make_run(tmp_path, arguments=UNIFIED | lora, bert=True), tmp_path / "bundle", verify=False)
+    command = command_of(bundle)
+    assert command[:5] == ["--standalone", "--nproc_per_node", "1", "-m", "trainables.m3"]
+    arguments = read_command_line(command[5:])
+    assert (arguments.model.use_lora, arguments.model.lora_rank) == (True, 4)
+    assert arguments.model.target_modules == ["query", "value"]
+    assert arguments.training.sub_batch_size == 3
+    assert "FlagEmbedding has LoRA for decoder models only" in (bundle / "train.sh").read_text()
+    card = (bundle / "README.md").read_text()
+    assert "trains it again with m3-tuner alone" in card
+    assert "merged into the weights" in card
+    done = subprocess.run(
+        ["env", "PYTHON=/bin/false", "bash", str(bundle / "train.sh")], capture_output=True, text=True
+    )
+    assert "does not have m3-tuner" in done.stderr
+
+
 def test_a_python_without_flagembedding_is_refused(tmp_path: Path) -> None:
     bundle = write_bundle(make_run(tmp_path), tmp_path / "bundle", verify=False)
     script = ["env", "PYTHON=/bin/false", "bash", str(bundle / "train.sh")]
@@ -89,10 +111,10 @@ def test_a_python_without_flagembedding_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("workers", [1, 2])
-def test_train_script_trains_the_winner_again(workers: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("workers", "lora"), [(1, {}), (2, {}), (1, {"use_lora": True, "lora_rank": 4})])
+def test_train_script_trains_the_winner_again(workers: int, lora: dict[str, Any], tmp_path: Path) -> None:
     """On two workers, with passages shared between them, which FlagEmbedding refuses to workers that train alone."""
-    arguments = {**UNIFIED, "per_device_train_batch_size": 4, "num_train_epochs": 1.0, "use_cpu": True}
+    arguments = {**UNIFIED, **lora, "per_device_train_batch_size": 4, "num_train_epochs": 1.0, "use_cpu": True}
     run = make_run(
         tmp_path,
         arguments=arguments | {"negatives_cross_device": workers > 1},

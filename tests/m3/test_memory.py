@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
 from tests.support.live_bytes import LiveBytes
 from tests.support.m3_fixtures import make_tokenizer
 from trainables.m3.batching import Layout
+from trainables.m3.lora import Adapters, LoraArguments
 from trainables.m3.memory import Lengths, Memory, Shape, Texts, memory, plan_step
 from trainables.m3.runner import Model
 
@@ -121,6 +123,52 @@ def test_an_estimate_is_not_below_what_is_measured_and_close_to_it(
     found = memory(shape, arguments, sub_batch_size=sub_batch_size, checkpointing=checkpointing)
     print(f"RATIO {activations(found) / peak:.3f}")
     assert 1.0 <= activations(found) / peak <= 1.15
+
+
+class MaskedDropout(nn.Module):
+    """Dropout as CUDA has it: its mask takes a byte a number."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return torch.native_dropout(values, 0.1, True)[0]
+
+
+@pytest.mark.parametrize("mixed", [True, False], ids=["16 bits", "float32"])
+@pytest.mark.parametrize("dropout", [0.0, 0.1], ids=["without dropout", "with dropout"])
+@pytest.mark.parametrize(
+    ("sub_batch_size", "checkpointing"),
+    [(None, False), (None, True), (6, False)],
+    ids=["whole", "checkpointed", "sub-batches"],
+)
+def test_adapters_take_what_is_estimated_for_them(
+    sub_batch_size: int | None, checkpointing: bool, dropout: float, mixed: bool
+) -> None:
+    arguments = {
+        "per_device_train_batch_size": 2,
+        "train_group_size": 8,
+        "query_max_len": LENGTH,
+        "passage_max_len": LENGTH,
+        "bf16": mixed,
+        "use_lora": True,
+        "lora_rank": 8,
+        "lora_dropout": dropout,
+    }
+    model = make_model(6, sub_batch_size, checkpointing, unified=False)
+    Adapters(model.model, LoraArguments(lora_rank=8, lora_dropout=dropout))
+    for layer in model.modules():
+        if dropout and isinstance(layer, LoraLayer):
+            layer.lora_dropout["default"] = MaskedDropout()
+    peak = measured(model, 2, 16, mixed=mixed)
+    shape = Shape.of(model.model.config)
+    found = memory(shape, arguments, sub_batch_size=sub_batch_size, checkpointing=checkpointing)
+    print(f"RATIO {activations(found) / peak:.3f}")
+    assert 1.0 <= activations(found) / peak <= 1.2
+
+
+def test_frozen_weights_have_neither_gradients_nor_moments() -> None:
+    """Of bge-m3's 24 layers, rank 32 trains 24 x 32 x (10 x 1024 + 2 x 4096), and the heads."""
+    found = memory(BGE_M3, {**USERS, "use_lora": True, "lora_rank": 32})
+    trained = 24 * 32 * (10 * 1024 + 2 * 4096) + 1025 * 1025
+    assert (found.weights, found.gradients, found.moments) == (4 * BGE_M3.parameters, 4 * trained, 8 * trained)
 
 
 def activations(found: Memory) -> float:

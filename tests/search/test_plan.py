@@ -273,3 +273,46 @@ def test_two_objectives_are_said_to_prune_nothing(tmp_path: Path) -> None:
     arguments = {"train_data": [str(rows)], "model_name_or_path": str(model), "unified_finetuning": True}
     config = SearchConfig(arguments=arguments, metric="dense.ndcg_at_10,sparse.ndcg_at_10")
     assert any("no trial is pruned" in line for line in make_plan(config, tmp_path / "run", print).warnings)
+
+
+LORA = {"use_lora": True, "lora_rank": 32, "lora_alpha": 64}
+
+
+def test_lora_has_a_space_of_its_own(tmp_path: Path) -> None:
+    start = _plan(tmp_path, space="", **LORA).context.start
+    assert (start["lora_rank"], start["lora_alpha"], start["learning_rate"]) == (32, 64, 5e-5)
+
+
+@pytest.mark.parametrize(
+    ("space", "changes", "words"),
+    [
+        ("m3", {"lora_rank": 8}, "--lora_rank has no effect without --use_lora True"),
+        ("m3_lora", {}, "--lora_rank has no effect without --use_lora True"),
+        ("m3", {**LORA, "fix_encoder": True}, "--fix_encoder and --use_lora exclude each other"),
+        ("m3", {**LORA, "lora_rank": 0}, "lora_rank >= 1 must hold, but got 0"),
+        (
+            "m3",
+            {**LORA, "target_modules": ["q_proj", "query"]},
+            "--target_modules q_proj: no linear layer of the model .* it has dense, key, query, value",
+        ),
+    ],
+)
+def test_adapters_that_cannot_be_are_refused(
+    tmp_path: Path, space: str, changes: dict[str, object], words: str
+) -> None:
+    with pytest.raises(RequestError, match=words):
+        _plan(tmp_path, space=space, **changes)
+
+
+def test_without_peft_the_line_that_installs_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tuner.search.adapters.find_spec", lambda _: None)
+    with pytest.raises(RequestError, match=r"needs peft, which is not installed: pip install 'peft>="):
+        _plan(tmp_path, **LORA)
+
+
+def test_a_search_goes_on_with_the_adapters_that_it_began_with(tmp_path: Path) -> None:
+    plan = _plan(tmp_path, **LORA)
+    assert _refusals(plan, lora_rank=32, lora_dropout=0.1) == []  # upstream's default
+    assert _refusals(plan, lora_rank=8) == [
+        "--resume: lora_rank was 32 when the search began and is 8 now; start a new --run_dir"
+    ]

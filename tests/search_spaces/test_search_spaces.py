@@ -115,7 +115,7 @@ def test_group_sizes_stop_at_the_negatives_there_are() -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("m4", "must be one of example, m3, a YAML file or module:function"),
+        ("m4", "must be one of example, m3, m3_lora, a YAML file or module:function"),
         ("tuner:nothing", "cannot be imported"),
         ("absent.yaml", "cannot be read"),
     ],
@@ -141,3 +141,15 @@ def test_a_file_of_aliases_upon_aliases_is_refused_in_a_few_words(tmp_path: Path
     with pytest.raises(ValueError, match=r"must be \{low, high\} or \{choices\}") as refused:
         load_search_space(str(tmp_path / "space.yaml"))
     assert len(str(refused.value)) < 20_000
+
+
+def test_alpha_keeps_its_ratio_to_the_rank() -> None:
+    """Of your own settings, here 1 to 2; so they are a value of the space."""
+    start = {"lora_rank": 32, "lora_alpha": 16}
+    context = Context(rows=1000, negatives=7, start=start)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    study.enqueue_trial(start)
+    found = [suggest(load_search_space("m3_lora"), study.ask(), context) for _ in range(20)]
+    assert (found[0]["lora_rank"], found[0]["lora_alpha"]) == (32, 16)
+    assert all(values["lora_alpha"] * 2 == values["lora_rank"] for values in found)
+    assert len({values["lora_rank"] for values in found}) > 5

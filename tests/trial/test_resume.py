@@ -37,6 +37,7 @@ run_trial(TrialConfig.from_dict(json.loads(sys.argv[1])), lambda report: True, p
 """
 """Runs a trial and kills itself in the step after `stop_at`."""
 
+LORA = {"use_lora": True, "lora_rank": 4, "lora_alpha": 8}
 UNIFIED = {"unified_finetuning": True, "use_self_distill": True, "self_distill_start_step": 12}
 
 
@@ -127,10 +128,19 @@ def test_killed_and_resumed_equals_straight(config: TrialConfig) -> None:
         torch.set_num_threads(threads)
 
 
-def test_asked_to_stop_and_resumed_equals_straight(config: TrialConfig) -> None:
+@pytest.mark.slow
+def test_adapters_killed_and_resumed_equal_straight(config: TrialConfig) -> None:
+    """Through a rung, at which they are merged to be scored, and taken out again."""
+    lora = replace(config, arguments={**config.arguments, **LORA}, rungs=(0.25, 0.75, 1.0))
+    check_killed_equals_straight(lora, stop_at=10)
+
+
+@pytest.mark.parametrize("changes", [{}, LORA], ids=["whole", "adapters"])
+def test_asked_to_stop_and_resumed_equals_straight(config: TrialConfig, changes: dict[str, Any]) -> None:
     """As Ctrl-C asks: the state of the step at hand is saved, whatever its age."""
     from trainables.trial.trial import run_trial
 
+    config = replace(config, arguments={**config.arguments, **changes}, rungs=(0.25, 1.0))
     straight = replace(config, directory=config.directory + "-straight")
     run_trial(straight, lambda _: True)
     with pytest.raises(TrialInterrupted, match="stopped at step 7"):
@@ -232,6 +242,15 @@ def test_states_of_another_configuration_are_not_used(tmp_path: Path, config: Tr
     States(tmp_path / "resume", config).save(10, lambda _: {})
     other = replace(config, arguments={**config.arguments, "learning_rate": 2e-3})
     assert States(tmp_path / "resume", other).newest() is None
+
+
+def test_a_state_of_other_adapters_is_not_taken_up(tmp_path: Path, config: TrialConfig) -> None:
+    lora = replace(config, arguments={**config.arguments, **LORA})
+    States(tmp_path / "resume", lora).save(10, lambda _: {})
+    assert States(tmp_path / "resume", lora).newest() is not None
+    for changes in ({"lora_rank": 8}, {"use_lora": False}, {"target_modules": ["query"]}):
+        other = replace(lora, arguments={**lora.arguments, **changes})
+        assert States(tmp_path / "resume", other).newest() is None
 
 
 def test_sub_batch_size_does_not_change_what_is_computed(config: TrialConfig) -> None:

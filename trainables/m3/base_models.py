@@ -35,15 +35,15 @@ class BaseModels:
 
     def tokenizer(self, arguments: Any) -> PreTrainedTokenizerBase:
         """Returns the tokenizer of FlagEmbedding's model arguments; `tokenizer_name` is ignored, as it is upstream."""
-        key = repr(arguments)
+        known = {
+            "cache_dir": arguments.cache_dir,
+            "token": arguments.token,
+            "use_fast": arguments.use_fast_tokenizer,
+            "trust_remote_code": arguments.trust_remote_code,
+        }
+        key = repr((arguments.model_name_or_path, known))
         if key not in self._tokenizers:
-            self._tokenizers[key] = AutoTokenizer.from_pretrained(
-                arguments.model_name_or_path,
-                cache_dir=arguments.cache_dir,
-                token=arguments.token,
-                use_fast=arguments.use_fast_tokenizer,
-                trust_remote_code=arguments.trust_remote_code,
-            )
+            self._tokenizers[key] = AutoTokenizer.from_pretrained(arguments.model_name_or_path, **known)
         return self._tokenizers[key]
 
     def model(self, load: Callable[..., dict[str, Any]], arguments: Any) -> dict[str, Any]:

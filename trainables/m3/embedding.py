@@ -34,7 +34,8 @@ class ReachableEmbedding(nn.Module):
 
     def __init__(self, whole: nn.Embedding, tokens: Tensor) -> None:
         super().__init__()
-        self.weight = nn.Parameter(whole.weight.detach()[tokens].clone())
+        rows_in_reach = whole.weight.detach()[tokens].clone()
+        self.weight = nn.Parameter(rows_in_reach, requires_grad=whole.weight.requires_grad)
         self.tokens = tokens
         rows = torch.full((whole.num_embeddings,), -1)
         rows[tokens] = torch.arange(len(tokens))

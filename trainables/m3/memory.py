@@ -14,6 +14,9 @@ from typing import Any
 
 from trainables.config import DEFAULT_LENGTHS
 
+LORA_RANK = 64
+"""FlagEmbedding's default."""
+
 _FLOAT = 4
 _INDEX = 8
 _SPREAD = 4.0
@@ -60,6 +63,13 @@ _EMBEDDED = 5
 """The embeddings' sum and dropout mask."""
 _LAST = 12
 """The last hidden states, copies of them for the heads, and token vectors before normalisation."""
+
+
+_ADAPTED = ((5, 1), (17, 1))
+"""Bytes that adapters keep of a token in a layer, as in `_Widths`, in 16 bits and in float32: each of the six has a
+dropout mask, and in float32 a copy of its input, which query, key and value share otherwise."""
+_ADAPTING = (1, 1)
+"""Numbers that they add to the layer that is at work: an input's gradient comes from the layer and from its adapter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +120,10 @@ class Shape:
     def matrices(self) -> int:
         """Weights of the layers' products: those that autocast copies."""
         return self.num_hidden_layers * (4 * self.hidden_size**2 + 2 * self.hidden_size * self.intermediate_size)
+
+    def adapters(self, rank: int) -> int:
+        """Returns the weights of adapters of that rank (LoRA) on all of the layers' products."""
+        return self.num_hidden_layers * rank * (10 * self.hidden_size + 2 * self.intermediate_size)
 
     def wide(self, factors: tuple[int, int]) -> int:
         """Returns bytes of a token in a layer."""
@@ -280,7 +294,7 @@ def memory(
 
 def _states(shape: Shape, arguments: Mapping[str, Any], parameters: int, workers: int) -> dict[str, float]:
     """Weights, moments and gradients of a step."""
-    trained = (shape.hidden_size + 1) * (shape.colbert_dim + 1) if arguments.get("fix_encoder") else parameters
+    trained = _trained(shape, arguments, parameters)
     moments = trained * _moment_bytes(arguments.get("optim"))
     gradients, buckets = trained * _FLOAT, trained * _FLOAT * (workers > 1)
     accumulates = int(arguments.get("gradient_accumulation_steps") or 1) > 1
@@ -299,6 +313,18 @@ def _states(shape: Shape, arguments: Mapping[str, Any], parameters: int, workers
         "gradients": trained * own / (parts if stage == 2 else 1),
         "held_gradients": trained * own * accumulates,
     }
+
+
+def _trained(shape: Shape, arguments: Mapping[str, Any], parameters: int) -> int:
+    """Returns how many of the parameters have gradients and moments."""
+    heads = (shape.hidden_size + 1) * (shape.colbert_dim + 1)
+    if arguments.get("fix_encoder"):
+        return heads
+    return heads + shape.adapters(_rank(arguments)) if arguments.get("use_lora") else parameters
+
+
+def _rank(arguments: Mapping[str, Any]) -> int:
+    return int(arguments.get("lora_rank") or LORA_RANK)
 
 
 def _moment_bytes(optim: Any) -> int:
@@ -328,13 +354,17 @@ def _work(
     """Activations of a step, and what scoring takes instead."""
     mixed = _is_mixed(arguments)
     widths, size, at_once = _MIXED if mixed else _FULL, shape.hidden_size, texts.at_once(sub_batch_size)
-    layer, inputs = shape.wide(widths.kept), shape.num_hidden_layers * _INPUT * size
+    layer, inputs = (
+        shape.wide(widths.kept) + _adapted(shape, arguments, widths),
+        shape.num_hidden_layers * _INPUT * size,
+    )
     unified, last = bool(arguments.get("unified_finetuning")), at_once * _LAST * size
     if arguments.get("fix_encoder"):
         kept, again = 0, shape.wide(widths.forward)
     else:
         kept, again = (inputs, layer) if checkpointing else (shape.num_hidden_layers * layer, 0)
-    stored, layers = at_once * (kept + _EMBEDDED * size), at_once * (again + shape.wide(_WORKING))
+    working = shape.wide(_WORKING) + shape.wide(_ADAPTING) * widths.number * bool(arguments.get("use_lora"))
+    stored, layers = at_once * (kept + _EMBEDDED * size), at_once * (again + working)
     copies = shape.matrices * widths.number * mixed
     heads, held = _heads(shape, arguments, texts, workers, widths)
     scored = _SCORED_TOKENS * (shape.wide(widths.forward) + 2 * _FLOAT * shape.colbert_dim * unified)
@@ -343,10 +373,18 @@ def _work(
         "kept": held if sub_batch_size else stored,
         "heads": heads if sub_batch_size else heads + last,
         "layers": layers + stored + last if sub_batch_size else layers + last * (not checkpointing),
-        "first_layer": at_once * (layer + shape.wide(_WORKING) + (_INPUT + _EMBEDDED) * size),
+        "first_layer": at_once * (layer + working + (_INPUT + _EMBEDDED) * size),
         "embedding": at_once * shape.wide(_WORKING),
         "scoring": copies + scored + _SCORED_SIMILARITIES * _FLOAT * unified,
     }
+
+
+def _adapted(shape: Shape, arguments: Mapping[str, Any], widths: _Widths) -> int:
+    """Returns the bytes that a layer's adapters keep of a token, their inner values among them."""
+    if not arguments.get("use_lora"):
+        return 0
+    dropped = shape.wide(_ADAPTED[widths is _FULL]) if arguments.get("lora_dropout") != 0 else 0
+    return dropped + 6 * _rank(arguments) * widths.number
 
 
 def _heads(

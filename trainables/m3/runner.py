@@ -5,9 +5,9 @@ for the same arguments and seed.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +35,7 @@ from trainables.m3.batching import Collator, Layout
 from trainables.m3.compiling import CompiledLayers
 from trainables.m3.embedding import Vocabulary, embedded_from, encode_groups, plain_embedding, token_table
 from trainables.m3.heads import colbert_scores, sparse_vectors, token_vectors
+from trainables.m3.lora import Adapters, LoraArguments
 from trainables.m3.packing import Packed, Padded
 from trainables.m3.tokens import Tokeniser, check_rows, passage_texts, query_texts, sorted_folders, texts_of
 from trainables.m3.trainer import ResumableTrainer
@@ -69,12 +70,20 @@ _ADAM = ("adamw_torch", "adamw_torch_fused")
 """Optimizers that leave a parameter alone which has never had a gradient, if there is no weight decay."""
 
 
+@dataclass
+class ModelArguments(LoraArguments, EncoderOnlyEmbedderM3ModelArguments):  # type: ignore[misc]
+    """FlagEmbedding's model arguments for M3, and those for LoRA that it has for decoder models alone."""
+
+
 class Arguments(NamedTuple):
     """FlagEmbedding's three dataclasses."""
 
-    model: EncoderOnlyEmbedderM3ModelArguments
+    model: ModelArguments
     data: AbsEmbedderDataArguments
     training: EncoderOnlyEmbedderM3TrainingArguments
+
+
+_PARTS: Any = (ModelArguments, AbsEmbedderDataArguments, EncoderOnlyEmbedderM3TrainingArguments)
 
 
 def build_arguments(arguments: Mapping[str, Any], output_dir: str) -> Arguments:
@@ -92,11 +101,18 @@ def build_arguments(arguments: Mapping[str, Any], output_dir: str) -> Arguments:
         values["warmup_steps"] = values.pop("warmup_ratio")
     if isinstance(values.get("train_data"), str):
         values["train_data"] = [values["train_data"]]
-    parts = (EncoderOnlyEmbedderM3ModelArguments, AbsEmbedderDataArguments, EncoderOnlyEmbedderM3TrainingArguments)
-    known = {each.name for part in parts for each in fields(part)}
+    known = {each.name for part in _PARTS for each in fields(part)}
     if unknown := sorted(values.keys() - known):
         raise ValueError(f"every argument must be FlagEmbedding's or transformers', but got {', '.join(unknown)}")
-    return Arguments(*HfArgumentParser(parts).parse_dict(_OURS | values | {"output_dir": output_dir}))
+    return Arguments(*HfArgumentParser(_PARTS).parse_dict(_OURS | values | {"output_dir": output_dir}))
+
+
+def read_command_line(argv: Sequence[str] | None = None) -> Arguments:
+    """Reads FlagEmbedding's flags, and those for LoRA; None takes the process's own."""
+    parser = HfArgumentParser(_PARTS)
+    parser.set_defaults(**_OURS)
+    values = vars(parser.parse_args(argv))
+    return build_arguments(values, values["output_dir"])
 
 
 class Model(EncoderOnlyEmbedderM3Model):  # type: ignore[misc]
@@ -217,13 +233,17 @@ class Model(EncoderOnlyEmbedderM3Model):  # type: ignore[misc]
 class Trainer(ResumableTrainer, EncoderOnlyEmbedderM3Trainer):  # type: ignore[misc]
     """Upstream's trainer, resumable; adds up its losses on the device."""
 
+    whole_model: Callable[[], AbstractContextManager[Model]]
+    """See `Runner.whole_model`."""
+
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         with fast_linear(self.model):
             loss: Tensor = super().training_step(*args, **kwargs)
         return loss
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:  # noqa: ARG002
-        self.model.save(output_dir or self.args.output_dir)
+        with self.whole_model() as model:
+            model.save(str(output_dir or self.args.output_dir))
 
 
 class Runner(EncoderOnlyEmbedderM3Runner):  # type: ignore[misc]
@@ -252,7 +272,9 @@ class Runner(EncoderOnlyEmbedderM3Runner):  # type: ignore[misc]
         super().__init__(*arguments)
 
     def load_tokenizer_and_model(self) -> tuple[PreTrainedTokenizerBase, Model]:
-        return load_model(Arguments(self.model_args, self.data_args, self.training_args), self._base)
+        tokenizer, model = load_model(Arguments(self.model_args, self.data_args, self.training_args), self._base)
+        self.adapters = Adapters(model.model, self.model_args) if self.model_args.use_lora else None
+        return tokenizer, model
 
     def load_train_dataset(self) -> AbsEmbedderTrainDataset:
         with sorted_folders():
@@ -286,7 +308,8 @@ class Runner(EncoderOnlyEmbedderM3Runner):  # type: ignore[misc]
         self._set_parallel()
         tokens = self._reachable_tokens()
         self.vocabulary = None if tokens is None else Vocabulary(self.model.model, tokens)
-        self._compiled_layers = CompiledLayers(self.model.model, self._torch_compile)
+        # layers with adapters have not been compiled on any card
+        self._compiled_layers = CompiledLayers(self.model.model, False if self.adapters else self._torch_compile)
         trainer = Trainer(
             model=self.model,
             args=self.training_args,
@@ -295,6 +318,7 @@ class Runner(EncoderOnlyEmbedderM3Runner):  # type: ignore[misc]
             processing_class=self.tokenizer,
             callbacks=[*self._callbacks, self._compiled_layers],
         )
+        trainer.whole_model = self.whole_model
         if self.data_args.same_dataset_within_batch:
             trainer.add_callback(EmbedderTrainerCallbackForDataRefresh(self.train_dataset))
         return trainer
@@ -309,22 +333,26 @@ class Runner(EncoderOnlyEmbedderM3Runner):  # type: ignore[misc]
 
     @contextmanager
     def whole_model(self) -> Iterator[Model]:
-        """Yields the model as it stands, for scoring and saving."""
-        with self.vocabulary.whole() if self.vocabulary else nullcontext(), self._compiled_layers.as_written():
+        """Yields the model as it stands, for scoring and saving: with all tokens, and with its adapters merged."""
+        with (
+            self.vocabulary.whole() if self.vocabulary else nullcontext(),
+            self.adapters.merged() if self.adapters else nullcontext(),
+            self._compiled_layers.as_written(),
+        ):
             yield self.model
 
     def _reachable_tokens(self) -> Any:
         """Returns every token that training can come across, or None where rows out of reach may change or be met."""
-        training = self.training_args
+        training, is_frozen = self.training_args, self.adapters is not None
         caches = (self.data_collator.query_tokens.cache, self.data_collator.passage_tokens.cache)
-        still = (
+        still = is_frozen or (
             training.optim in _ADAM
             and not training.weight_decay
             and _is_adam(getattr(training, "hf_deepspeed_config", None))
         )
         known = "type" not in self.train_dataset.dataset.column_names and None not in caches
         embedding = plain_embedding(self.model.model)
-        if not (still and known) or embedding is None or not embedding.weight.requires_grad:
+        if not (still and known) or embedding is None or training.fix_encoder:
             return None
         met = [cache.vocabulary for cache in caches]
         return np.unique(np.concatenate([*met, [self.tokenizer.pad_token_id]])).astype(np.int64)

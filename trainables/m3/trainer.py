@@ -8,9 +8,11 @@ from typing import Any
 from unittest import mock
 
 import torch
+import transformers.trainer
 from torch import Tensor, nn
 from transformers import PrinterCallback
 from transformers import Trainer as HuggingFaceTrainer
+from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
 from trainables.m3.host_copies import HostCopies
 
@@ -73,12 +75,13 @@ class ResumableTrainer(HuggingFaceTrainer):
         if self.is_world_process_zero():
             self.state.save_to_json(str(folder / "trainer_state.json"))
         if self.is_deepspeed_enabled:
-            self._save_optimizer_and_scheduler(str(folder))
+            with mock.patch.object(transformers.trainer, "_is_peft_model", return_value=True):  # without what is frozen
+                self._save_optimizer_and_scheduler(str(folder))
             return {}
         if not self.is_world_process_zero():
             return {}
         torch.save(self.lr_scheduler.state_dict(), folder / _SCHEDULER)
-        return self._on_host({_WEIGHTS: self.model.state_dict(), _OPTIMIZER: self.optimizer.state_dict()}, folder)
+        return self._on_host({_WEIGHTS: trained_state(self.model), _OPTIMIZER: self.optimizer.state_dict()}, folder)
 
     def _on_host(self, contents: dict[str, Any], folder: Path) -> dict[str, Any]:
         copied = self._host_copies.of(contents)
@@ -108,7 +111,8 @@ class ResumableTrainer(HuggingFaceTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         weights = torch.load(Path(resume_from_checkpoint) / _WEIGHTS, map_location="cpu", weights_only=True)
-        (model or self.model).load_state_dict(weights)
+        # what is frozen is the base model's; that nothing else is missing, the sums of all weights will tell
+        (model or self.model).load_state_dict(weights, strict=False)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
@@ -136,7 +140,7 @@ def plain_states() -> Iterator[None]:
     """Lets `torch.load` make nothing in the block but tensors, plain values and the four classes of DeepSpeed's states.
 
     DeepSpeed's loaders would unpickle whatever they are given: who can write a run directory would run code where it is
-    resumed.
+    resumed. They also miss the weights that are frozen, which are the base model's.
     """
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
@@ -148,8 +152,15 @@ def plain_states() -> Iterator[None]:
         with torch.serialization.safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]):
             return load(*arguments, **{**options, "weights_only": True})
 
-    with mock.patch.object(torch, "load", plainly):
+    with (
+        mock.patch.object(torch, "load", plainly),
+        mock.patch.object(transformers.trainer, "deepspeed_load_checkpoint", _load_what_is_there),
+    ):
         yield
+
+
+def _load_what_is_there(engine: Any, folder: str, **_: Any) -> None:
+    deepspeed_load_checkpoint(engine, folder, load_module_strict=False)  # type: ignore[no-untyped-call]
 
 
 def _repeat_bias_corrections(optimizer: Any) -> None:
@@ -178,6 +189,12 @@ def _move_to(dataset: Any, batches: int) -> None:
         for _ in range(batches // len(dataset.batch_datas)):
             dataset.refresh_epoch()
         dataset.step = batches % len(dataset.batch_datas)
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """Returns a model's state without the parameters that no step changes."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
 
 
 def weight_sums(model: nn.Module) -> list[int]:

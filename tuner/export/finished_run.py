@@ -60,6 +60,11 @@ class FinishedRun:
         return self.model.trial
 
     @property
+    def has_adapters(self) -> bool:
+        """Whether adapters were trained (LoRA), which FlagEmbedding has for decoder models only; they are merged."""
+        return bool(self.trained.get("use_lora")) and not self.is_base
+
+    @property
     def is_base(self) -> bool:
         """Whether the base model is exported, which was not trained."""
         return not self.rung

@@ -12,7 +12,7 @@ from tuner.export.finished_run import FinishedRun
 from tuner.export.model_folder import has_heads, has_suffixes, lacking_tokens
 from tuner.export.negatives import Negatives
 from tuner.export.templates import render
-from tuner.export.train_script import memory_note, tokens_note
+from tuner.export.train_script import called, memory_note, tokens_note
 from tuner.run_dir.object_storage import is_url
 from tuner.verdict.decision import KEEP, sentence, settings_notes
 from tuner.verdict.encoding import shown_settings
@@ -48,7 +48,7 @@ def model_card(run: FinishedRun, arguments: Mapping[str, Any], step: Negatives, 
         bundle: The folder with the model in it.
     """
     notes = (memory_note(run), tokens_note(lacking_tokens(run, bundle)))
-    return _card(run, arguments, bundle, step=step, training_notes=[note for note in notes if note])
+    return _card(run, arguments, bundle, step=step, called=called(run), training_notes=[note for note in notes if note])
 
 
 def base_card(run: FinishedRun, arguments: Mapping[str, Any], bundle: Path) -> str:
@@ -79,7 +79,7 @@ def _card(run: FinishedRun, arguments: Mapping[str, Any], bundle: Path, **traini
         has_heads=has_heads(bundle),
         has_suffixes=has_suffixes(run),
         seeds=", ".join(f"{item.seed}: {item.dev:.4f}" for item in run.best.seeds),
-        packages={package: version(package) for package in _PACKAGES},
+        packages={package: version(package) for package in (*_PACKAGES, *["peft"] * run.has_adapters)},
         **training,
     )
 

@@ -52,7 +52,7 @@ def has_heads(folder: Path) -> bool:
 
 def lacking_tokens(run: FinishedRun, folder: Path) -> list[str]:
     """Returns the special tokens without which FlagEmbedding cannot train the sparse head, and this model has not."""
-    if not run.argument("unified_finetuning"):
+    if run.has_adapters or not run.argument("unified_finetuning"):
         return []
     from transformers import AutoTokenizer
 

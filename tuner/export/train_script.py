@@ -24,6 +24,8 @@ from tuner.run_dir.names import BEST, SETTINGS, TRAIN
 from tuner.run_dir.object_storage import is_url
 
 MODULE = "FlagEmbedding.finetune.embedder.encoder_only.m3"
+OWN_MODULE = "trainables.m3"
+"""The same command of this package, for what FlagEmbedding has not."""
 DEEPSPEED_FILE = "deepspeed.json"
 _TEMPLATE = "train_script_template.sh"
 _PACKAGES = ("FlagEmbedding", "transformers", "torch")
@@ -55,7 +57,7 @@ def arguments_of(run: FinishedRun) -> dict[str, Any]:
                 f"has {', '.join(map(repr, unknown))}; no search wrote this, or one with other versions of them"
             ]
         )
-    left_out = _PLACES | _REPORTING | _MEMORY | _SAVING | {*SECRETS}
+    left_out = _PLACES | _REPORTING | _SAVING | {*SECRETS} | (set() if run.has_adapters else _MEMORY)
     arguments = {name: value for name, value in run.trained.items() if name not in left_out and value is not None}
     arguments["model_name_or_path"] = run.base_model
     if run.is_base:
@@ -90,10 +92,15 @@ def copy_data(run: FinishedRun, bundle: Path) -> None:
     shutil.copytree(run.folder / DATA / TRAIN, bundle / _DATA)
 
 
+def called(run: FinishedRun) -> str:
+    """Returns the package that train.sh trains with."""
+    return "m3-tuner" if run.has_adapters else "FlagEmbedding"
+
+
 def memory_note(run: FinishedRun) -> str:
     """Returns why training again needs more memory than the search did; empty where it does not."""
     size = int(run.trained.get("sub_batch_size") or 0)
-    if size <= 0:
+    if size <= 0 or run.has_adapters:
         return ""
     return (
         f"The search trained with sub-batches of {size}, of the same gradients. FlagEmbedding's own save no memory and "
@@ -122,10 +129,14 @@ def train_script(run: FinishedRun, arguments: Mapping[str, Any], step: Negatives
         step: The workers that the negatives assume.
         lacking: Special tokens that FlagEmbedding needs and the tokenizer does not have.
     """
+    module = OWN_MODULE if run.has_adapters else MODULE
     return render(
         _TEMPLATE,
         step=step,
-        module=MODULE,
+        module=module,
+        package=module.partition(".")[0],
+        called=called(run),
+        has_adapters=run.has_adapters,
         flags={name: _shell(name, value) for name, value in arguments.items()},
         rows=run.dataset.rows,
         files=[name.removeprefix(f"{_DATA}/") for name in arguments["train_data"]],
@@ -133,7 +144,7 @@ def train_script(run: FinishedRun, arguments: Mapping[str, Any], step: Negatives
         hub=None
         if _absent({"model_name_or_path": arguments["model_name_or_path"]})
         else arguments["model_name_or_path"],
-        packages={package: version(package) for package in _PACKAGES},
+        packages={package: version(package) for package in dict.fromkeys((called(run), *_PACKAGES))},
         on_cpus=bool(arguments.get("use_cpu")),
         memory_note=textwrap.wrap(memory_note(run), 116),
         tokens_note=tokens_note(lacking),

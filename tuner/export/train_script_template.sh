@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains this model again with FlagEmbedding alone, into ./trained.
+# Trains this model again with {{ called }} alone, into ./trained.
 #
 # It needs
 #   - {% for package, version in packages.items() %}{{ package }} {{ version }}{{ ", " if not loop.last }}{% endfor %}: in the active environment, or of PYTHON=.venv/bin/python
@@ -19,6 +19,10 @@
 # Flags given to this script win over those below: bash train.sh --output_dir elsewhere
 # {{ step.workers }} worker{{ "s" if step.workers > 1 }}, {{ step }}.
 # Another number of workers is another model: python -m tuner.export RUN_DIR --gpus N --to DIR keeps it the same.
+{% if has_adapters %}
+# FlagEmbedding has LoRA for decoder models only, and cannot train this one: the command below is the search's own, of
+# FlagEmbedding's flags. What it saves has the adapters merged, and opens in FlagEmbedding as any other model.
+{% endif %}
 {% if alpha is not none %}
 # The weights beside this script are base + {{ alpha | general }} * (trained - base); this trains what was mixed.
 {% endif %}
@@ -34,8 +38,8 @@ given() {
   done
   return 1
 }
-"$python" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("FlagEmbedding") is None)' ||
-  needs+=("FlagEmbedding, which $python does not have: activate its environment, or PYTHON=.venv/bin/python")
+"$python" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("{{ package }}") is None)' ||
+  needs+=("{{ called }}, which $python does not have: activate its environment, or PYTHON=.venv/bin/python")
 data="${TRAIN_DATA:-}"
 for folder in "$here/data/train" "$here/../data/train"; do
   if [ -z "$data" ] && [ -d "$folder" ]; then data="$folder"; fi

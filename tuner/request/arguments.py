@@ -2,7 +2,7 @@
 
 The dataclasses are parsed, not imported: importing them costs seconds (torch, transformers), and a wrong flag is to be
 refused at once. Sources: ``AbsArguments.py`` and ``encoder_only/m3/arguments.py`` of FlagEmbedding,
-``training_args.py`` of transformers.
+``training_args.py`` of transformers, and `trainables.m3.lora` for what FlagEmbedding has for decoder models alone.
 """
 
 import ast
@@ -20,12 +20,14 @@ _SOURCES = (
     ("FlagEmbedding", "abc/finetune/embedder/AbsArguments.py"),
     ("FlagEmbedding", "finetune/embedder/encoder_only/m3/arguments.py"),
     ("transformers", "training_args.py"),
+    ("trainables", "m3/lora.py"),
 )
 _ENUMERATIONS = ("trainer_utils.py", "training_args.py")
 """Files of transformers whose enumerations are the values of some arguments."""
 _CLASSES = {
     "AbsEmbedderModelArguments": "model",
     "EncoderOnlyEmbedderM3ModelArguments": "model",
+    "LoraArguments": "model",
     "AbsEmbedderDataArguments": "data",
     "AbsEmbedderTrainingArguments": "training",
     "EncoderOnlyEmbedderM3TrainingArguments": "training",

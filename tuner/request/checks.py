@@ -48,6 +48,9 @@ UPSTREAM_RULES: Mapping[str, tuple[Callable[[Any], bool], str, str]] = {
     "passage_max_len": (lambda v: v >= 3, "passage_max_len >= 3", "it counts tokens, 2 of them special"),
     "pad_to_multiple_of": (lambda v: v is None or v >= 1, "pad_to_multiple_of >= 1", "8 suits GPUs"),
     "shuffle_ratio": (lambda v: 0 <= v <= 1, "0 <= shuffle_ratio <= 1", "leave it out to never shuffle"),
+    "lora_rank": (lambda v: v >= 1, "lora_rank >= 1", "8 to 64 are usual"),
+    "lora_alpha": (lambda v: v > 0, "lora_alpha > 0", "twice the lora_rank is usual"),
+    "lora_dropout": (lambda v: 0 <= v < 1, "0 <= lora_dropout < 1", "0 to 0.1 are usual"),
     "use_mrl": (lambda v: not v, "use_mrl must be False", "FlagEmbedding's M3 model does not implement it"),
 }
 """Argument -> (predicate, rule, remedy) for values that FlagEmbedding accepts, then fails on or never learns with."""
@@ -174,6 +177,10 @@ def contradictions(arguments: Mapping[str, Any], *, workers: int, metric: Metric
                 arguments.get("fix_encoder") and metric and not _trains_heads(arguments, metric),
                 f"--fix_encoder: nothing that --metric {metric} measures would be trained; drop it, or train and "
                 "measure the other heads (--unified_finetuning True --metric hybrid.ndcg_at_10)",
+            ),
+            (
+                arguments.get("fix_encoder") and arguments.get("use_lora"),
+                "--fix_encoder and --use_lora exclude each other: adapters train the encoder; keep one",
             ),
             *((True, message) for message in impossible(arguments)),
             (lacks_negatives(arguments, workers), no_negatives(arguments)),

@@ -62,7 +62,8 @@ class SearchConfig:
     time_budget: str | None = None
     """Wall-clock limit of the whole search, as 90m, 8h, 1h30m or 2d, or a number of seconds. None: no limit."""
     search_space: str | None = None
-    """What is varied: a name in search_spaces/, a YAML file, or module:function. None: m3."""
+    """What is varied: a name in search_spaces/, a YAML file, or module:function. None: m3, or m3_lora with
+    --use_lora True."""
     sampler: str = "tpe"
     """Who suggests settings, of Optuna's samplers: tpe, random, qmc or gp."""
     pruner: str = "promotion"

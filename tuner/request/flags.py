@@ -43,7 +43,7 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     "training (the first trial; --search_space varies some of these)": (
         *("learning_rate", "temperature", "train_group_size", "per_device_train_batch_size", "num_train_epochs"),
         *("warmup_ratio", "fp16", "bf16", "gradient_checkpointing", "deepspeed", "sentence_pooling_method"),
-        *("normalize_embeddings", "unified_finetuning", "use_self_distill"),
+        *("normalize_embeddings", "unified_finetuning", "use_self_distill", "use_lora", "lora_rank", "lora_alpha"),
     ),
     "search": (
         *("num_trials", "search_space", "sampler", "pruner", "reduction_factor", "rungs", "warm_start", "patience"),

@@ -58,6 +58,11 @@ _ARGUMENTS: Mapping[str, str] = {
     "use_self_distill": "With unified_finetuning, let the three kinds of vectors learn from their sum",
     "self_distill_start_step": "Step from which use_self_distill counts; -1 is from the first",
     "fix_encoder": "Do not train the encoder, only the sparse and ColBERT layers",
+    "use_lora": "Train low-rank adapters of the encoder (LoRA) and the sparse and ColBERT layers, nothing else",
+    "lora_rank": "Rank of the adapters",
+    "lora_alpha": "Adapters count lora_alpha / lora_rank times; twice the rank is usual",
+    "lora_dropout": "Dropout rate of what goes into the adapters",
+    "target_modules": "Names of the encoder's linear layers that get adapters; all of them by default",
     # transformers' training
     "learning_rate": "Highest learning rate",
     "per_device_train_batch_size": "Queries in a batch of one worker",

@@ -207,7 +207,7 @@ def beyond_reach(
     notes = [f"--search_space {space}: it can reach {no_negatives(poorest)}"] if lacking else []
     others = {
         line
-        for name in ("fp16", "bf16", "fix_encoder", "unified_finetuning")
+        for name in ("fp16", "bf16", "fix_encoder", "use_lora", "unified_finetuning")
         for value in reached.get(name, ())
         for line in contradictions({**arguments, name: value}, workers=limits.workers, metric=limits.metric)
     }

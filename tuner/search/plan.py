@@ -23,6 +23,7 @@ from tuner.request.taken_over import taken_over
 from tuner.run_dir.names import GUARDS, MANIFEST
 from tuner.run_dir.object_storage import is_url
 from tuner.schedule.disk import fit_to_disk, weights_bytes
+from tuner.search.adapters import check_adapters
 from tuner.search.caches import can_be_written
 from tuner.search.limits import check_limits, fitting_lengths, limits_of
 from tuner.search.space import find_space, rehearse
@@ -31,7 +32,6 @@ from tuner.study.lessons import Lesson, read_lessons
 from tuner.study.pruners import pruner_names
 from tuner.study.samplers import sampler_names
 
-DEFAULT_SPACE = "m3"
 _PATHS = ("deepspeed", "cache_dir", "cache_path")
 _BUDGETS = ("max_steps", "warmup_steps")
 _TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "mlflow": ("mlflow",), "wandb": ("wandb",)}
@@ -124,7 +124,8 @@ def _look(
         lengths, said = fitting_lengths(limits.positions, arguments)
         arguments = {**arguments, **lengths}
         context, reached = _context(config, space, arguments, dataset)
-        warnings = [*said, *check_limits(limits, arguments, reached, config.search_space or DEFAULT_SPACE)]
+        warnings = [*said, *check_limits(limits, arguments, reached, space_name(config))]
+        check_adapters(arguments, reached, Path(model))
         if config.resume:
             check_claim(facts(config, dataset), run_dir, config.storage, config.study_name)
         dataset = _in_place(dataset, data_folder)
@@ -136,6 +137,11 @@ def _of_every_trial(found: _Found) -> dict[str, Any]:
     arguments = {name: value for name, value in found.arguments.items() if name not in (*_BUDGETS, *SECRETS)}
     here = {"model_name_or_path": found.model, "train_data": list(found.dataset.train_data)}
     return {**arguments, **here, **found.context.start}
+
+
+def space_name(config: SearchConfig) -> str:
+    """Returns what ``--search_space`` names, or would."""
+    return config.search_space or ("m3_lora" if config.arguments.get("use_lora") else "m3")
 
 
 def _of_two_objectives(config: SearchConfig) -> Iterator[str]:
@@ -163,7 +169,7 @@ def _check_names(config: SearchConfig) -> SearchSpace:
     if cache is not None and not can_be_written(Path(cache)):
         problems.append(f"--cache_path {cache}: cannot be written; name a folder of yours, or leave it out")
     try:
-        space = find_space(config.search_space or DEFAULT_SPACE)
+        space = find_space(space_name(config))
     except ValueError as error:
         problems.extend(f"--search_space: {line}" for line in str(error).splitlines())
     if problems:  # of data, only what takes no time is looked at for a request that is refused anyway
@@ -286,7 +292,7 @@ def _context(
     """What `space` may know, the user's own value of every argument that it varies among it, and what it reaches."""
     start = searchable_numbers(arguments, dataset.rows)
     context = Context(rows=dataset.rows, negatives=dataset.negatives, start=start)
-    called, known = config.search_space or DEFAULT_SPACE, upstream_arguments()
+    called, known = space_name(config), upstream_arguments()
     others = [known[name] for name in rehearse(called, space, context).keys() - start.keys() if name in known]
     own = {argument.name: arguments.get(argument.name, argument.default) for argument in others}
     given = {name: value for name, value in own.items() if value is not None}
