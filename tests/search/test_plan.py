@@ -275,7 +275,7 @@ def test_two_objectives_are_said_to_prune_nothing(tmp_path: Path) -> None:
     assert any("no trial is pruned" in line for line in make_plan(config, tmp_path / "run", print).warnings)
 
 
-LORA = {"use_lora": True, "lora_rank": 32, "lora_alpha": 64}
+LORA: dict[str, Any] = {"use_lora": True, "lora_rank": 32, "lora_alpha": 64}
 
 
 def test_lora_has_a_space_of_its_own(tmp_path: Path) -> None:
