@@ -98,7 +98,7 @@ def test_adapters_are_trained_again_by_our_own_command(tmp_path: Path) -> None:
     done = subprocess.run(
         ["env", "PYTHON=/bin/false", "bash", str(bundle / "train.sh")], capture_output=True, text=True
     )
-    assert "does not have m3-tuner" in done.stderr
+    assert "m3-tuner, which /bin/false does not have" in done.stderr
 
 
 def test_a_python_without_flagembedding_is_refused(tmp_path: Path) -> None:
