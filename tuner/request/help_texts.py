@@ -62,7 +62,7 @@ _ARGUMENTS: Mapping[str, str] = {
     "lora_rank": "Rank of the adapters",
     "lora_alpha": "Adapters count lora_alpha / lora_rank times; twice the rank is usual",
     "lora_dropout": "Dropout rate of what goes into the adapters",
-    "target_modules": "Names of the encoder's linear layers that get adapters; all of them by default",
+    "target_modules": "Names of the encoder's linear layers that get adapters. None: all of them",
     # transformers' training
     "learning_rate": "Highest learning rate",
     "per_device_train_batch_size": "Queries in a batch of one worker",
