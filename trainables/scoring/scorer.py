@@ -19,9 +19,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from trainables.failures import NonFiniteScore
+from trainables.scoring.corpus import Corpus
 from trainables.scoring.encoding import EmbeddingModel, Encoder, Tokens, evaluation_mode, to_device, tokenise
 from trainables.scoring.frozen import HiddenStates
-from trainables.scoring.heldout import Qrels, read_passages, read_qrels, read_queries
+from trainables.scoring.heldout import Qrels, read_qrels, read_queries
 from trainables.scoring.measures import DEPTH, Scores
 from trainables.scoring.metric import HEADS, score_name
 from trainables.scoring.ranking import Matcher, TopK, sort_keys
@@ -78,7 +79,7 @@ class _Queries:
 
 
 class Scorer:
-    """Scores models on one held-out set; the corpus is read and tokenised once, when the scorer is made.
+    """Scores models on one held-out set; the corpus is tokenised at most once, when the scorer is made.
 
     Under ``torch.distributed`` every rank must call `score` (each encodes its share of the corpus), and every rank
     gets the same scores.
@@ -87,18 +88,16 @@ class Scorer:
         eval_data: a BEIR folder.
         tokenizer: the model's tokenizer, a transformers one.
         settings: lengths, instructions, pooling; the same as in training.
+        corpus: the folder's passages, tokenised. None: they are read and tokenised here.
     """
 
-    def __init__(self, eval_data: Path, tokenizer: Any, settings: EncodingSettings) -> None:
+    def __init__(
+        self, eval_data: Path, tokenizer: Any, settings: EncodingSettings, corpus: Corpus | None = None
+    ) -> None:
         self._folder = Path(eval_data)
         self._tokenizer = tokenizer
         self._settings = settings
-        ids: list[str] = []
-        with TALLY.counting("tokenised"):
-            self._passages = tokenise(tokenizer, self._texts(ids), settings.passage_max_len)
-        self._sorted_ids = sorted(ids)
-        position = {passage: place for place, passage in enumerate(self._sorted_ids)}
-        self._positions = torch.tensor([position[passage] for passage in ids])
+        self._corpus = corpus or Corpus.read(self._folder, tokenizer, settings)
         self._queries: dict[str, _Queries] = {}
         self._hidden: dict[tuple[str, torch.dtype], HiddenStates] = {}
 
@@ -158,11 +157,6 @@ class Scorer:
         means = Scores.of(split, rankings, queries.qrels).means
         return mixtures[max(mixtures, key=lambda name: means[score_name(name, measure)])]
 
-    def _texts(self, ids: list[str]) -> Iterator[str]:
-        for passage, text in read_passages(self._folder):
-            ids.append(passage)
-            yield self._settings.passage_text(text)
-
     def _queries_of(self, split: str) -> _Queries:
         if split not in self._queries:
             qrels = read_qrels(self._folder, split)
@@ -187,7 +181,7 @@ class Scorer:
         matcher = Matcher(encoded, len(queries.ids), heads)
         best = {name: TopK(len(queries.ids), DEPTH, encoder.device) for name in mixtures}
         finite = torch.ones((), dtype=torch.int32, device=encoder.device)
-        with TALLY.counting("embedded", len(self._sorted_ids)):
+        with TALLY.counting("embedded", len(self._corpus.ids)):
             for scores, positions in self._scored(encoder, matcher):
                 for name, weights in mixtures.items():
                     mixed = _mixed(scores, weights)
@@ -196,15 +190,15 @@ class Scorer:
         _gather(best, finite)
         if not finite:
             raise NonFiniteScore("scores must be finite, but an embedding is NaN or infinite: the training diverged")
-        return {name: dict(zip(queries.ids, top.passages(self._sorted_ids), strict=True)) for name, top in best.items()}
+        return {name: dict(zip(queries.ids, top.passages(self._corpus.ids), strict=True)) for name, top in best.items()}
 
     def _scored(self, encoder: Encoder, matcher: Matcher) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         """Yield head -> scores (queries, passages) and the passages' positions, for this rank's share of the corpus."""
         rank, world = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
         parts: list[dict[str, Tensor]] = []
         passages: list[npt.NDArray[np.int64]] = []
-        for batch in islice(self._passages.batches(encoder.batch_tokens), rank, None, world):
-            for scores, texts in encoder.encoded(self._passages, batch, matcher.scores):
+        for batch in islice(self._corpus.tokens.batches(encoder.batch_tokens), rank, None, world):
+            for scores, texts in encoder.encoded(self._corpus.tokens, batch, matcher.scores):
                 parts.append(scores)
                 passages.append(texts)
                 TALLY.add(len(texts) * world)
@@ -218,7 +212,7 @@ class Scorer:
         self, parts: list[dict[str, Tensor]], passages: list[npt.NDArray[np.int64]], device: torch.device
     ) -> tuple[dict[str, Tensor], Tensor]:
         scores = {head: torch.cat([part[head] for part in parts], dim=1) for head in parts[0]}
-        return scores, to_device(self._positions[torch.from_numpy(np.concatenate(passages))], device)
+        return scores, to_device(self._corpus.positions[torch.from_numpy(np.concatenate(passages))], device)
 
 
 def _checked_heads(model: EmbeddingModel, heads: Sequence[str] | None) -> Sequence[str]:

@@ -14,8 +14,9 @@ from trainables.files import new_folder, write_text
 from trainables.m3.base_models import BaseModels
 from trainables.m3.runner import Arguments, Model, build_arguments, load_model
 from trainables.m3.tokens import fingerprint
-from trainables.names import CHECKPOINT, GUARD, HYBRID, MIXTURES, MTEB, mteb_file, scores_file
+from trainables.names import CHECKPOINT, DATA, GUARD, HYBRID, MIXTURES, MTEB, TOKENS, mteb_file, scores_file
 from trainables.process import rank
+from trainables.scoring.corpus import Corpus
 from trainables.scoring.encoding import EmbeddingModel
 from trainables.scoring.libraries import Parts, load_head
 from trainables.scoring.measures import Scores
@@ -228,6 +229,13 @@ def encoding_settings(arguments: Arguments) -> EncodingSettings:
 def _kept_scorer(config: TrialConfig, settings: EncodingSettings, tokenizer: Any, base: BaseModels) -> Scorer:
     key = (config.eval_data, settings, fingerprint(tokenizer))
     if key not in base.scorers:
-        base.scorers[key] = Scorer(Path(config.eval_data), tokenizer, settings)
+        folder = Path(config.eval_data)
+        corpus = Corpus.cached(token_cache(config), fingerprint(tokenizer), folder, tokenizer, settings)
+        base.scorers[key] = Scorer(folder, tokenizer, settings, corpus)
     scorer: Scorer = base.scorers[key]
     return scorer
+
+
+def token_cache(config: TrialConfig) -> Path:
+    """Returns RUN/data/tokens, for a trial's folder of RUN/trials/NAME."""
+    return Path(config.directory).parents[1] / DATA / TOKENS

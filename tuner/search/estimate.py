@@ -51,7 +51,7 @@ def describe(plan: Plan) -> Iterator[str]:
     samples = _samples(plan)
     rungs = " ".join(f"{share:.0%}" for share in config.rungs)
     kept = max(config.keep_checkpoints, config.finalist_count, 1) + 1
-    held = gigabytes(search_bytes(config, plan.weights_bytes, kept))
+    held = gigabytes(search_bytes(config, plan.weights_bytes, kept, plan.token_bytes))
     yield (
         f"rungs       {rungs} of {plan.dataset.rows:,} rows x {plan.context.start['num_train_epochs']:g} epochs; "
         f"{config.sampler} suggests, {config.pruner} stops"
