@@ -18,6 +18,7 @@ from torch import Tensor
 from trainables.files import new_folder, sha256
 from trainables.scoring.encoding import Tokens, tokenise
 from trainables.scoring.heldout import read_passages
+from trainables.scoring.pool import Pool, place_of
 from trainables.scoring.settings import EncodingSettings
 from trainables.tally import TALLY
 
@@ -112,8 +113,22 @@ class Corpus:
         )
         return cls(Tokens(ids, starts), torch.from_numpy(positions.copy()), PassageIds(names, ends))
 
+    def part(self, pool: Pool) -> Corpus:
+        """Return the passages of a pool, copied; their ids stay those of the whole corpus.
+
+        Raises:
+            ValueError: The pool has a passage that the corpus does not have.
+        """
+        places = [place_of(self.ids, passage) for passage in pool.passages]
+        texts = np.flatnonzero(np.isin(self.positions.numpy(), places))
+        return Corpus(self.tokens.part(texts), self.positions[torch.from_numpy(texts)], self.ids)
+
     def _write(self, folder: Path) -> None:
-        arrays = {"ids": self.tokens.ids, "starts": self.tokens.starts, "positions": self.positions.numpy()}
+        arrays: dict[str, npt.NDArray[Any]] = {
+            "ids": self.tokens.ids,
+            "starts": self.tokens.starts,
+            "positions": self.positions.numpy(),
+        }
         assert isinstance(self.ids, PassageIds)
         for name, values in {**arrays, **self.ids.arrays}.items():
             np.save(folder / f"{name}.npy", values)

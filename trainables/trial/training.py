@@ -72,7 +72,7 @@ def _rows_in_step(arguments: Arguments) -> int:
 
 def _known(folder: Path, states: States, state: Path | None) -> list[RungReport]:
     """Returns what an earlier attempt has reported, where it left a state to go on from, or nothing to do."""
-    records = read_records(folder)
+    records = [record for record in read_records(folder) if record.rung > 0]
     whole = bool(records) and records[-1].last and (folder / CHECKPOINT).is_dir()
     return records if state or (whole and states.are_ours) else []
 
@@ -82,7 +82,7 @@ def _start_anew(folder: Path, states: States) -> None:
     agree(True)  # no worker may still have to look
     if rank() == 0:
         remove_folder(folder / CHECKPOINT)
-        for name in (METRICS, scores_file("dev")):
+        for name in (METRICS, scores_file("dev"), scores_file("dev", pooled=True)):
             (folder / name).unlink(missing_ok=True)
         states.begin()
 

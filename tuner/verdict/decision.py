@@ -86,6 +86,18 @@ def settings_notes(result: Verdict) -> list[str]:
     return notes
 
 
+def scored_on(result: Verdict) -> str:
+    """Returns which scores are on a pool of passages and which on the corpus; nothing where all are on the corpus."""
+    pool = result.candidate_pool
+    if pool is None:
+        return ""
+    models = ", ".join(["the base model", *(f"trial {number}" for number in pool.whole_corpus if number)])
+    return (
+        f"at rungs on {pool.passages:,} of {pool.corpus:,} passages; on dev's whole corpus {models}; "
+        "on test's whole corpus whatever was scored there"
+    )
+
+
 def sentence(note: str) -> str:
     """Returns a note as a sentence of its own."""
     return f"{note[0].upper()}{note[1:]}."
