@@ -25,6 +25,7 @@ from tuner.study.study import SearchStudy
 from tuner.study.trials import BASE, POOL, ROLE, USER, arguments_of, dev_scores, has_failed, whole_corpus
 from tuner.verdict.decision import FINE_TUNE, KEEP, decide, is_certain
 from tuner.verdict.encoding import base_folder, own_settings, settings_of, shown_settings
+from tuner.verdict.range_ends import range_ends
 from tuner.verdict.result import (
     Base,
     Best,
@@ -167,6 +168,7 @@ def _of_winner(run: _Run, found: Verdict, number: int, ranked: Sequence[Standing
         optimism=None if best.dev is None or best.test is None else best.dev - best.test,
         mixtures=_swept(run, number),
         hybrid_weights=_hybrid_weights(run.run_dir, {"base": base, "user": found.user, "best": best}),
+        range_ends=range_ends(run.study.get_trials(deepcopy=False)[number]),
         queries=_moved_queries(eval_path(run.run_dir), before, after, run.metric),
     )
 

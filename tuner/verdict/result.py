@@ -162,6 +162,17 @@ class CandidatePool:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RangeEnd:
+    """A parameter of the best trial that lies at an end of its range."""
+
+    name: str
+    value: float
+    end: str
+    """``largest`` or ``smallest``."""
+    limit: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class FrontRow:
     """A trial that no other beats on both objectives."""
 
@@ -228,6 +239,8 @@ class Verdict:
     """The best against the user's own settings; None where they are one, or the user's were not scored on test."""
     optimism: float | None = None
     """The best's dev minus its test score."""
+    range_ends: Sequence[RangeEnd] = ()
+    """What the search would have chosen otherwise, perhaps, had it been let."""
     candidate_pool: CandidatePool | None = None
     """None where every score is on the whole corpus."""
     mixtures: Sweep | None = None
