@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from tests.support.m3_fixtures import make_eval, make_model
-from trainables.scoring.measures import HEADS
+from trainables.scoring.metric import HEADS
 from trainables.scoring.pool import Pool, draw_pool, file_hash
 from trainables.scoring.scorer import EncodingSettings, Scorer
 
