@@ -37,6 +37,12 @@ class TrialConfig:
     """Shares of `checkpoint` in mixtures with the base model that a score-only job scores, all of them."""
     alpha: float | None = None
     """Share of `checkpoint` in the one mixture that a score-only job scores and saves. None: no mixture."""
+    pool: str | None = None
+    """File of the passages that dev is scored on at rungs (`trainables.scoring.pool`). None: the whole corpus."""
+    pool_hash: str | None = None
+    """SHA-256 of that file."""
+    pool_size: int | None = None
+    """The base model's job writes that file, with at least so many passages."""
 
     memory_limit: float | None = None
     """Bytes of a device that a training step is planned to take less of (`m3.memory`), as steps that took more ran out
@@ -80,6 +86,11 @@ class RungReport:
     """Guard task -> main score, where guards were scored."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """``training``, ``scoring`` and ``overhead`` so far, in seconds."""
+    split: str | None = None
+    """What a score-only job scored: ``dev`` (the whole corpus) or ``test``; None for mixtures and guards."""
+    pool: Mapping[str, Any] = field(default_factory=dict)
+    """Of the base model's job, where it made a pool: its ``hash``, how many ``passages`` it has of how many of the
+    ``corpus``, and the objective's ``value`` on it."""
     queries: str = ""
     """The objective of each query, in the order of their ids, as `trainables.scoring.measures.packed` writes it."""
 

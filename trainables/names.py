@@ -15,6 +15,8 @@ HYBRID = "hybrid.json"
 """Weights of the hybrid score."""
 MTEB = "mteb.json"
 """What mteb itself wrote of the final scores."""
+POOL = "pool.json"
+"""Of the base model: the passages that dev is scored on at rungs, where the corpus has more."""
 CHECKPOINT = "checkpoint"
 """The folder of the weights of its best rung."""
 RESUME = "resume"
@@ -22,12 +24,14 @@ RESUME = "resume"
 DATA, TOKENS = "data", "tokens"
 """The folder of a run's data, beside its trials, and the folder of token ids in there."""
 
-_FILES = re.compile(r"(config|dev|test|guard|mixtures|hybrid|mteb|mteb-.+)\.json|log(-\d+)?\.txt|metrics\.jsonl")
+_FILES = re.compile(
+    r"(config|dev|dev-pool|pool|test|guard|mixtures|hybrid|mteb|mteb-.+)\.json|log(-\d+)?\.txt|metrics\.jsonl"
+)
 
 
-def scores_file(split: str) -> str:
-    """Returns the name of the file with the scores on a split: ``dev.json``, ``test.json``."""
-    return f"{split}.json"
+def scores_file(split: str, *, pooled: bool = False) -> str:
+    """Returns the name of the file with the scores on a split, or on a pool of it: ``dev.json``, ``dev-pool.json``."""
+    return f"{split}-pool.json" if pooled else f"{split}.json"
 
 
 def is_trial_file(name: str) -> bool:

@@ -14,13 +14,34 @@ from trainables.files import files_in, new_folder
 from tuner.errors import RequestError
 from tuner.interrupts import SearchStopped
 from tuner.request.config import SearchConfig
-from tuner.schedule.disk import TrialFolders, fit_to_disk, search_bytes, trial_bytes, weights_bytes
+from tuner.schedule.disk import TrialFolders, fit_to_disk, search_bytes, token_bytes, trial_bytes, weights_bytes
 
 
 def test_sizes() -> None:
     """A trial: two copies of the weights, and three states of 14 bytes a parameter of 4. A search: kept + bundle."""
     assert trial_bytes(1000) == 2000 + 3 * 3500
     assert search_bytes(SearchConfig(concurrent_trials=2), 1000, kept=4) == 4000 + 1000 + 2 * 12500
+
+
+def test_token_ids_of_a_corpus_are_counted(tmp_path: Path) -> None:
+    """Four bytes a token: of 3 passages in 60 bytes of text there are at most 60, at 8 tokens a passage 24."""
+    (tmp_path / "corpus.jsonl").write_text('{"_id": "0000", "a"}\n' * 3)
+    assert token_bytes(tmp_path, 128) == 4 * 63
+    assert token_bytes(tmp_path, 8) == 4 * 24
+    assert token_bytes(tmp_path / "nowhere", 8) == 0
+    assert search_bytes(SearchConfig(), 1000, kept=4, tokens=96) == 4000 + 1000 + 12500 + 96
+    config = SearchConfig(disk_budget="17000", finalists=1)
+    assert fit_to_disk(config, 1000, tmp_path, tokens=1000)[0].keep_checkpoints == 1
+    with pytest.raises(RequestError, match="the bundle and token ids"):
+        fit_to_disk(config, 1000, tmp_path, tokens=3000)
+
+
+def test_token_ids_are_part_of_what_the_budget_holds(tmp_path: Path) -> None:
+    folders = TrialFolders(tmp_path / "trials", trial_bytes=100, budget=150)
+    (tmp_path / "data" / "tokens" / "0a").mkdir(parents=True)
+    assert folders.shortage(0) is None
+    (tmp_path / "data" / "tokens" / "0a" / "ids.npy").write_bytes(b"0" * 51)
+    assert "--disk_budget is 0.0 MB" in str(folders.shortage(0))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from tuner.run_dir.mirror import Mirror
 from tuner.run_dir.store import RunStore
 from tuner.schedule.disk import TrialFolders
 from tuner.schedule.jobs import Job, Jobs, TrialConfigs
+from tuner.schedule.pool import CandidatePool
 from tuner.schedule.retraining_stage import RetrainingStage
 from tuner.schedule.retries import Failure
 from tuner.schedule.scoring_stages import ScoringStage
@@ -33,16 +34,23 @@ class _Room:
         mirror = Mirror(RunStore(str(run_dir), run_dir))
         self.weights = Weights(config, self.study, self.jobs, run_dir=run_dir, folders=self.folders, mirror=mirror)
         self.configs = TrialConfigs(search=config, run_dir=run_dir, arguments=START, eval_data="eval")
+        self.pool = CandidatePool(config, self.study, run_dir=run_dir, eval_data="eval")
 
     def search(self) -> SearchStage:
         suggestions = Suggestions(
             self.config, self.study, jobs=self.jobs, budget=self.budget, folders=self.folders, weights=self.weights
         )
-        return SearchStage(self.config, self.study, suggestions, configs=self.configs, jobs=self.jobs)
+        return SearchStage(self.config, self.study, suggestions, configs=self.configs, jobs=self.jobs, pool=self.pool)
 
     def retraining(self) -> RetrainingStage:
         return RetrainingStage(
-            self.config, self.study, configs=self.configs, jobs=self.jobs, budget=self.budget, weights=self.weights
+            self.config,
+            self.study,
+            configs=self.configs,
+            jobs=self.jobs,
+            budget=self.budget,
+            weights=self.weights,
+            pool=self.pool,
         )
 
     def begun(self, stage: SearchStage | RetrainingStage | ScoringStage) -> Job:

@@ -1,26 +1,51 @@
 """What a plan says a search would take, with numbers that can be multiplied by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.support.m3_fixtures import make_model, make_rows
+from tests.support.m3_fixtures import make_eval, make_model, make_rows
 from trainables.deepspeed_config import DS_STAGE0
 from trainables.m3.memory import StepPlan
 from tuner.errors import RequestError
 from tuner.request.config import SearchConfig
-from tuner.search.estimate import Probe, _compiles_optimizer, _first_card, _fits, describe, search_hours
+from tuner.search.estimate import (
+    Passages,
+    Probe,
+    _compiles_optimizer,
+    _first_card,
+    _fits,
+    describe,
+    scored_passages,
+    search_hours,
+)
 from tuner.search.plan import make_plan
 
 
 def test_hours_add_up() -> None:
     """A trial of 100 s; rungs at half and all of it, half of the trials stopped at the first: 75 s on average.
 
-    Base 10, user 100 + 20, 8 sampled of 75 + 20, 2 retrainings of 120, the test 30: 1160 s.
+    Training: the user's 100, 8 sampled of 75. Scoring: two rungs of 10 s, 8 of one and a half. The end: base 10,
+    2 retrainings of 120, the test 30.
     """
     config = SearchConfig(num_trials=10, rungs=(0.5, 1.0), finalists=1, finalist_seeds=2)
     probe = Probe(seconds_per_step=2, steps=50, peak_bytes=0)
-    assert search_hours(config, probe, scoring=10) == pytest.approx((10 + 120 + 8 * 95 + 240 + 30) / 3600)
+    hours = search_hours(config, probe, 10, Passages(corpus=400, at_rungs=400))
+    assert hours.training * 3600 == pytest.approx(100 + 8 * 75)
+    assert hours.scoring * 3600 == pytest.approx(20 + 8 * 15)
+    assert hours.end * 3600 == pytest.approx(10 + 240 + 30)
+    assert hours.total * 3600 == pytest.approx(700 + 140 + 280)
+
+
+def test_a_pool_makes_rungs_cheaper_and_the_end_dearer() -> None:
+    """A quarter of the passages: rungs of 2.5 s. Four models have the corpus once more."""
+    config = SearchConfig(num_trials=10, rungs=(0.5, 1.0), finalists=1, finalist_seeds=2, concurrent_trials=2)
+    probe = Probe(seconds_per_step=2, steps=50, peak_bytes=0)
+    hours = search_hours(config, probe, 10, Passages(corpus=400, at_rungs=100))
+    assert hours.training * 3600 == pytest.approx(100 + 4 * 75)
+    assert hours.scoring * 3600 == pytest.approx(5 + 4 * 3.75)
+    assert hours.end * 3600 == pytest.approx(10 + 105 + 30 + 40)
 
 
 @pytest.mark.integration
@@ -37,7 +62,8 @@ def test_a_plan_says_what_a_search_takes(tmp_path: Path) -> None:
     assert "            learning_rate  " in "\n".join(lines)
     assert "all of them fit" in said["memory"]
     assert " s a step, " in said["probe"]
-    assert " at 3.6 an hour" in said["price"]
+    assert " at 3.6 an hour: training " in said["price"]
+    assert any(line.startswith("            training ") and ", scoring at rungs " in line for line in lines)
     assert "            --time_budget 1h holds it" in lines
     assert not (tmp_path / "run" / "trials").exists()
 
@@ -53,6 +79,23 @@ def test_a_dry_run_whose_first_steps_do_not_train_is_refused_after_its_plan(tmp_
     (tmp_path / "again").mkdir()
     plan = describe(make_plan(config, tmp_path / "again", lambda _: None))
     assert next(plan).startswith("rungs ")
+
+
+def test_rungs_of_a_large_corpus_have_the_judged_and_a_hundred_for_each_query(tmp_path: Path) -> None:
+    model, rows = make_model(tmp_path / "model"), make_rows(tmp_path / "rows.jsonl", rows=1000)
+    arguments = {"model_name_or_path": str(model), "train_data": [str(rows)]}
+    (tmp_path / "run").mkdir()
+    plan = make_plan(SearchConfig(arguments=arguments), tmp_path / "run", lambda _: None)
+    whole = scored_passages(plan)
+    assert whole.at_rungs == whole.corpus > 6000
+    small = scored_passages(replace(plan, config=plan.config.replace(candidate_pool_size=6000)))
+    assert (small.at_rungs, small.is_pool) == (whole.corpus, False)  # 200 queries
+    few = tmp_path / "few"
+    make_eval(few, queries=3, passages=900)
+    dataset = replace(plan.dataset, eval_data=str(few))
+    for size, at_rungs in ((100, 303), (500, 500), (900, 900), (0, 900)):
+        asked = replace(plan, dataset=dataset, config=plan.config.replace(candidate_pool_size=size))
+        assert scored_passages(asked) == Passages(corpus=900, at_rungs=at_rungs)
 
 
 def test_what_memory_forces_is_counted() -> None:

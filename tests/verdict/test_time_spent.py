@@ -41,6 +41,17 @@ def test_guards_mixtures_and_the_final_test_are_counted(tmp_path: Path) -> None:
     }
 
 
+def test_scores_on_the_whole_corpus_of_dev_are_scoring_and_not_the_test(tmp_path: Path) -> None:
+    """A finalist, and its retraining, whose training the study counts."""
+    for name, seconds in (("0003", 7.0), ("0003-seed43", 8.0)):
+        _leave(tmp_path / "trials" / name, (1, True, False, 1.0), (0, True, False, seconds))
+        metrics = tmp_path / "trials" / name / "metrics.jsonl"
+        first, last = metrics.read_text().splitlines()
+        metrics.write_text(f"{first}\n{json.dumps({**json.loads(last), 'split': 'dev'})}\n")
+    spent = time_spent(tmp_path, [make_study(BASE, USER)], 60.0)
+    assert (spent["scoring"], spent["test"]) == (7.0 + 8.0, 0.0)
+
+
 def test_a_line_that_was_cut_short_does_not_cost_the_result(tmp_path: Path) -> None:
     _leave(tmp_path / "trials" / "0001", (0, True, False, 5.0))
     with (tmp_path / "trials" / "0001" / "metrics.jsonl").open("a") as file:

@@ -55,6 +55,13 @@ class Tokens:
         """Tokens of each text, shape (texts,)."""
         return np.diff(self.starts)
 
+    def part(self, texts: npt.NDArray[np.int64]) -> Tokens:
+        """Return a copy of the texts with these numbers."""
+        lengths = self.lengths[texts]
+        starts = np.append(0, np.cumsum(lengths))
+        places = np.arange(starts[-1]) + np.repeat(self.starts[texts] - starts[:-1], lengths)
+        return Tokens(self.ids[places], starts)
+
     def batches(self, batch_tokens: int) -> Iterator[npt.NDArray[np.int64]]:
         """Yield the numbers of the texts to encode together: similar lengths, the longest first."""
         lengths = self.lengths

@@ -19,11 +19,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from trainables.failures import NonFiniteScore
+from trainables.scoring.corpus import Corpus
 from trainables.scoring.encoding import EmbeddingModel, Encoder, Tokens, evaluation_mode, to_device, tokenise
 from trainables.scoring.frozen import HiddenStates
-from trainables.scoring.heldout import Qrels, read_passages, read_qrels, read_queries
+from trainables.scoring.heldout import Qrels, read_qrels, read_queries
 from trainables.scoring.measures import DEPTH, Scores
 from trainables.scoring.metric import HEADS, score_name
+from trainables.scoring.pool import Pool
 from trainables.scoring.ranking import Matcher, TopK, sort_keys
 from trainables.scoring.settings import EncodingSettings
 from trainables.tally import TALLY
@@ -78,7 +80,7 @@ class _Queries:
 
 
 class Scorer:
-    """Scores models on one held-out set; the corpus is read and tokenised once, when the scorer is made.
+    """Scores models on one held-out set; the corpus is tokenised at most once, when the scorer is made.
 
     Under ``torch.distributed`` every rank must call `score` (each encodes its share of the corpus), and every rank
     gets the same scores.
@@ -87,18 +89,17 @@ class Scorer:
         eval_data: a BEIR folder.
         tokenizer: the model's tokenizer, a transformers one.
         settings: lengths, instructions, pooling; the same as in training.
+        corpus: the folder's passages, tokenised. None: they are read and tokenised here.
     """
 
-    def __init__(self, eval_data: Path, tokenizer: Any, settings: EncodingSettings) -> None:
+    def __init__(
+        self, eval_data: Path, tokenizer: Any, settings: EncodingSettings, corpus: Corpus | None = None
+    ) -> None:
         self._folder = Path(eval_data)
         self._tokenizer = tokenizer
         self._settings = settings
-        ids: list[str] = []
-        with TALLY.counting("tokenised"):
-            self._passages = tokenise(tokenizer, self._texts(ids), settings.passage_max_len)
-        self._sorted_ids = sorted(ids)
-        position = {passage: place for place, passage in enumerate(self._sorted_ids)}
-        self._positions = torch.tensor([position[passage] for passage in ids])
+        self._corpus = corpus or Corpus.read(self._folder, tokenizer, settings)
+        self._parts: dict[str, Corpus] = {}
         self._queries: dict[str, _Queries] = {}
         self._hidden: dict[tuple[str, torch.dtype], HiddenStates] = {}
 
@@ -110,8 +111,9 @@ class Scorer:
         hybrid_weights: HybridWeights = HYBRID_WEIGHTS,
         tuned_weights: HybridWeights | None = None,
         frozen_encoder: str | None = None,
+        pool: Pool | None = None,
     ) -> Scores:
-        """Rank the whole corpus for every query of a split and measure the rankings.
+        """Rank the corpus for every query of a split and measure the rankings.
 
         Args:
             model: stays on its device, and in the mode (training or not) it is in.
@@ -121,19 +123,49 @@ class Scorer:
             tuned_weights: a second hybrid score, under the head `TUNED`.
             frozen_encoder: identifies the model's encoder where training leaves it as it is: it encodes each text for
                 the first model that has it, and not for those that follow.
+            pool: the passages that are ranked; None for the whole corpus.
 
         Raises:
             ValueError: a head is unknown or the model does not have it, or the split does not exist.
             NonFiniteScore: an embedding is NaN or infinite.
         """
+        rankings = self.rankings(model, split, heads, hybrid_weights, tuned_weights, frozen_encoder, pool)
+        return Scores.of(split, rankings, self.qrels(split))
+
+    def rankings(
+        self,
+        model: EmbeddingModel,
+        split: str,
+        heads: Sequence[str] | None = None,
+        hybrid_weights: HybridWeights = HYBRID_WEIGHTS,
+        tuned_weights: HybridWeights | None = None,
+        frozen_encoder: str | None = None,
+        pool: Pool | None = None,
+    ) -> dict[str, dict[str, list[str]]]:
+        """Return head -> query id -> ids of the best `DEPTH` passages, best first; arguments as for `score`."""
         heads = _checked_heads(model, heads)
         mixtures = {head: hybrid_weights if head == "hybrid" else _only(head) for head in heads}
         if tuned_weights is not None:
             mixtures[TUNED] = tuned_weights
         queries = self._queries_of(split)
         with evaluation_mode(model):
-            rankings = self._rank(model, queries, mixtures, self._kept_states(model, frozen_encoder))
-        return Scores.of(split, rankings, queries.qrels)
+            return self._rank(model, queries, mixtures, self._kept_states(model, frozen_encoder), self._part(pool))
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Ids of the passages, in ascending order."""
+        return self._corpus.ids
+
+    def qrels(self, split: str) -> Qrels:
+        """Return the judgements of a split."""
+        return self._queries_of(split).qrels
+
+    def _part(self, pool: Pool | None) -> Corpus:
+        if pool is None:
+            return self._corpus
+        if pool.hash not in self._parts:
+            self._parts[pool.hash] = self._corpus.part(pool)
+        return self._parts[pool.hash]
 
     def _kept_states(self, model: EmbeddingModel, frozen_encoder: str | None) -> HiddenStates | None:
         if frozen_encoder is None:
@@ -158,11 +190,6 @@ class Scorer:
         means = Scores.of(split, rankings, queries.qrels).means
         return mixtures[max(mixtures, key=lambda name: means[score_name(name, measure)])]
 
-    def _texts(self, ids: list[str]) -> Iterator[str]:
-        for passage, text in read_passages(self._folder):
-            ids.append(passage)
-            yield self._settings.passage_text(text)
-
     def _queries_of(self, split: str) -> _Queries:
         if split not in self._queries:
             qrels = read_qrels(self._folder, split)
@@ -178,17 +205,19 @@ class Scorer:
         queries: _Queries,
         mixtures: Mapping[str, HybridWeights],
         hidden: HiddenStates | None = None,
+        corpus: Corpus | None = None,
     ) -> dict[str, dict[str, list[str]]]:
         """Return mixture -> query id -> the best passages, for several mixtures of the three scores at once."""
         heads = [head for head in HybridWeights._fields if any(getattr(mix, head) for mix in mixtures.values())]
+        corpus = corpus or self._corpus
         encoder = Encoder(model, self._tokenizer, self._settings, heads, hidden)
         batches = queries.tokens.batches(encoder.batch_tokens // 8)
         encoded = (part for batch in batches for part in encoder.encoded(queries.tokens, batch, lambda found: found))
         matcher = Matcher(encoded, len(queries.ids), heads)
         best = {name: TopK(len(queries.ids), DEPTH, encoder.device) for name in mixtures}
         finite = torch.ones((), dtype=torch.int32, device=encoder.device)
-        with TALLY.counting("embedded", len(self._sorted_ids)):
-            for scores, positions in self._scored(encoder, matcher):
+        with TALLY.counting("embedded", len(corpus.positions)):
+            for scores, positions in _scored(corpus, encoder, matcher):
                 for name, weights in mixtures.items():
                     mixed = _mixed(scores, weights)
                     finite *= mixed.isfinite().all()
@@ -196,29 +225,31 @@ class Scorer:
         _gather(best, finite)
         if not finite:
             raise NonFiniteScore("scores must be finite, but an embedding is NaN or infinite: the training diverged")
-        return {name: dict(zip(queries.ids, top.passages(self._sorted_ids), strict=True)) for name, top in best.items()}
+        return {name: dict(zip(queries.ids, top.passages(self._corpus.ids), strict=True)) for name, top in best.items()}
 
-    def _scored(self, encoder: Encoder, matcher: Matcher) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-        """Yield head -> scores (queries, passages) and the passages' positions, for this rank's share of the corpus."""
-        rank, world = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
-        parts: list[dict[str, Tensor]] = []
-        passages: list[npt.NDArray[np.int64]] = []
-        for batch in islice(self._passages.batches(encoder.batch_tokens), rank, None, world):
-            for scores, texts in encoder.encoded(self._passages, batch, matcher.scores):
-                parts.append(scores)
-                passages.append(texts)
-                TALLY.add(len(texts) * world)
-            if sum(map(len, passages)) * matcher.queries >= _SCORES_AT_ONCE:
-                yield self._joined(parts, passages, encoder.device)
-                parts, passages = [], []
-        if parts:
-            yield self._joined(parts, passages, encoder.device)
 
-    def _joined(
-        self, parts: list[dict[str, Tensor]], passages: list[npt.NDArray[np.int64]], device: torch.device
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        scores = {head: torch.cat([part[head] for part in parts], dim=1) for head in parts[0]}
-        return scores, to_device(self._positions[torch.from_numpy(np.concatenate(passages))], device)
+def _scored(corpus: Corpus, encoder: Encoder, matcher: Matcher) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    """Yield head -> scores (queries, passages) and the passages' positions, for this rank's share of the corpus."""
+    rank, world = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
+    parts: list[dict[str, Tensor]] = []
+    passages: list[npt.NDArray[np.int64]] = []
+    for batch in islice(corpus.tokens.batches(encoder.batch_tokens), rank, None, world):
+        for scores, texts in encoder.encoded(corpus.tokens, batch, matcher.scores):
+            parts.append(scores)
+            passages.append(texts)
+            TALLY.add(len(texts) * world)
+        if sum(map(len, passages)) * matcher.queries >= _SCORES_AT_ONCE:
+            yield _joined(corpus, parts, passages, encoder.device)
+            parts, passages = [], []
+    if parts:
+        yield _joined(corpus, parts, passages, encoder.device)
+
+
+def _joined(
+    corpus: Corpus, parts: list[dict[str, Tensor]], passages: list[npt.NDArray[np.int64]], device: torch.device
+) -> tuple[dict[str, Tensor], Tensor]:
+    scores = {head: torch.cat([part[head] for part in parts], dim=1) for head in parts[0]}
+    return scores, to_device(corpus.positions[torch.from_numpy(np.concatenate(passages))], device)
 
 
 def _checked_heads(model: EmbeddingModel, heads: Sequence[str] | None) -> Sequence[str]:

@@ -1,8 +1,9 @@
 """Scores without training: the base model, a checkpoint, or mixtures of the two, on a split and on guards."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from trainables.files import new_folder, write_text
 from trainables.m3.base_models import BaseModels
 from trainables.m3.runner import Arguments, Model, build_arguments, load_model
 from trainables.m3.tokens import fingerprint
-from trainables.names import CHECKPOINT, GUARD, HYBRID, MIXTURES, MTEB, mteb_file, scores_file
+from trainables.names import CHECKPOINT, DATA, GUARD, HYBRID, MIXTURES, MTEB, TOKENS, mteb_file, scores_file
 from trainables.process import rank
+from trainables.scoring.corpus import Corpus
 from trainables.scoring.encoding import EmbeddingModel
 from trainables.scoring.libraries import Parts, load_head
 from trainables.scoring.measures import Scores
-from trainables.scoring.metric import HEADS, MEASURES
+from trainables.scoring.metric import HEADS, MEASURES, Metric
+from trainables.scoring.pool import Pool, draw_pool
 from trainables.scoring.scorer import HYBRID_CANDIDATES, HYBRID_WEIGHTS, EncodingSettings, Scorer
 from trainables.trial.records import Clock, write_record
 
@@ -35,7 +38,7 @@ def score(config: TrialConfig, report: Report, base: BaseModels) -> None:
     """
     clock = Clock()
     with clock.measure("scoring"):
-        means, guards = _sweep(config, base) if config.alphas else _score(config, base)
+        means, guards, pool = (*_sweep(config, base), {}) if config.alphas else _score(config, base)
     record = RungReport(
         rung=0,
         fraction=0.0,
@@ -47,12 +50,14 @@ def score(config: TrialConfig, report: Report, base: BaseModels) -> None:
         last=True,
         guards=guards,
         seconds=clock.seconds,
+        split=None if config.alphas else config.split,
+        pool=pool,
     )
     report(write_record(Path(config.directory), record))
 
 
-def _score(config: TrialConfig, base: BaseModels) -> tuple[dict[str, float], dict[str, float]]:
-    """Returns means on the split, and guard scores."""
+def _score(config: TrialConfig, base: BaseModels) -> tuple[dict[str, float], dict[str, float], dict[str, Any]]:
+    """Returns means on the split, guard scores, and what `RungReport.pool` holds."""
     folder = Path(config.directory)
     arguments, tokenizer, model = _load(config, config.checkpoint, base)
     if config.alpha is not None:
@@ -61,15 +66,20 @@ def _score(config: TrialConfig, base: BaseModels) -> tuple[dict[str, float], dic
         _save(model, folder / CHECKPOINT)
     judge = Judge(config, arguments, tokenizer, base)
     means: dict[str, float] = {}
+    pool: dict[str, Any] = {}
     if config.split is not None:
-        is_final = config.split == "test"
-        scores = judge.final_scores(_with_heads(model, config), folder) if is_final else judge.scores(model)
+        if config.split == "test":
+            scores = judge.final_scores(_with_heads(model, config), folder)
+        elif config.pool_size is not None:
+            scores, pool = judge.pooled_scores(model)
+        else:
+            scores = judge.scores(model)
         _write(folder / scores_file(config.split), scores.to_json())
         means = scores.means
     guards = judge.guard_scores(model)
     if guards:
         _write(folder / GUARD, json.dumps(guards))
-    return means, guards
+    return means, guards, pool
 
 
 def _sweep(config: TrialConfig, base: BaseModels) -> tuple[dict[str, float], dict[str, float]]:
@@ -149,7 +159,8 @@ class Judge:
 
     def __init__(self, config: TrialConfig, arguments: Arguments, tokenizer: Any, base: BaseModels) -> None:
         self._config = config
-        self._heads = HEADS if arguments.training.unified_finetuning else HEADS[:1]
+        self._all_heads = HEADS if arguments.training.unified_finetuning else HEADS[:1]
+        self._heads = [head for head in HEADS if head in Metric.read(config.metric).heads]
         self._settings = encoding_settings(arguments)
         is_base_encoder = arguments.training.fix_encoder and config.checkpoint is None
         self._frozen_encoder = arguments.model.model_name_or_path if is_base_encoder else None
@@ -162,11 +173,57 @@ class Judge:
         return _kept_scorer(self._config, self._settings, self._tokenizer, self._base)
 
     def scores(self, model: Model) -> Scores:
-        """Returns scores of the heads that the trial trains, and of the objective."""
+        """Returns scores on the whole corpus, and of the objective: of the base model's every head.
+
+        Of trained models those heads are scored that the objective needs.
+        """
+        is_base = self._config.checkpoint is None and not self._config.rungs
+        return self._scores(model, self._all_heads if is_base else self._heads, None)
+
+    def rung_scores(self, model: Model) -> Scores:
+        """Returns scores on the trial's pool, where it has one, of the heads that the objective needs."""
+        return self._scores(model, self._heads, self._pool)
+
+    @cached_property
+    def _pool(self) -> Pool | None:
+        if self._config.pool is None or self._config.pool_hash is None:
+            return None
+        return Pool.read(Path(self._config.pool), self._config.pool_hash)
+
+    def _scores(self, model: Model, heads: Sequence[str], pool: Pool | None) -> Scores:
         split, frozen = self._config.split, self._frozen_encoder
         assert split is not None
-        scores = self._scorer.score(model, split, heads=self._heads, frozen_encoder=frozen)
+        scores = self._scorer.score(model, split, heads=heads, frozen_encoder=frozen, pool=pool)
         return scores.with_metric(self._config.metric)
+
+    def pooled_scores(self, model: Model) -> tuple[Scores, dict[str, Any]]:
+        """Returns `scores` of the base model, having written the pool, and what `RungReport.pool` holds.
+
+        Nothing is written, and the second is empty, where the pool would be the whole corpus.
+        """
+        config = self._config
+        assert config.split is not None
+        assert config.pool is not None
+        assert config.pool_size is not None
+        scorer, qrels = self._scorer, self._scorer.qrels(config.split)
+        rankings = scorer.rankings(model, config.split, self._all_heads, frozen_encoder=self._frozen_encoder)
+        scores = Scores.of(config.split, rankings, qrels).with_metric(config.metric)
+        judged = {passage for of_query in qrels.values() for passage in of_query}
+        counted = {head: rankings[head] for head in self._heads}
+        pool = draw_pool(
+            scorer.ids, judged, counted.values(), size=config.pool_size, seed=int(config.arguments.get("seed", 0))
+        )
+        if pool is None:
+            return scores, {}
+        if rank() == 0:
+            pool.write(Path(config.pool))
+        value = Scores.of(config.split, counted, qrels).with_metric(config.metric).means[config.metric]
+        return scores, {
+            "hash": pool.hash,
+            "passages": len(pool.passages),
+            "corpus": pool.corpus,
+            "value": value,  # on the pool: it has all that these rankings have
+        }
 
     def final_scores(self, model: EmbeddingModel, folder: Path) -> Scores:
         """Returns scores of all heads that the model has, as mteb judges them.
@@ -228,6 +285,13 @@ def encoding_settings(arguments: Arguments) -> EncodingSettings:
 def _kept_scorer(config: TrialConfig, settings: EncodingSettings, tokenizer: Any, base: BaseModels) -> Scorer:
     key = (config.eval_data, settings, fingerprint(tokenizer))
     if key not in base.scorers:
-        base.scorers[key] = Scorer(Path(config.eval_data), tokenizer, settings)
+        folder = Path(config.eval_data)
+        corpus = Corpus.cached(token_cache(config), fingerprint(tokenizer), folder, tokenizer, settings)
+        base.scorers[key] = Scorer(folder, tokenizer, settings, corpus)
     scorer: Scorer = base.scorers[key]
     return scorer
+
+
+def token_cache(config: TrialConfig) -> Path:
+    """Returns RUN/data/tokens, for a trial's folder of RUN/trials/NAME."""
+    return Path(config.directory).parents[1] / DATA / TOKENS

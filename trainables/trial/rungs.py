@@ -118,7 +118,7 @@ class Rungs(TrainerCallback):
         loss = self._mean_loss(state.global_step)
         with self._runner.whole_model() as model:
             with self._clock.measure("scoring"):
-                scores = self._judge.scores(model)
+                scores = self._judge.rung_scores(model)
                 guards = self._judge.guard_scores(model) if due[-1] == len(self._config.rungs) else {}
             self._keep_best(scores, model)
         self._pass_on(scores, guards)
@@ -167,7 +167,8 @@ class Rungs(TrainerCallback):
         if scores.means[self._config.metric] > best and rank() == 0:
             with new_folder(self._folder / CHECKPOINT) as folder:
                 model.save(str(folder))
-            write_text(self._folder / scores_file(scores.split), scores.to_json())
+            pooled = self._config.pool is not None
+            write_text(self._folder / scores_file(scores.split, pooled=pooled), scores.to_json())
 
     def _check_loss(self, step: int) -> None:
         trainer = self._trainer

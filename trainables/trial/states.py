@@ -183,6 +183,8 @@ def config_hash(config: TrialConfig) -> str:
     }
     parts = {name: values[name] for name in ("arguments", "eval_data", "metric", "rungs", "split")}
     parts["workers"] = world_size()
+    if config.pool_hash is not None:
+        parts["pool"] = config.pool_hash
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 

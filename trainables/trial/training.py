@@ -9,9 +9,9 @@ from trainables.config import Progress, Report, RungReport, TrialConfig
 from trainables.files import remove_folder, settle_folder
 from trainables.m3.base_models import BaseModels
 from trainables.m3.runner import Arguments, Runner, build_arguments
-from trainables.names import CHECKPOINT, DATA, METRICS, RESUME, TOKENS, scores_file
+from trainables.names import CHECKPOINT, METRICS, RESUME, scores_file
 from trainables.process import agree, extensions_folder, process_group, rank, remove_stale_build_locks, world_size
-from trainables.trial.judging import Judge
+from trainables.trial.judging import Judge, token_cache
 from trainables.trial.planning import planned
 from trainables.trial.records import Clock, read_records
 from trainables.trial.reporting import own_run
@@ -41,7 +41,7 @@ def train(config: TrialConfig, report: Report, base: BaseModels, progress: Progr
     with process_group() if alone else nullcontext(), reported, Saving(states) as saving:
         arguments = build_arguments(values, config.directory)
         rows = _rows_in_step(arguments)  # same_dataset_within_batch overwrites the argument: counted before
-        runner = Runner(arguments, base, [], _token_cache(config), values.get("torch_compile"))
+        runner = Runner(arguments, base, [], token_cache(config), values.get("torch_compile"))
         rungs = Rungs(
             config,
             report,
@@ -72,7 +72,7 @@ def _rows_in_step(arguments: Arguments) -> int:
 
 def _known(folder: Path, states: States, state: Path | None) -> list[RungReport]:
     """Returns what an earlier attempt has reported, where it left a state to go on from, or nothing to do."""
-    records = read_records(folder)
+    records = [record for record in read_records(folder) if record.rung > 0]
     whole = bool(records) and records[-1].last and (folder / CHECKPOINT).is_dir()
     return records if state or (whole and states.are_ours) else []
 
@@ -82,7 +82,7 @@ def _start_anew(folder: Path, states: States) -> None:
     agree(True)  # no worker may still have to look
     if rank() == 0:
         remove_folder(folder / CHECKPOINT)
-        for name in (METRICS, scores_file("dev")):
+        for name in (METRICS, scores_file("dev"), scores_file("dev", pooled=True)):
             (folder / name).unlink(missing_ok=True)
         states.begin()
 
@@ -99,8 +99,3 @@ def _of_first_worker(records: list[RungReport]) -> list[RungReport]:
 def _repeat(done: list[RungReport], report: Report, config: TrialConfig) -> bool:
     """Reports again what was reported before a trial was interrupted; returns whether there is anything left to do."""
     return all(agree(report(record)) for record in done) and len(done) < len(config.rungs)
-
-
-def _token_cache(config: TrialConfig) -> Path:
-    """Returns RUN/data/tokens, for a trial's folder of RUN/trials/NAME."""
-    return Path(config.directory).parents[1] / DATA / TOKENS

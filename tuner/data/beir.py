@@ -173,3 +173,12 @@ def _lines(qrels: Qrels) -> Iterator[tuple[str, str, str]]:
     for query, judged in qrels.items():
         for passage, score in judged.items():
             yield query, passage, str(score)
+
+
+def count_passages(folder: Path) -> int:
+    """Returns how many passages the corpus of a BEIR folder has; 0 where there is none."""
+    path = folder / "corpus.jsonl"
+    if not path.exists():
+        return 0
+    with path.open("rb") as lines:
+        return sum(1 for line in lines if line.strip())

@@ -22,7 +22,7 @@ from tuner.run_dir.names import BASE_FOLDER, CONFIG_FILE, RESULT_FILE, trial_nam
 from tuner.run_dir.object_storage import is_url
 from tuner.run_dir.store import trial_folder
 from tuner.study.study import read_studies
-from tuner.study.trials import SCORES, arguments_of
+from tuner.study.trials import arguments_of, dev_scores
 from tuner.verdict.result import Best, Model, Recommended, Verdict
 
 _TRIAL_FOLDER = r"\d{4,}(-[a-z]+[0-9.]*[0-9])?"
@@ -169,10 +169,11 @@ def _base_model(
 
 def _other_trial(folder: Path, config: SearchConfig, number: int) -> Model:
     """A trial that did not win, as the study has it."""
-    trials = read_studies(folder, config.storage, config.study_name)[0].get_trials(deepcopy=False)
+    search, _ = read_studies(folder, config.storage, config.study_name)
+    trials = search.get_trials(deepcopy=False)
     if not 0 < number < len(trials):
         raise RequestError([f"--trial {number}: the search has trials 0 to {len(trials) - 1}, the base model being 0"])
-    name, scores = trial_name(number), trials[number].user_attrs.get(SCORES, {})
+    name, scores = trial_name(number), dev_scores(search, trials[number])
     tested = trial_path(folder, name) / scores_file("test")
     test = Scores.from_json(tested.read_text("utf-8")).means if tested.exists() else {}
     return Model(

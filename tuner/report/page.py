@@ -31,7 +31,7 @@ from tuner.run_dir.names import (
 from tuner.run_dir.written import is_foreign
 from tuner.study.study import read_studies
 from tuner.study.trials import ERROR, ROLE, SAMPLED, SECONDS, arguments_of, has_failed, value_of
-from tuner.verdict.decision import FINE_TUNE, interval, modes, sentence, settings_notes
+from tuner.verdict.decision import FINE_TUNE, interval, modes, range_notes, scored_on, sentence, settings_notes
 from tuner.verdict.result import Best, Verdict, bundle_of
 from tuner.verdict.statistics import Comparison
 
@@ -175,6 +175,10 @@ def _other_facts(result: Verdict) -> Iterator[tuple[str, str]]:
     if result.front:
         on_it = ", ".join(str(row.trial) for row in result.front)
         yield "Pareto front", f"No other trial is better on both objectives than trial {on_it}."
+    for note in range_notes(result.range_ends):
+        yield "Range", sentence(note)
+    if scored := scored_on(result):
+        yield "Scored", f"{sentence(scored)} Values of trials are those at rungs."
     if result.noise is not None:
         yield "Noise", f"Seeds of one configuration differ by {result.noise:.4f} (standard deviation)."
     if result.ties:

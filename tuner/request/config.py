@@ -89,6 +89,9 @@ class SearchConfig:
     """Score the guards in every trial, so that the sampler avoids settings that forget."""
     rungs: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0)
     """When a trial is scored on dev and may be stopped, in shares of its training."""
+    candidate_pool_size: int = 20_000
+    """Passages to rank at rungs where the corpus has more: the judged ones, the base model's best 100 for each dev
+    query, and others at random up to so many. The end ranks the whole corpus; 0 always does."""
     eval_data: str | None = None
     """BEIR folder with qrels/dev.tsv and qrels/test.tsv to judge with. None: queries held out of the training data."""
     storage: str | None = None
@@ -175,6 +178,10 @@ class SearchConfig:
                 self.storage is None or not keeps_nothing(self.storage),
                 f"--storage {self.storage}: it is in the memory of one process, and no other could read or resume the "
                 "study; name a file (sqlite:///study.db, study.journal) or a server",
+            ),
+            (
+                self.candidate_pool_size >= 0,
+                f"candidate_pool_size >= 0 must hold, but got {self.candidate_pool_size}",
             ),
             (0 <= self.seed < 2**32, f"0 <= seed < 2**32 must hold, but got {self.seed}"),
             (0 <= self.guard_tolerance < 1, f"0 <= guard_tolerance < 1 must hold, but got {self.guard_tolerance}"),

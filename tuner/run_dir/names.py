@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from trainables.files import sha256
-from trainables.names import CHECKPOINT, DATA
+from trainables.names import CHECKPOINT, DATA, POOL
 
 CONFIG_FILE = "config.yaml"
 """What was asked for."""
@@ -81,6 +81,11 @@ def trial_path(run_dir: Path, name: str) -> Path:
 def part_name(trial: str) -> str:
     """Returns what a trial's folder is called relative to the run directory: ``trials/0007``."""
     return f"{TRIALS}/{trial}"
+
+
+def pool_file(run_dir: Path) -> Path:
+    """Returns the file of the passages that rungs are scored on; it is there where the corpus has more of them."""
+    return trial_path(run_dir, BASE_FOLDER) / POOL
 
 
 def eval_path(run_dir: Path) -> Path:

@@ -22,6 +22,7 @@ from tuner.run_dir.store import RunStore
 from tuner.schedule.disk import TrialFolders
 from tuner.schedule.jobs import Job, Jobs, Stage, TrialConfigs
 from tuner.schedule.outage import Outage
+from tuner.schedule.pool import CandidatePool
 from tuner.schedule.retraining_stage import RetrainingStage
 from tuner.schedule.retries import Failure, Retries
 from tuner.schedule.scoring_stages import Scorings
@@ -62,7 +63,9 @@ class Agenda:
     ) -> None:
         self._config, self._clock = config, clock
         self._study, self._mirror = study, mirror or Mirror(RunStore(str(run_dir), run_dir))
-        self._budget = TimeBudget(config, spent=study.spent, told=lambda: study.trials, clock=clock)
+        self._budget = TimeBudget(
+            config, spent=study.spent, told=lambda: study.trials, clock=clock, pooled=lambda: bool(study.pool)
+        )
         self._folders = TrialFolders(
             run_dir / TRIALS, trial_bytes=trial_bytes, budget=config.disk_budget_bytes, clock=clock
         )
@@ -72,9 +75,10 @@ class Agenda:
             config, study, jobs=self._jobs, budget=self._budget, folders=self._folders, weights=self._weights
         )
         configs = TrialConfigs(search=config, run_dir=run_dir, arguments=arguments, eval_data=eval_data)
-        self._search = SearchStage(config, study, self._suggestions, configs=configs, jobs=self._jobs)
+        pool = CandidatePool(config, study, run_dir=run_dir, eval_data=eval_data)
+        self._search = SearchStage(config, study, self._suggestions, configs=configs, jobs=self._jobs, pool=pool)
         retrainings = RetrainingStage(
-            config, study, configs=configs, jobs=self._jobs, budget=self._budget, weights=self._weights
+            config, study, configs=configs, jobs=self._jobs, budget=self._budget, weights=self._weights, pool=pool
         )
         scorings = Scorings(config, study, configs=configs).stages(self._jobs)
         self._stages: list[Stage] = [self._search, retrainings, *scorings]

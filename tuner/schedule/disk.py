@@ -10,7 +10,8 @@ from pathlib import Path
 
 from trainables.config import TrialConfig
 from trainables.files import remove_folder, settle_folder
-from trainables.names import CHECKPOINT, CONFIG, LOG, METRICS, RESUME
+from trainables.names import CHECKPOINT, CONFIG, DATA, LOG, METRICS, RESUME, TOKENS
+from tuner.data.beir import count_passages
 from tuner.errors import RequestError
 from tuner.interrupts import SearchStopped
 from tuner.request.config import SECRETS, SearchConfig
@@ -19,6 +20,7 @@ from tuner.run_dir.replaced import ASIDE
 
 _STATES = 3  # the newest two, and one that is being written
 _STATE_WEIGHTS = 3.5  # weights and AdamW's two moments; DeepSpeed in 16 bits adds those that it trains with
+_TOKEN = 4  # bytes of a token's id
 _PATIENCE_SECONDS = 1800.0
 _PAUSE_SECONDS = 5.0
 
@@ -31,9 +33,16 @@ def trial_bytes(weights: int) -> int:
     return int(weights * (2 + _STATES * _STATE_WEIGHTS))
 
 
-def search_bytes(config: SearchConfig, weights: int, kept: int) -> int:
-    """Returns the most that a search has on disk: `kept` trials' weights, running trials, and the bundle."""
-    return (kept + 1) * weights + config.concurrent_trials * trial_bytes(weights)
+def search_bytes(config: SearchConfig, weights: int, kept: int, tokens: int = 0) -> int:
+    """Returns the most that a search has on disk: `kept` trials' weights, running trials, the bundle, token ids."""
+    return (kept + 1) * weights + config.concurrent_trials * trial_bytes(weights) + tokens
+
+
+def token_bytes(eval_data: Path, passage_max_len: int) -> int:
+    """Returns the most that the token ids of a corpus have on disk: a text has no more tokens than bytes."""
+    corpus = eval_data / "corpus.jsonl"
+    tokens = min(corpus.stat().st_size, count_passages(eval_data) * passage_max_len) if corpus.exists() else 0
+    return tokens * _TOKEN
 
 
 def weights_bytes(model: Path) -> int:
@@ -43,7 +52,7 @@ def weights_bytes(model: Path) -> int:
     return sum(file.stat().st_size for file in whole)
 
 
-def fit_to_disk(config: SearchConfig, weights: int, run_dir: Path) -> tuple[SearchConfig, list[str]]:
+def fit_to_disk(config: SearchConfig, weights: int, run_dir: Path, tokens: int = 0) -> tuple[SearchConfig, list[str]]:
     """Returns `config` with as many kept checkpoints as there is room for, and what was lowered.
 
     Args:
@@ -51,6 +60,7 @@ def fit_to_disk(config: SearchConfig, weights: int, run_dir: Path) -> tuple[Sear
         weights: Bytes of one checkpoint.
         run_dir: Where the checkpoints will be; what the search that goes on, or is to be deleted, has there is counted
             as free.
+        tokens: Bytes of the corpus's token ids.
 
     Raises:
         RequestError: The disk, or `--disk_budget`, is too small for the search with the fewest checkpoints.
@@ -58,13 +68,13 @@ def fit_to_disk(config: SearchConfig, weights: int, run_dir: Path) -> tuple[Sear
     room, what = _room(config, run_dir)
     fewest = max(1, config.finalist_count) + 1  # finalists, and the user's own settings
     wanted = max(config.keep_checkpoints, config.finalist_count, 1) + 1
-    fits = int((room - search_bytes(config, weights, 0)) // weights) if weights else wanted
+    fits = int((room - search_bytes(config, weights, 0, tokens)) // weights) if weights else wanted
     if fits < fewest:
-        needs = search_bytes(config, weights, fewest)
+        needs = search_bytes(config, weights, fewest, tokens)
         raise RequestError(
             [
                 f"{what} must hold {gigabytes(needs)} ({fewest} checkpoints of {gigabytes(weights)}, "
-                f"{config.concurrent_trials} running trials and the bundle), but it is {gigabytes(room)}; "
+                f"{config.concurrent_trials} running trials, the bundle and token ids), but it is {gigabytes(room)}; "
                 "free some, or lower --finalists or --concurrent_trials"
             ]
         )
@@ -197,7 +207,8 @@ class TrialFolders:
         free = shutil.disk_usage(self._trials if self._trials.is_dir() else self._trials.parent).free
         if free < max(1, self._trial_bytes):
             return f"{self._trials} has {gigabytes(free)}, and a trial writes up to {gigabytes(self._trial_bytes)}"
-        used = 0 if self._budget is None else sum(used_bytes(self._trials / name) for name in self._holding)
+        holding = [*(self._trials / name for name in self._holding), self._trials.parent / DATA / TOKENS]
+        used = 0 if self._budget is None else sum(map(used_bytes, holding))
         if self._budget is not None and used + self._trial_bytes > self._budget:
             return f"--disk_budget is {gigabytes(self._budget)}, {gigabytes(used)} of it in use"
         return None

@@ -180,7 +180,7 @@ class Jobs:
         return job
 
     def try_again(self, job: Job, config: TrialConfig) -> None:
-        """Keeps `job`, which has ended, for another attempt by `config`."""
+        """Keeps `job`, which has ended, for another attempt, or for what follows, by `config`."""
         row = self.row(job.row.name, job.row.role, job.row.params)
         self._waiting.append(replace(job, config=config, row=row, stopped=False, best=None))
 

@@ -21,13 +21,15 @@ from tuner.schedule.jobs import Job, Jobs, Stage, TrialConfigs
 from tuner.schedule.retries import Failure
 from tuner.study import guards
 from tuner.study.study import SearchStudy
-from tuner.study.trials import ROLE, USER, arguments_of
+from tuner.study.trials import ROLE, USER, arguments_of, whole_corpus
 from tuner.verdict import selection
 from tuner.verdict.encoding import base_folder, own_settings, settings_of
 from tuner.verdict.judge import rests_on
 
 _ROLES = {None: "guards", "dev": "encoding", "test": "test"}
 """What a job that only scores is for, by its split."""
+_DEV = "dev"
+"""What a job is for that scores a trial on the whole corpus of dev."""
 
 
 class ScoringStage:
@@ -52,7 +54,8 @@ class ScoringStage:
         if not self._left:
             return None
         config = self._left.pop(0)
-        role = "mixtures" if config.alphas else _ROLES[config.split]
+        on_dev = config.split == "dev" and config.checkpoint is not None
+        role = "mixtures" if config.alphas else _DEV if on_dev else _ROLES[config.split]
         return Job(config=config, row=self._jobs.row(config.name, role, {}), stage=self)
 
     def close(self) -> bool:
@@ -73,6 +76,33 @@ class ScoringStage:
         return f"{job.config.name} could not be scored on test: {failure.message}"
 
 
+class WholeCorpusStage(ScoringStage):
+    """Scores trials on the whole corpus of dev, which were scored on a pool of it at their rungs.
+
+    Args:
+        find: Returns what is to be scored.
+        jobs: Of all stages.
+        is_needed: Whether there is no verdict without a job.
+        told: Takes in the score of a trial, by its number.
+    """
+
+    def __init__(
+        self,
+        find: Callable[[], list[TrialConfig]],
+        *,
+        jobs: Jobs,
+        is_needed: Callable[[TrialConfig], bool],
+        told: Callable[[int, RungReport], None],
+    ) -> None:
+        super().__init__(find, jobs=jobs, is_needed=is_needed)
+        self._told = told
+
+    def rung(self, job: Job, report: RungReport) -> bool:
+        """Tells the study of the score."""
+        self._told(int(job.config.name), report)
+        return True
+
+
 class Scorings:
     """Finds what is left to score once the finalists are retrained.
 
@@ -90,7 +120,19 @@ class Scorings:
         """Returns the stages in their order; `jobs` are those of the search."""
         finds = (self._encoding_jobs, self._guard_jobs, self._mixture_jobs, self._test_jobs)
         is_needed = functools.partial(rests_on, run_dir=self._run_dir, study=self._study, config=self._config)
-        return [ScoringStage(find, jobs=jobs, is_needed=is_needed) for find in finds]
+        on_corpus = WholeCorpusStage(
+            self._whole_corpus_jobs, jobs=jobs, is_needed=is_needed, told=self._study.tell.on_whole_corpus
+        )
+        return [on_corpus, *(ScoringStage(find, jobs=jobs, is_needed=is_needed) for find in finds)]
+
+    def _whole_corpus_jobs(self) -> list[TrialConfig]:
+        """The finalists and the user's own settings on dev, where rungs were scored on a pool."""
+        if not self._study.pool:
+            return []
+        known = whole_corpus(self._study.search)
+        numbers = dict.fromkeys([*self._best(), *self._study.users])
+        models = self._models([number for number in numbers if number not in known])
+        return [self._make(name, params, split="dev", checkpoint=path) for name, params, path in models]
 
     def _encoding_jobs(self) -> list[TrialConfig]:
         """The base model on dev, encoded as each of the finalists is: what training gave is measured from there."""
@@ -110,9 +152,11 @@ class Scorings:
             if not self._knows(name, self._config.guard)
         ]
 
+    def _best(self) -> list[int]:
+        return selection.finalists(self._study.search, max(1, self._config.finalist_count), self._run_dir)
+
     def _finalists(self) -> list[int]:
-        numbers = selection.finalists(self._study.search, max(1, self._config.finalist_count), self._run_dir)
-        return list(dict.fromkeys([*numbers, self._winner()]))
+        return list(dict.fromkeys([*self._best(), self._winner()]))
 
     def _bases(self, numbers: Sequence[int]) -> dict[str, dict[str, Any]]:
         """The base model as it is, and as each of the trials `numbers` encodes: folder -> settings."""

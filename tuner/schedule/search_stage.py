@@ -9,6 +9,7 @@ from trainables.config import RungReport
 from tuner.request.config import SearchConfig
 from tuner.run_dir.names import trial_name
 from tuner.schedule.jobs import Job, Jobs, TrialConfigs
+from tuner.schedule.pool import CandidatePool
 from tuner.schedule.retries import Failure
 from tuner.schedule.suggestions import NO_TIME, Asked, Suggestions
 from tuner.study.study import SearchStudy
@@ -27,6 +28,7 @@ class SearchStage:
         suggestions: Which trial comes next.
         configs: Makes the trials' configurations.
         jobs: Of all stages.
+        pool: What rungs are scored on.
     """
 
     def __init__(
@@ -37,9 +39,10 @@ class SearchStage:
         *,
         configs: TrialConfigs,
         jobs: Jobs,
+        pool: CandidatePool,
     ) -> None:
         self._config, self._study, self._suggestions = config, study, suggestions
-        self._configs, self._jobs = configs, jobs
+        self._configs, self._jobs, self._pool = configs, jobs, pool
         self._twins: list[Asked] = []
         """Trials that wait for the end of one with the same parameters."""
         self.lacks_base = False
@@ -57,8 +60,9 @@ class SearchStage:
 
     def next_job(self) -> Job | None:
         """Returns the next trial that no earlier one has the end of."""
-        if self._config.guard_constraint and any(job.row.role == BASE for job in self._jobs.running.values()):
-            return None  # what is lost on the guards is measured against it
+        waits_for_base = self._config.guard_constraint or self._pool.is_wanted
+        if waits_for_base and any(job.row.role == BASE for job in self._jobs.running.values()):
+            return None  # what is lost on the guards is measured against it, and it makes the pool
         while (asked := self._asked()) is not None:
             earlier = self._study.duplicate_of(*asked)
             if earlier is not None:
@@ -130,8 +134,8 @@ class SearchStage:
 
     def _job(self, trial: Trial, params: Mapping[str, Any]) -> Job:
         role = role_of(trial)
-        rungs = () if role == BASE else self._config.rungs
+        fields = self._pool.to_make() if role == BASE else {"rungs": self._config.rungs, **self._pool.to_use()}
         guards = self._config.guard if self._config.guard_constraint else ()
-        config = self._configs.make(trial_name(trial.number), params, rungs=rungs, guards=guards)
+        config = self._configs.make(trial_name(trial.number), params, guards=guards, **fields)
         trial.set_user_attr(SEED, self._config.seed)
         return Job(config=config, row=self._jobs.row(config.name, role, params), stage=self, trial=trial)

@@ -16,14 +16,28 @@ _TESTED = 3  # the base model, the user's own settings and the winner
 _PASSES_OF_ALL_HEADS = 3  # mteb's of the dense head, dev's for the hybrid weights, and the other heads'
 
 
-def final_scorings(config: SearchConfig) -> int:
-    """Returns how many scorings of dev the test, the guards and the mixtures take; a guard is taken for another dev."""
-    tests = _TESTED * (_PASSES_OF_ALL_HEADS if config.arguments.get("unified_finetuning") else 1)
+def final_scorings(config: SearchConfig, *, pooled: bool = False) -> int:
+    """Returns how many scorings of dev on the whole corpus the end takes: finalists, test, guards and mixtures.
+
+    A guard is taken for another dev.
+
+    Args:
+        config: The search.
+        pooled: Rungs are scored on a pool, so that finalists, their retrainings and the user's settings are scored on
+            dev once more.
+    """
+    tests = whole_corpus_scorings(config) if pooled else 0
+    tests += _TESTED * (_PASSES_OF_ALL_HEADS if config.arguments.get("unified_finetuning") else 1)
     guards = len(config.guard)
     if not guards:
         return tests
     models = 1 + max(1, config.finalist_count) + 1  # the base model, finalists and the chosen mixture
     return tests + models * guards + len(ALPHAS) * (1 + guards)
+
+
+def whole_corpus_scorings(config: SearchConfig) -> int:
+    """Returns how many trials and retrainings are scored on dev's whole corpus where rungs are scored on a pool."""
+    return max(1, config.finalist_count) + 1 + config.finalist_count * config.finalist_seeds
 
 
 class Timed(Protocol):
@@ -43,6 +57,7 @@ class TimeBudget:
         spent: Seconds that earlier processes of the same search have used.
         told: The study's trials and retrainings, which know what earlier processes took for them.
         clock: Seconds, monotonic.
+        pooled: Whether rungs are scored on a pool.
     """
 
     def __init__(
@@ -52,8 +67,9 @@ class TimeBudget:
         spent: float,
         told: Callable[[], Iterable[FrozenTrial]],
         clock: Callable[[], float],
+        pooled: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._config, self._told, self._clock = config, told, clock
+        self._config, self._told, self._clock, self._pooled = config, told, clock, pooled
         self._began = clock() - spent
 
     @property
@@ -84,7 +100,7 @@ class TimeBudget:
         if self._config.time_budget is None:
             return True
         whole, scoring = self._longest(rows)
-        return self.left >= whole + final_scorings(self._config) * scoring
+        return self.left >= whole + final_scorings(self._config, pooled=self._pooled()) * scoring
 
     def shortage(self, rows: Iterable[Timed]) -> str:
         """Says why no trial may start."""
@@ -105,7 +121,7 @@ class TimeBudget:
     def _reserve(self, whole: float, scoring: float) -> float:
         retrainings = self._config.finalist_count * self._config.finalist_seeds
         rounds = math.ceil(retrainings / self._config.concurrent_trials)
-        return _MARGIN * rounds * whole + final_scorings(self._config) * scoring
+        return _MARGIN * rounds * whole + final_scorings(self._config, pooled=self._pooled()) * scoring
 
     def _longest(self, rows: Iterable[Timed]) -> tuple[float, float]:
         """Seconds of the longest whole training, and of scoring the base model; 0 where nothing is known yet.

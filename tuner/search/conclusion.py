@@ -21,7 +21,7 @@ from tuner.schedule.retries import Failure
 from tuner.search.wording import clock, shown
 from tuner.study.study import read_studies
 from tuner.verdict.advice import next_steps
-from tuner.verdict.decision import FINE_TUNE, interval, sentence, settings_notes
+from tuner.verdict.decision import FINE_TUNE, interval, range_notes, scored_on, sentence, settings_notes
 from tuner.verdict.judge import judge
 from tuner.verdict.result import Model, Verdict, bundle_of
 from tuner.verdict.time_spent import parts_of
@@ -129,8 +129,12 @@ def _say(result: Verdict, console: Console, *, slots: int) -> None:
         tied = ", ".join(map(str, result.ties))
         level = result.noise or 0.0
         say(f"tie         on dev with trial {tied}: their means are closer than the noise between seeds, {level:.4f}")
+    for note in range_notes(result.range_ends):
+        say(f"range       {note}")
     if best.alpha is not None and result.mixtures is not None:
         say(f"mixture     {result.mixtures.reason}")
+    if scored := scored_on(result):
+        say(f"scored      {scored}")
     counts = result.trials
     trained = f"{counts.complete - 1} trained to the end, {counts.pruned} stopped early, {counts.failed} failed"
     say(f"trials      {trained} (and the base model)")

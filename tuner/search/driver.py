@@ -15,6 +15,7 @@ from tuner.run_dir.mirror import Mirror
 from tuner.run_dir.store import RunStore
 from tuner.schedule.agenda import Agenda
 from tuner.schedule.disk import trial_bytes
+from tuner.schedule.pool import require_pool
 from tuner.search.conclusion import conclude, without_winner
 from tuner.search.place import make_room
 from tuner.search.plan import Plan
@@ -64,6 +65,7 @@ def _open_study(plan: Plan, storage: PatientStorage) -> SearchStudy:
         lessons = [lesson.to_dict() for lesson in plan.lessons]
         study = SearchStudy(storage, config, space=plan.space, context=plan.context, lessons=lessons)
     claim(study.search, facts(config, plan.dataset))
+    require_pool(study, plan.run_dir)
     return study
 
 

@@ -18,6 +18,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from search_spaces.loading import suggest
 from trainables.config import TrialConfig
 from trainables.m3.memory import Shape, StepPlan, Texts, plan_step
+from trainables.scoring.heldout import read_qrels
+from trainables.scoring.measures import DEPTH
+from tuner.data.beir import count_passages
 from tuner.errors import RequestError
 from tuner.request.arguments import honoured, translated
 from tuner.request.config import SearchConfig
@@ -41,6 +44,41 @@ class Probe:
     """On the device."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Hours:
+    """What a search takes, in hours of the clock."""
+
+    training: float
+    """Of the user's own settings and of the sampled trials."""
+    scoring: float
+    """Of the same trials at their rungs."""
+    end: float
+    """The base model, finalists, test, guards and mixtures."""
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return self.training + self.scoring + self.end
+
+    def parts(self) -> dict[str, float]:
+        """What each part is called, and its hours."""
+        return {"training": self.training, "scoring at rungs": self.scoring, "base model, finalists and test": self.end}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passages:
+    """How many passages are embedded to score dev once."""
+
+    corpus: int
+    at_rungs: int
+    """The most, where that is a pool: the base model's best of several queries may be the same."""
+
+    @property
+    def is_pool(self) -> bool:
+        """Whether rungs are scored on fewer than the corpus has."""
+        return self.at_rungs < self.corpus
+
+
 def describe(plan: Plan) -> Iterator[str]:
     """Yields the plan in lines: rungs, space, memory, disk, hours and price; a few steps are trained for the hours.
 
@@ -51,7 +89,7 @@ def describe(plan: Plan) -> Iterator[str]:
     samples = _samples(plan)
     rungs = " ".join(f"{share:.0%}" for share in config.rungs)
     kept = max(config.keep_checkpoints, config.finalist_count, 1) + 1
-    held = gigabytes(search_bytes(config, plan.weights_bytes, kept))
+    held = gigabytes(search_bytes(config, plan.weights_bytes, kept, plan.token_bytes))
     yield (
         f"rungs       {rungs} of {plan.dataset.rows:,} rows x {plan.context.start['num_train_epochs']:g} epochs; "
         f"{config.sampler} suggests, {config.pruner} stops"
@@ -194,18 +232,27 @@ def _time_lines(plan: Plan) -> list[str]:
         return [f"hours       not known: {error}"]
     except RuntimeError as error:
         raise RequestError([f"the first steps of your own settings do not train: {error}"]) from error
-    hours = search_hours(config, probe, scoring_seconds(plan, probe.seconds_per_step))
+    passages = scored_passages(plan)
+    hours = search_hours(config, probe, scoring_seconds(plan, passages.corpus, probe.seconds_per_step), passages)
+    on = f" (up to {passages.at_rungs:,} of {passages.corpus:,} passages)" if passages.is_pool else ""
     lines = [
         f"probe       {probe.seconds_per_step:.3g} s a step, {probe.steps:,} steps a trial, "
         f"{gigabytes(probe.peak_bytes)} at the peak",
-        f"hours       about {_hours(hours)} in all, if every trial takes for a row what your settings take",
+        f"hours       about {_hours(hours.total)} in all, if every trial takes for a row what your settings take",
+        f"            {_listed({name: _hours(part) for name, part in hours.parts().items()})}{on}",
     ]
     if config.time_budget_seconds is not None:
-        verdict = "ends it earlier" if hours * 3600 > config.time_budget_seconds else "holds it"
+        verdict = "ends it earlier" if hours.total * 3600 > config.time_budget_seconds else "holds it"
         lines.append(f"            --time_budget {config.time_budget} {verdict}")
     if config.price_per_hour is not None:
-        lines.append(f"price       about {hours * config.price_per_hour:.2f} at {config.price_per_hour:g} an hour")
+        prices = {name: f"{part * config.price_per_hour:.2f}" for name, part in hours.parts().items()}
+        whole = hours.total * config.price_per_hour
+        lines.append(f"price       about {whole:.2f} at {config.price_per_hour:g} an hour: {_listed(prices)}")
     return lines
+
+
+def _listed(parts: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {amount}" for name, amount in parts.items())
 
 
 def _hours(hours: float) -> str:
@@ -251,32 +298,52 @@ def _first_card() -> str:
     return os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
 
 
-def scoring_seconds(plan: Plan, seconds_per_step: float) -> float:
-    """Returns an estimate of scoring dev once: the corpus forward, where a step goes forward and twice as far back."""
+def scored_passages(plan: Plan) -> Passages:
+    """Returns how many passages dev is scored on, at rungs and otherwise."""
+    folder, size = Path(plan.dataset.eval_data), plan.config.candidate_pool_size
+    corpus = count_passages(folder)
+    if not 0 < size < corpus:
+        return Passages(corpus=corpus, at_rungs=corpus)
+    qrels = read_qrels(folder, "dev")
+    judged = {passage for of_query in qrels.values() for passage in of_query}
+    return Passages(corpus=corpus, at_rungs=min(corpus, max(size, len(judged) + DEPTH * len(qrels))))
+
+
+def scoring_seconds(plan: Plan, passages: int, seconds_per_step: float) -> float:
+    """Returns an estimate of scoring `passages` once: forward, where a step goes forward and twice as far back."""
     arguments = plan.arguments
-    passages = int(arguments["per_device_train_batch_size"]) * int(arguments["train_group_size"])
-    with (Path(plan.dataset.eval_data) / "corpus.jsonl").open("rb") as lines:
-        corpus = sum(1 for _ in lines)
-    return corpus * seconds_per_step / (3 * passages)
+    in_step = int(arguments["per_device_train_batch_size"]) * int(arguments["train_group_size"])
+    return passages * seconds_per_step / (3 * in_step)
 
 
-def search_hours(config: SearchConfig, probe: Probe, scoring: float) -> float:
+def search_hours(config: SearchConfig, probe: Probe, scoring: float, passages: Passages) -> Hours:
     """Returns an estimate of a search's hours.
 
     Args:
         config: The search.
         probe: What the user's own settings take; the others are taken to see as many rows in as many seconds.
-        scoring: Seconds of scoring a split once.
+        scoring: Seconds of scoring a split once, on the whole corpus.
+        passages: How many of the corpus a rung is scored on.
     """
     training = probe.seconds_per_step * probe.steps
-    trial = training + len(config.rungs) * scoring
-    sampled = max(0, config.num_trials - 2) * (training * _trained_share(config) + len(config.rungs) * scoring)
-    retrained = config.finalist_count * config.finalist_seeds * trial
-    end = final_scorings(config) * scoring
-    return (scoring + trial + (sampled + retrained) / config.concurrent_trials + end) / 3600
+    at_rung = scoring * passages.at_rungs / max(1, passages.corpus)
+    sampled = max(0, config.num_trials - 2) / config.concurrent_trials
+    trial = training + len(config.rungs) * at_rung
+    retrained = config.finalist_count * config.finalist_seeds * trial / config.concurrent_trials
+    end = scoring * (1 + final_scorings(config, pooled=passages.is_pool)) + retrained
+    return Hours(
+        training=training * (1 + sampled * _trained_share(config)) / 3600,
+        scoring=at_rung * (len(config.rungs) + sampled * sum(_reached(config))) / 3600,
+        end=end / 3600,
+    )
+
+
+def _reached(config: SearchConfig) -> list[float]:
+    """Which share of the sampled trials comes to each rung: where trials are stopped, half go on from each."""
+    return [1.0 if config.pruner == "none" else 0.5**rung for rung in range(len(config.rungs))]
 
 
 def _trained_share(config: SearchConfig) -> float:
-    """What is trained of a sampled trial on average, where each rung stops half of those that reach it."""
+    """What is trained of a sampled trial on average."""
     steps = [after - before for before, after in pairwise((0.0, *config.rungs))]
-    return sum(step * (1.0 if config.pruner == "none" else 0.5**rung) for rung, step in enumerate(steps))
+    return sum(step * share for step, share in zip(steps, _reached(config), strict=True))

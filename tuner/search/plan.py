@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from search_spaces import Context, SearchSpace
+from trainables.config import DEFAULT_LENGTHS
 from trainables.deepspeed_config import DS_STAGE0, check_deepspeed
 from trainables.names import DATA
 from tuner.data import dataset as data
@@ -22,7 +23,7 @@ from tuner.request.config import SECRETS, SearchConfig
 from tuner.request.taken_over import taken_over
 from tuner.run_dir.names import GUARDS, MANIFEST
 from tuner.run_dir.object_storage import is_url
-from tuner.schedule.disk import fit_to_disk, weights_bytes
+from tuner.schedule.disk import fit_to_disk, token_bytes, weights_bytes
 from tuner.search.adapters import check_adapters
 from tuner.search.caches import can_be_written
 from tuner.search.limits import check_limits, fitting_lengths, limits_of
@@ -53,6 +54,8 @@ class Plan:
     """What holds for every trial: the user's arguments, upstream's numbers where the user gave none."""
     weights_bytes: int
     """Size of the base model's weights, and of each checkpoint."""
+    token_bytes: int
+    """The most that the token ids of the corpus take on disk."""
     lessons: Sequence[Lesson] = ()
     """What `--warm_start` has found; a search that is resumed has them in its study."""
     warnings: list[str] = field(default_factory=list)
@@ -79,7 +82,9 @@ def make_plan(config: SearchConfig, run_dir: Path, say: Callable[[str], None], *
     found = _look(config, run_dir, space, arguments, data_folder)
     guards = guard_data.prepare(config.guard, data_folder / GUARDS, resumed=bool(config.resume))
     weights = weights_bytes(Path(found.model))
-    fitting, lowered = fit_to_disk(config, weights, run_dir)
+    longest = found.arguments.get("passage_max_len") or DEFAULT_LENGTHS["passage_max_len"]
+    tokens = token_bytes(Path(found.dataset.eval_data), longest)
+    fitting, lowered = fit_to_disk(config, weights, run_dir, tokens)
     others = [*found.warnings, *found.dataset.manifest["warnings"], *_of_two_objectives(config), *lowered]
     return Plan(
         config=fitting,
@@ -90,6 +95,7 @@ def make_plan(config: SearchConfig, run_dir: Path, say: Callable[[str], None], *
         guards=guards,
         arguments=_of_every_trial(found),
         weights_bytes=weights,
+        token_bytes=tokens,
         lessons=lessons,
         warnings=[*warnings, *others],
     )

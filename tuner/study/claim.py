@@ -36,6 +36,7 @@ def facts(config: SearchConfig, dataset: Dataset) -> dict[str, Any]:
         "metric": config.metric,
         "model": config.model_name_or_path,
         "rungs": list(config.rungs),
+        "candidate_pool_size": config.candidate_pool_size,
         "seed": config.seed,
         "workers": config.workers,
         "arguments": {**_decisive(config.arguments), **searchable_numbers(config.arguments, dataset.rows)},

@@ -29,6 +29,7 @@ from tuner.study.trials import (
     BASE,
     ENDED_EARLY,
     ERROR_KIND,
+    POOL,
     ROLE,
     SAMPLED,
     SECONDS,
@@ -114,6 +115,11 @@ class SearchStudy:
     def trials(self) -> list[FrozenTrial]:
         """Those of the search and the finalists' retrainings."""
         return [*self.search.get_trials(deepcopy=False), *self.finalists.get_trials(deepcopy=False)]
+
+    @property
+    def pool(self) -> Mapping[str, Any]:
+        """The pool of passages that rungs are scored on; empty where that is the whole corpus."""
+        return dict(self.search.user_attrs.get(POOL, {}))
 
     @property
     def users(self) -> list[int]:

@@ -18,12 +18,14 @@ from tuner.study.trials import (
     GUARD_SCORES,
     INFEASIBLE,
     PAUSED,
+    POOL,
     PROMOTED,
     QUERIES,
     RUNG,
     SAMPLED,
     SCORES,
     SECONDS,
+    WHOLE_CORPUS,
     explain,
     role_of,
 )
@@ -51,9 +53,12 @@ class Telling:
             if rung.queries:
                 trial.set_user_attr(f"{QUERIES}_{rung.rung}", rung.queries)
             trial.report(rung.value, rung.rung)
+        if rung.pool:
+            self._search.set_user_attr(POOL, dict(rung.pool))
+        value = float(rung.pool.get("value", rung.value))
         best = trial.user_attrs.get(BEST_VALUE)
-        if best is None or rung.value > best:
-            trial.set_user_attr(BEST_VALUE, rung.value)
+        if best is None or value > best:
+            trial.set_user_attr(BEST_VALUE, value)
             trial.set_user_attr(BEST_RUNG, rung.rung)
             trial.set_user_attr(SCORES, dict(rung.scores))
         trial.set_user_attr(SECONDS, dict(rung.seconds))
@@ -75,6 +80,12 @@ class Telling:
         if pruned:
             trial.set_user_attr(_PRUNED_AT, rung)
         return not pruned
+
+    def on_whole_corpus(self, number: int, rung: RungReport) -> None:
+        """Records what trial `number` scores on the whole corpus, its values being those on the pool."""
+        known = self._search.user_attrs.get(WHOLE_CORPUS, {})
+        scored = {"value": rung.value, "scores": dict(rung.scores)}
+        self._search.set_user_attr(WHOLE_CORPUS, {**known, str(number): scored})
 
     def complete(self, trial: Trial) -> None:
         """The trial's value is its best rung's: those weights are its checkpoint."""

@@ -1,7 +1,9 @@
 """A trial of the study: its user attributes that more than one module reads, and what follows from them."""
 
+from collections.abc import Mapping
 from typing import Any
 
+from optuna import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 ROLE = "role"
@@ -36,6 +38,11 @@ ERROR_KIND, ERROR = "error_kind", "error"
 SOURCE, SEED = "source", "seed"
 """Of a retraining: the number of the trial that is trained again, and its seed."""
 
+POOL = "candidate_pool"
+"""Of the study: the pool of passages that rungs are scored on, as `RungReport.pool` has it. Every value of a trial,
+the base model's too, is on it."""
+WHOLE_CORPUS = "whole_corpus"
+"""Of the study: for trials that were scored on the whole corpus all the same, number -> ``value`` and ``scores``."""
 ENDED_EARLY = "ended_early"
 """Of the study: why not all of its trials were made."""
 PAUSED = "paused_at"
@@ -67,6 +74,17 @@ def has_failed(trial: FrozenTrial) -> bool:
 def value_of(trial: FrozenTrial) -> float:
     """Returns the one value that ranks a complete trial: its objective, or the mean of several."""
     return float(trial.values[0] if len(trial.values) == 1 else trial.user_attrs[BEST_VALUE])
+
+
+def whole_corpus(study: Study) -> dict[int, Mapping[str, Any]]:
+    """Returns ``value`` and ``scores`` of the trials that were scored on the whole corpus beside the pool."""
+    return {int(number): scored for number, scored in study.user_attrs.get(WHOLE_CORPUS, {}).items()}
+
+
+def dev_scores(study: Study, trial: FrozenTrial) -> dict[str, float]:
+    """Returns metric -> mean on dev: on the whole corpus where the trial was scored on it, else on the pool."""
+    scored = whole_corpus(study).get(trial.number)
+    return dict(scored["scores"] if scored else trial.user_attrs.get(SCORES, {}))
 
 
 def arguments_of(trial: FrozenTrial) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """The verdict: what is said of a gain, and why."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from tuner.verdict.encoding import shown_settings
-from tuner.verdict.result import EncodedBase, Guard, Verdict
+from tuner.verdict.result import EncodedBase, Guard, RangeEnd, Verdict
 from tuner.verdict.statistics import Comparison
 
 FINE_TUNE, KEEP = "fine-tune", "keep the base model"
@@ -84,6 +84,27 @@ def settings_notes(result: Verdict) -> list[str]:
     if recommended.settings:
         notes.append(f"use these settings: {shown_settings(recommended.settings)}")
     return notes
+
+
+def range_notes(ends: Sequence[RangeEnd]) -> list[str]:
+    """Returns a line for each parameter whose best value lies at an end of its range."""
+    return [
+        f"the best {end.name}{'' if end.value == end.limit else f', {end.value:.4g},'} is "
+        f"{'' if end.value == end.limit else 'next to '}the {end.end} allowed ({end.limit:g}): widen it"
+        for end in ends
+    ]
+
+
+def scored_on(result: Verdict) -> str:
+    """Returns which scores are on a pool of passages and which on the corpus; nothing where all are on the corpus."""
+    pool = result.candidate_pool
+    if pool is None:
+        return ""
+    models = ", ".join(["the base model", *(f"trial {number}" for number in pool.whole_corpus if number)])
+    return (
+        f"at rungs on {pool.passages:,} of {pool.corpus:,} passages; on dev's whole corpus {models}; "
+        "on test's whole corpus whatever was scored there"
+    )
 
 
 def sentence(note: str) -> str:

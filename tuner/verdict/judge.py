@@ -22,12 +22,14 @@ from tuner.run_dir.names import BASE_FOLDER, eval_path, mixture_name, task_name,
 from tuner.study import guards
 from tuner.study.guards import Mixture
 from tuner.study.study import SearchStudy
-from tuner.study.trials import BASE, ROLE, SCORES, USER, arguments_of, has_failed
+from tuner.study.trials import BASE, POOL, ROLE, USER, arguments_of, dev_scores, has_failed, whole_corpus
 from tuner.verdict.decision import FINE_TUNE, KEEP, decide, is_certain
 from tuner.verdict.encoding import base_folder, own_settings, settings_of, shown_settings
+from tuner.verdict.range_ends import range_ends
 from tuner.verdict.result import (
     Base,
     Best,
+    CandidatePool,
     Counts,
     EncodedBase,
     Finalist,
@@ -134,6 +136,7 @@ def _without_winner(run: _Run, retrains: Study | None, ranked: Sequence[Standing
         noise=noise(ranked),
         finalists=[_finalist(run, standing) for standing in ranked if standing.lower is not None],
         front=_front(run.study, Metric.read(run.metric)),
+        candidate_pool=_candidate_pool(run.study),
     )
 
 
@@ -165,6 +168,7 @@ def _of_winner(run: _Run, found: Verdict, number: int, ranked: Sequence[Standing
         optimism=None if best.dev is None or best.test is None else best.dev - best.test,
         mixtures=_swept(run, number),
         hybrid_weights=_hybrid_weights(run.run_dir, {"base": base, "user": found.user, "best": best}),
+        range_ends=range_ends(run.study.get_trials(deepcopy=False)[number]),
         queries=_moved_queries(eval_path(run.run_dir), before, after, run.metric),
     )
 
@@ -328,7 +332,7 @@ def _test_file(run_dir: Path, folder: str) -> Path:
 
 def _model(run: _Run, trial: FrozenTrial, mixed: Mixture | None = None) -> Model:
     folder = _folder(trial.number, mixed)
-    dev = trial.user_attrs.get(SCORES, {}) if mixed is None else mixed.dev_all
+    dev = dev_scores(run.study, trial) if mixed is None else mixed.dev_all
     test = scores_on_test(run.run_dir, folder).means if _test_file(run.run_dir, folder).exists() else {}
     return Model(
         trial=trial.number,
@@ -345,6 +349,15 @@ def _model(run: _Run, trial: FrozenTrial, mixed: Mixture | None = None) -> Model
 def _model_of(run: _Run, role: str) -> Model | None:
     trials = (trial for trial in run.study.get_trials(deepcopy=False) if trial.user_attrs.get(ROLE) == role)
     return next((_model(run, trial) for trial in trials), None)
+
+
+def _candidate_pool(study: Study) -> CandidatePool | None:
+    """What trials were scored on at rungs; None where it was the whole corpus."""
+    pool = study.user_attrs.get(POOL)
+    if not pool:
+        return None
+    whole = sorted({0, *whole_corpus(study)})
+    return CandidatePool(passages=pool["passages"], corpus=pool["corpus"], whole_corpus=whole)
 
 
 def _over_seeds(standing: Standing) -> dict[str, Any]:

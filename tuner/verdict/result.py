@@ -151,6 +151,28 @@ class Sweep:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CandidatePool:
+    """The passages that dev was scored on at rungs, where the corpus has more. Test has the whole corpus."""
+
+    passages: int
+    corpus: int
+    """How many passages the corpus has."""
+    whole_corpus: Sequence[int]
+    """Trials whose `dev` is on the whole corpus all the same, retrainings included; the others' is on the pool."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RangeEnd:
+    """A parameter of the best trial that lies at an end of its range."""
+
+    name: str
+    value: float
+    end: str
+    """``largest`` or ``smallest``."""
+    limit: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class FrontRow:
     """A trial that no other beats on both objectives."""
 
@@ -217,6 +239,10 @@ class Verdict:
     """The best against the user's own settings; None where they are one, or the user's were not scored on test."""
     optimism: float | None = None
     """The best's dev minus its test score."""
+    range_ends: Sequence[RangeEnd] = ()
+    """What the search would have chosen otherwise, perhaps, had it been let."""
+    candidate_pool: CandidatePool | None = None
+    """None where every score is on the whole corpus."""
     mixtures: Sweep | None = None
     hybrid_weights: Mapping[str, Mapping[str, float]] | None = None
     """Weights of dense, sparse and colbert in the hybrid score: the default's, and those tuned on dev, by model."""

@@ -18,7 +18,20 @@ from trainables.scoring.measures import Scores
 from tuner.run_dir.names import BASE_FOLDER, trial_name, trial_path, weights_of
 from tuner.study import guards
 from tuner.study.guards import Mixture
-from tuner.study.trials import BASE, DUPLICATE_OF, GUARD_EXCESS, ROLE, SCORES, SEED, SOURCE, arguments_of, value_of
+from tuner.study.trials import (
+    BASE,
+    DUPLICATE_OF,
+    GUARD_EXCESS,
+    POOL,
+    ROLE,
+    SCORES,
+    SEED,
+    SOURCE,
+    arguments_of,
+    dev_scores,
+    value_of,
+    whole_corpus,
+)
 from tuner.verdict.encoding import base_folder, settings_of
 from tuner.verdict.statistics import lower_bound, pooled_spread
 
@@ -31,6 +44,8 @@ class Standing:
     """Number in the search."""
     seeds: Mapping[int, float]
     """Training seed -> objective on dev, the search's own seed first."""
+    whole_corpus: bool = True
+    """Whether that is on the whole corpus, and not on a pool of its passages."""
     lower: float | None = None
     """One-sided 95% lower bound of the mean, from the deviation pooled over all finalists; None for a single seed."""
 
@@ -64,7 +79,7 @@ def standings(study: Study, retrains: Study | None = None) -> list[Standing]:
 
     The bound is Student's t with the standard deviation between seeds pooled over the retrained trials: a deviation of
     two or three seeds alone is too noisy to rank by (`statistics.lower_bound`). Trials without a retraining follow, by
-    their dev score: all of them where finalists were not asked for.
+    their dev score: all of them where finalists were not asked for. Trials that were scored on a pool alone come last.
     """
     numbers = finalists(study, len(study.get_trials(deepcopy=False)))
     seeds = _seeds(study, numbers, retrains)
@@ -73,8 +88,17 @@ def standings(study: Study, retrains: Study | None = None) -> list[Standing]:
         number: lower_bound(list(values.values()), spread) if spread and len(values) > 1 else None
         for number, values in seeds.items()
     }
-    ranked = [Standing(trial=number, seeds=values, lower=bounds[number]) for number, values in seeds.items()]
-    return sorted(ranked, key=lambda s: (s.lower is not None, s.mean if s.lower is None else s.lower), reverse=True)
+    whole = whole_corpus(study) if study.user_attrs.get(POOL) else seeds
+    ranked = [
+        Standing(trial=number, seeds=values, lower=bounds[number], whole_corpus=number in whole)
+        for number, values in seeds.items()
+    ]
+    return sorted(ranked, key=_order, reverse=True)
+
+
+def _order(standing: Standing) -> tuple[bool, bool, float]:
+    is_retrained = standing.lower is not None
+    return standing.whole_corpus, is_retrained, standing.mean if standing.lower is None else standing.lower
 
 
 def winner(
@@ -155,7 +179,7 @@ def mixtures(
     between, trial = guards.read_mixtures(run_dir, number, metric), _trial(study, number)
     folder = base_folder(settings_of(arguments_of(trial), own or {}))
     base = _end(run_dir, folder, base_scores(run_dir, study, folder), metric, 0.0)
-    trained = _end(run_dir, trial_name(number), trial.user_attrs.get(SCORES, {}), metric, 1.0)
+    trained = _end(run_dir, trial_name(number), dev_scores(study, trial), metric, 1.0)
     return (base, trained, between) if between and base and trained else None
 
 
@@ -177,7 +201,8 @@ def noise(ranked: Sequence[Standing]) -> float | None:
 def ties(ranked: Sequence[Standing]) -> list[int]:
     """Returns the trials that the winner `ranked[0]` cannot be told from: means closer than the noise between seeds."""
     level = noise(ranked) or 0.0
-    rivals = [standing for standing in ranked[1:] if len(standing.seeds) == len(ranked[0].seeds)]
+    alike = [standing for standing in ranked[1:] if standing.whole_corpus == ranked[0].whole_corpus]
+    rivals = [standing for standing in alike if len(standing.seeds) == len(ranked[0].seeds)]
     return [rival.trial for rival in rivals if abs(rival.mean - ranked[0].mean) <= level]
 
 
@@ -187,8 +212,9 @@ def _complete(study: Study) -> list[FrozenTrial]:
 
 def _seeds(study: Study, numbers: Sequence[int], retrains: Study | None) -> dict[int, dict[int, float]]:
     """Trial -> training seed -> objective on dev."""
-    trials = study.get_trials(deepcopy=False)
-    seeds = {number: {trials[number].user_attrs[SEED]: value_of(trials[number])} for number in numbers}
+    trials, whole = study.get_trials(deepcopy=False), whole_corpus(study)
+    values = {number: whole[number]["value"] if number in whole else value_of(trials[number]) for number in numbers}
+    seeds = {number: {trials[number].user_attrs[SEED]: value} for number, value in values.items()}
     for again in _complete(retrains) if retrains else ():
         if (source := again.user_attrs[SOURCE]) in seeds:
             seeds[source][again.user_attrs[SEED]] = value_of(again)

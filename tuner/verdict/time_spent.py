@@ -65,7 +65,7 @@ def _final_records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         scorings = scorings[1:]
     first = next((record for record in scorings if record["scores"]), None)
     for record in scorings:
-        on_dev = record is first and is_encoded_base(name)
+        on_dev = record.get("split") == "dev" or (record is first and is_encoded_base(name))
         yield "scoring" if on_dev else _stage(name, record), record
 
 
