@@ -38,6 +38,8 @@ SOURCE, SEED = "source", "seed"
 
 ENDED_EARLY = "ended_early"
 """Of the study: why not all of its trials were made."""
+SESSIONS = "sessions"
+"""Of the study: when each process of the search began, on which machines, and with which versions of packages."""
 PAUSED = "paused_at"
 """The rung at which a trial waits to be promoted; 0 once it is taken up again."""
 PROMOTED = "promoted_at"
