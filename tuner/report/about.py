@@ -81,7 +81,9 @@ def _sessions(sessions: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]
     last = sessions[-1]
     again = f", taken up again {len(sessions) - 1} times, last {_date(last['began'])}" if len(sessions) > 1 else ""
     yield "Begun", f"{_date(sessions[0]['began'])}{again}"
-    yield "Ran on", "; ".join(dict.fromkeys(session["machines"] for session in sessions))
+    yield "Ran on", "; ".join(dict.fromkeys(f"{each['machines']}: {each['slots']}" for each in sessions))
+    if last.get("pages"):
+        yield "Live page", f"written {last['pages']} times, {1000 * last['page_seconds']:.0f} ms each (median)"
     yield "Versions", ", ".join(f"{name} {version}" for name, version in last["versions"].items())
 
 
