@@ -177,12 +177,24 @@ def test_what_the_search_ran_on_is_said(run_dir: Path, tmp_path: Path) -> None:
     arguments = {"model_name_or_path": "/models/bge/model", "learning_rate": 4e-6, "query_max_len": 96, "fp16": True}
     (other / "config.yaml").write_text(yaml.safe_dump(config | {"arguments": arguments}))
     study = optuna.load_study(study_name="search", storage=f"sqlite:///{other}/study.db")
-    session = {"began": "2026-11-26T10:44:12+00:00", "machines": "2 CPUs, no GPU", "versions": {"torch": "2.13.0"}}
-    study.set_user_attr("sessions", [session])
+    session = {
+        "began": "2026-11-26T10:44:12+00:00",
+        "machines": "2 CPUs, no GPU",
+        "slots": "one trial at a time",
+        "versions": {"torch": "2.13.0"},
+    }
+    study.set_user_attr("sessions", [session | {"pages": 61, "page_seconds": 0.0123}])
     (other / "trials" / "0003").mkdir(exist_ok=True)
     (other / "trials" / "0003" / "log.txt").write_text("")
     read = _Page(write_report(other).read_text("utf-8"))
-    for shown in ("bge/model on dataset.jsonl", "2 CPUs, no GPU", "torch 2.13.0", "2026-11-26 10:44", "4,180 rows"):
+    for shown in (
+        "bge/model on dataset.jsonl",
+        "2 CPUs, no GPU: one trial",
+        "torch 2.13.0",
+        "2026-11-26 10:44",
+        "61 times, 12 ms",
+        "4,180 rows",
+    ):
         assert shown in read.text
     kept = read.text.partition("Kept from your command")[2].partition("Search again")[0]
     assert "query_max_len" in kept

@@ -13,7 +13,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from trainables.files import write_text
 from trainables.names import LOG
 from trainables.scoring.metric import Metric
 from tuner.report.about import log_of
@@ -180,8 +179,15 @@ def write_live(run_dir: Path, status: Status) -> None:
     Raises:
         OSError: They cannot be written.
     """
-    write_text(run_dir / STATUS, json.dumps(status.to_dict(), indent=1, ensure_ascii=False, default=str) + "\n")
-    write_text(run_dir / LIVE_PAGE, live_page(run_dir, status))
+    _replace(run_dir / STATUS, json.dumps(status.to_dict(), indent=1, ensure_ascii=False, default=str) + "\n")
+    _replace(run_dir / LIVE_PAGE, live_page(run_dir, status))
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes a file at once, without waiting for the disk: after a power cut another will be written anyway."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def live_page(run_dir: Path, status: Status, *, base_url: str = "", reloads: bool = True) -> str:

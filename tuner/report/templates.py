@@ -1,5 +1,6 @@
 """Where the pages come from, and how they write numbers: everything that is put into one is escaped."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from markupsafe import Markup
 from tuner.report.findings import minus
 
 
+@functools.cache
 def environment() -> jinja2.Environment:
     """Returns where pages come from: everything that is put into one is escaped."""
     found = jinja2.Environment(
