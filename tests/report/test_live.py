@@ -45,7 +45,7 @@ def test_one_sentence_says_it_all() -> None:
          "tested."),
         (STATES["stopped"], "Stopped at trial 7 of 16. Best so far 0.7246 on dev (trial 2) against the base model's "
          "0.6879, +0.0367; not yet tested. Cost so far 3.12."),
-        (STATES["end"], "The verdict: fine-tune. Best so far 0.7246 on dev (trial 2) against the base model's 0.6879, "
+        (STATES["end"], "The verdict: fine-tune. Best 0.7246 on dev (trial 2) against the base model's 0.6879, "
          "+0.0367. Cost so far 3.12."),
     ],
 )  # fmt: skip

@@ -112,9 +112,9 @@ class Status:
         if best is None or best.value is None:
             return f"The base model has {base.value:.4f} on dev."
         gain = f"{best.value - base.value:+.4f}".replace("-", "−")
-        tested = "" if self.state == FINISHED else "; not yet tested"
+        so_far, tested = ("", "") if self.state == FINISHED else (" so far", "; not yet tested")
         return (
-            f"Best so far {best.value:.4f} on dev (trial {best.number}) against the base model's {base.value:.4f}, "
+            f"Best{so_far} {best.value:.4f} on dev (trial {best.number}) against the base model's {base.value:.4f}, "
             f"{gain}{tested}."
         )
 
