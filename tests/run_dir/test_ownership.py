@@ -221,7 +221,17 @@ def test_inputs_where_the_search_writes_are_refused(
 
 
 @pytest.mark.parametrize(
-    "name", ["config.yaml", "result.json", "report.html", "study.db", "best/x", "data/manifest.json"]
+    "name",
+    [
+        "config.yaml",
+        "result.json",
+        "report.html",
+        "live.html",
+        "status.json",
+        "study.db",
+        "best/x",
+        "data/manifest.json",
+    ],
 )
 def test_what_no_search_wrote_is_not_written_over(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -300,9 +310,9 @@ def test_a_disk_without_locks_is_called_so(
 
 
 NAMES = (
-    "config.yaml", "study.db", "report.html", "result.json", "notes.txt", ".lock", ".dry-run/x",
-    ".replaced/config.yaml", ".replaced-begun/study.db", ".replaced-forgotten/x", "settings/a.yaml", ".ray/x",
-    "settings/0123456789ab.yaml",
+    "config.yaml", "study.db", "report.html", "result.json", "live.html", "status.json", "notes.txt", ".lock",
+    ".dry-run/x", ".replaced/config.yaml", ".replaced-begun/study.db", ".replaced-forgotten/x", "settings/a.yaml",
+    ".ray/x", "settings/0123456789ab.yaml",
     "data/manifest.json", "data/.new/train/000-rows.jsonl", "data/train/000-rows.jsonl", "data/train/mine.jsonl",
     "data/eval/corpus.jsonl", "data/eval/qrels/dev.tsv", "data/guards/own/corpus.jsonl", "data/example/dataset.jsonl",
     "data/raw/x.parquet", "data/tokens/x.npy", "trials/2023-A/x.csv", "trials/0001/metrics.jsonl",

@@ -183,6 +183,29 @@ def test_weights_of_a_loser_are_removed_from_everywhere(new_machine: NewMachine,
     assert not new_machine().pull(["trials/0001"])
 
 
+def test_the_live_page_lies_in_storage_under_its_own_name(new_machine: NewMachine, url: str) -> None:
+    driver, reader = new_machine(), new_machine()
+    for text in ("first", "second"):
+        write(driver, live_dot_html=text, config_dot_yaml=text)
+        Mirror(driver).finish()
+        assert Prefix(url).read("live.html") == text.encode()
+    assert [path for path in objects(url) if "live" in path] == ["live.html"]  # no part, no listing
+    assert reader.pull()
+    assert contents(reader) == {"config.yaml": "second"}
+
+
+def test_a_browser_takes_the_live_page_for_one(new_machine: NewMachine, url: str) -> None:
+    driver = new_machine()
+    write(driver, live_dot_html="<p>", status_dot_json="{}")
+    driver.publish()
+    files, root = file_system(url)
+    if files.type_name == "local":
+        assert Path(root, "status.json").read_text() == "{}"
+        return
+    with files.open_input_stream(f"{root}/live.html") as stream:
+        assert stream.metadata()["Content-Type"] == b"text/html; charset=utf-8"
+
+
 def test_newer_local_files_are_kept_and_newer_stored_ones_fetched(new_machine: NewMachine) -> None:
     store, other = new_machine(), new_machine()
     write(store, study="1 trial")

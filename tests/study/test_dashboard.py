@@ -8,13 +8,17 @@ from typing import Any
 from urllib.request import urlopen
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
+import optuna
 import optuna_dashboard
 import pytest
 
 from tests.support.fake import METRIC, fake_train, open_agenda
+from tests.support.report_fixtures import build_run
 from tuner.cluster.executor import run_in_process
 from tuner.request.config import SearchConfig
+from tuner.search.dashboard_note import note_verdict
 from tuner.study.storage import open_storage
+from tuner.verdict.result import Verdict
 
 
 class _Silent(WSGIRequestHandler):
@@ -48,3 +52,18 @@ def test_the_dashboard_shows_readable_names_and_attributes(address: str) -> None
     assert [of_trial.get("role", "sampled") for of_trial in attributes] == ["base", "user", "sampled", "sampled"]
     assert all(METRIC in of_trial["scores"] for of_trial in attributes)
     assert {param["name"] for param in search["trials"][1]["params"]} >= {"learning_rate", "temperature"}
+
+
+def test_the_dashboard_has_the_verdict_as_a_note(tmp_path: Path) -> None:
+    run = build_run(tmp_path / "run", queries=60, gain=0.08)
+    result = Verdict.read(run)
+    assert result is not None
+    storage = open_storage(None, run)
+    study = optuna.load_study(study_name="search", storage=storage)
+    note_verdict(study, result)
+    note = optuna_dashboard._note.get_note_from_system_attrs(storage.get_study_system_attrs(study._study_id), None)
+    assert note["body"].startswith("# Fine-tune")
+    assert "| base model | 0.6020 |" in note["body"]
+    assert "《战国无双3》" in note["body"]  # it got worse
+    assert "<script>" not in note["body"].replace("\\<", "")
+    assert "\\<script\\>alert" in note["body"]

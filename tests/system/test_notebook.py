@@ -35,10 +35,17 @@ def test_the_example_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     NotebookClient(notebook, timeout=360, resources={"metadata": {"path": str(tmp_path)}}).execute()
 
     shown = [_text(cell) for cell in notebook.cells if cell.cell_type == "code"]
+    assert '<iframe srcdoc="' in _html(notebook.cells[3])
+    assert "The search has ended" in _html(notebook.cells[3])
     assert any(verdict in shown[2] for verdict in ("fine-tune", "keep the base model"))
     assert "95% interval" in shown[4]
     assert "(1, 16)" in shown[-1]
     assert (tmp_path / "bundle" / "train.sh").is_file()
+
+
+def _html(cell: object) -> str:
+    """What a cell shows besides text."""
+    return "".join(output.get("data", {}).get("text/html", "") for output in cell["outputs"])  # type: ignore[index]
 
 
 def _text(cell: object) -> str:

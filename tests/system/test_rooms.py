@@ -42,7 +42,7 @@ def test_the_driver_starts_without_torch_and_ray(code: str) -> None:
 
 
 def test_a_worker_takes_a_job_without_a_database() -> None:
-    assert _loaded("import tuner.cluster.staging", "sqlalchemy", "optuna", "plotly") == set()
+    assert _loaded("import tuner.cluster.staging", "sqlalchemy", "optuna") == set()
 
 
 def test_a_command_that_loads_a_package_is_told() -> None:

@@ -8,7 +8,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ class Mirror:
         self._store = store
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mirror")
         self._asked: list[Future[None]] = []
-        self._study_waits = False
+        self._study_waits = self._pages_wait = False
         self._stopped: set[str] = set()
         self._dropped: set[str] = set()
 
@@ -62,6 +62,12 @@ class Mirror:
         if not self._study_waits:
             self._study_waits = True
             self._ask(self._push_study)
+
+    def pages_changed(self) -> None:
+        """Brings live.html and status.json to storage; while they wait to be sent, no others are needed."""
+        if not self._pages_wait:
+            self._pages_wait = True
+            self._ask(self._publish)
 
     def ended(self, trial: str, *, stopped: bool = False) -> None:
         """Brings here what a worker has made of `trial`; later, where it was `stopped` and is only now finding out."""
@@ -119,10 +125,16 @@ class Mirror:
 
     def _push_own(self) -> None:
         self._store.push(part for part in parts_of(self._store.local) if "/" not in part)
+        self._store.publish()
 
     def _push_study(self) -> None:
         self._study_waits = False
         self._store.push([STUDY_FILE] if (self._store.local / STUDY_FILE).exists() else [])
+
+    def _publish(self) -> None:
+        self._pages_wait = False
+        with suppress(OSError):  # the next ones come in seconds
+            self._store.publish()
 
     def _pull(self, path: str | None) -> None:
         self._store.pull(None if path is None else [path])

@@ -110,11 +110,19 @@ def receive(files: Any, path: str, target: Path) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
-def write_whole(files: Any, path: str, content: bytes) -> None:
-    """Replaces `path` by `content` so that a reader sees the old or the new content, never a part."""
+def write_whole(files: Any, path: str, content: bytes, content_type: str | None = None) -> None:
+    """Replaces `path` by `content` so that a reader sees the old or the new content, never a part.
+
+    Args:
+        files: The file system.
+        path: On it.
+        content: What is written.
+        content_type: What a browser takes an object for; None: for something to download.
+    """
     make_parent(files, path)
     if files.type_name != "local":  # an object appears when its upload is complete
-        with files.open_output_stream(path) as sink:
+        metadata = {"Content-Type": content_type} if content_type else None
+        with files.open_output_stream(path, metadata=metadata) as sink:
             sink.write(content)
         return
     temporary = f"{path}.{secrets.token_hex(4)}.tmp"  # another machine may be writing it, too

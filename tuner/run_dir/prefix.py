@@ -85,9 +85,9 @@ class Prefix:
         with self.files.open_input_stream(self.path(key)) as stream:
             return bytes(stream.read())
 
-    def write(self, key: str, content: bytes) -> None:
-        """Writes or replaces a small object, at once."""
-        write_whole(self.files, self.path(key), content)
+    def write(self, key: str, content: bytes, content_type: str | None = None) -> None:
+        """Writes or replaces a small object, at once; a browser shows one whose `content_type` it knows."""
+        write_whole(self.files, self.path(key), content, content_type)
 
     def remove(self, key: str) -> None:
         """Removes an object, where it is there."""

@@ -8,10 +8,11 @@ in a local directory, parts of which are pushed as they change. A part is one en
     PREFIX/listings/trials/0007.json                                         which files make up the part
     PREFIX/replaced/trials/0007/20261123T201530-a1b2.json                    what is to go (`tuner.run_dir.garbage`)
     PREFIX/leases/000001-head-1-9c41d0aa.json                                whose search it is (`tuner.run_dir.lease`)
+    PREFIX/live.html, PREFIX/status.json                                     how the search that runs is doing
 
-No object is ever overwritten but the listing, which is written last and in one request. So a push that was cut off
-leaves the part as the push before it made it, and every file's size and SHA-256 are checked when it is read back. What
-stands there may have been written by anyone: `tuner.run_dir.safe_names` says which names lead where.
+No object of a part is ever overwritten but the listing, which is written last and in one request. So a push that was
+cut off leaves the part as the push before it made it, and every file's size and SHA-256 are checked when it is read
+back. What stands there may have been written by anyone: `tuner.run_dir.safe_names` says which names lead where.
 """
 
 import contextlib
@@ -27,7 +28,7 @@ from trainables.files import remove_folder, write_text
 from tuner.errors import RequestError
 from tuner.run_dir.garbage import Garbage, push_name
 from tuner.run_dir.lease import DriversLease, Lease
-from tuner.run_dir.names import RESULT_FILE, TRIALS, trial_name
+from tuner.run_dir.names import LIVE_PAGE, RESULT_FILE, STATUS, TRIALS, trial_name
 from tuner.run_dir.object_storage import is_url, receive, send, working_directory
 from tuner.run_dir.prefix import Listing, Prefix, StoredFile, read_listing, to_json
 from tuner.run_dir.safe_names import inside, part_of
@@ -95,6 +96,17 @@ class RunStore:
 
     def forget(self, parts: Iterable[str]) -> None:
         """Frees this machine's disk of parts that storage holds."""
+
+    def publish(self) -> None:
+        """Brings live.html and status.json to storage, each in one request, under a name that stays.
+
+        They are no parts: whoever pulls the run directory does not get them, and a browser that opened one there finds
+        the next one in its place.
+
+        Raises:
+            SearchStopped: Another search writes there now.
+            OSError: Storage cannot be reached.
+        """
 
     def held(self) -> contextlib.AbstractContextManager[None]:
         """Keeps other machines' searches from writing there for a block.
@@ -181,6 +193,12 @@ class MirroredRunStore(RunStore):
         for part in parts:
             self._record_of(part).unlink(missing_ok=True)  # first: what is not held is not missed by a push
             shutil.rmtree(self._place(part), ignore_errors=True)
+
+    def publish(self) -> None:
+        for name, content_type in ((STATUS, "application/json"), (LIVE_PAGE, "text/html; charset=utf-8")):
+            if (self.local / name).is_file():
+                self._lease.check()
+                self._prefix.write(name, (self.local / name).read_bytes(), content_type)
 
     def tidy(self) -> None:
         self._garbage.collect(at_once=True)

@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from tuner.run_dir.names import TRIALS, part_name
+from tuner.run_dir.names import LIVE_PAGE, STATUS, TRIALS, part_name
 from tuner.run_dir.safe_names import is_passed_over
 
 
 def parts_of(local: Path) -> list[str]:
-    """Returns the parts that a working directory has anything of."""
+    """Returns the parts that a working directory has anything of; what `RunStore.publish` brings is none."""
     trials = local / TRIALS
     names = [part_name(trial.name) for trial in trials.iterdir()] if trials.is_dir() else []
-    names += [entry.name for entry in local.iterdir() if entry.name != TRIALS]
+    names += [entry.name for entry in local.iterdir() if entry.name not in (TRIALS, LIVE_PAGE, STATUS)]
     return sorted(name for name in names if not is_passed_over(Path(name).name))
 
 

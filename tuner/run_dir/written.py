@@ -24,12 +24,15 @@ from tuner.run_dir.names import (
     EXAMPLE,
     EXAMPLE_FILE,
     GUARDS,
+    LIVE_PAGE,
     MANIFEST,
+    PAGES,
     RAY,
     REPORT_FILE,
     RESULT_FILE,
     SETTINGS,
     SETTINGS_SUFFIXES,
+    STATUS,
     STUDY_FILE,
     TRAIN,
     TRIALS,
@@ -42,14 +45,14 @@ _TOKENS = re.compile(r"[0-9a-f]{24}(\.lock)?")
 _BEIR = frozenset({"corpus.jsonl", "queries.jsonl", "qrels/dev.tsv", "qrels/test.tsv"})
 _EXAMPLE = frozenset({EXAMPLE_FILE, *(f"{EVAL}/{name}" for name in _BEIR)})
 _REPORT = ('<meta name="generator" content="M3 tuner">', "--ink: #1f2933; --muted: #5c6873")
-"""Signs of a report: of one of today, and of one that was written before it had a sign."""
+"""Signs of a page: of one of today, and of one that was written before it had a sign."""
 _SQLITE = b"SQLite format 3\0"
 _CONFIG_KEYS = {"arguments", "num_trials"}
 
 
 def written(run_dir: Path) -> list[str]:
     """Returns the files that are the program's, relative to the run directory, and folders that are so as a whole."""
-    found = [name for name in (CONFIG_FILE, RESULT_FILE, REPORT_FILE) if _is_ours(run_dir, name)]
+    found = [name for name in (CONFIG_FILE, *PAGES) if _is_ours(run_dir, name)]
     if _is_ours(run_dir, STUDY_FILE):
         beside = (f"{STUDY_FILE}{end}" for end in ("", "-journal", "-wal", "-shm"))
         found += [name for name in beside if (run_dir / name).exists()]
@@ -66,7 +69,7 @@ def in_the_way(run_dir: Path) -> list[str]:
 
     A study.db that is no database is not written to: whoever opens it as a study is told that it is damaged.
     """
-    found = [name for name in (CONFIG_FILE, RESULT_FILE, REPORT_FILE) if is_foreign(run_dir, name)]
+    found = [name for name in (CONFIG_FILE, *PAGES) if is_foreign(run_dir, name)]
     found += [STUDY_FILE] if is_foreign(run_dir, STUDY_FILE) and _is_database(run_dir / STUDY_FILE) else []
     found += [name for name in _FOLDERS if (run_dir / name).exists() and not (run_dir / name).is_dir()]
     data, best = run_dir / DATA, run_dir / BEST
@@ -181,6 +184,11 @@ def _is_result(path: Path) -> bool:
     return isinstance(values, dict) and values.keys() >= {"metric", "verdict", "base", "best", "trials"}
 
 
+def _is_status(path: Path) -> bool:
+    values = json.loads(path.read_text("utf-8"))
+    return isinstance(values, dict) and values.keys() >= {"state", "sentence", "metric", "trials"}
+
+
 def _is_report(path: Path) -> bool:
     text = path.read_text("utf-8")
     return any(sign in text for sign in _REPORT)
@@ -200,7 +208,14 @@ def _is_database(path: Path) -> bool:
         return file.read(len(_SQLITE)) == _SQLITE
 
 
-_KINDS = {CONFIG_FILE: _is_config, RESULT_FILE: _is_result, REPORT_FILE: _is_report, STUDY_FILE: _is_study}
+_KINDS = {
+    CONFIG_FILE: _is_config,
+    RESULT_FILE: _is_result,
+    REPORT_FILE: _is_report,
+    LIVE_PAGE: _is_report,
+    STATUS: _is_status,
+    STUDY_FILE: _is_study,
+}
 
 
 def _is_manifest(path: Path) -> bool:

@@ -18,6 +18,7 @@ from tuner.request.config import SearchConfig
 from tuner.run_dir.names import BEST, REPORT_FILE, TRAIN_SCRIPT, trial_path
 from tuner.schedule.agenda import Agenda
 from tuner.schedule.retries import Failure
+from tuner.search.dashboard_note import note_verdict
 from tuner.search.wording import clock, shown
 from tuner.study.study import read_studies
 from tuner.verdict.advice import next_steps
@@ -61,6 +62,7 @@ def conclude(config: SearchConfig, run_dir: Path, console: Console, *, seconds: 
         arguments=config.arguments,
     )
     result.write(run_dir)
+    note_verdict(search, result)
     refusal = _refusal(run_dir, result, trusted=bool(config.arguments.get("trust_remote_code")))
     _say(result, console, slots=config.concurrent_trials)
     _say_where(result, run_dir, console, config, refused=refusal is not None)

@@ -17,9 +17,11 @@ from tuner.schedule.agenda import Agenda
 from tuner.schedule.disk import trial_bytes
 from tuner.schedule.pool import require_pool
 from tuner.search.conclusion import conclude, without_winner
+from tuner.search.live import LivePage
 from tuner.search.place import make_room
 from tuner.search.plan import Plan
 from tuner.search.progress import Progress
+from tuner.search.provenance import Provenance
 from tuner.search.session import Session
 from tuner.study.claim import claim, facts, require_untaken
 from tuner.study.storage import PatientStorage, open_storage, readable
@@ -52,9 +54,12 @@ def drive(plan: Plan, session: Session) -> None:
         slots = slots_for(config, rays_folder(config, plan.run_dir))
         make_room(config, session.store, session.console)
         agenda = _new_agenda(plan, config, study, mirror, session, slots)
-        _run_jobs(agenda, plan, mirror, session, slots, storage.check)
+        provenance = Provenance(study, config, slots)
+        live = LivePage(agenda, study, config, session=session, mirror=mirror, provenance=provenance)
+        with live:
+            _run_jobs(agenda, plan, mirror, session, slots, live.watching(storage.check))
     _say_left_out(agenda, session)
-    _conclude(config, study, mirror, session)
+    _conclude(config, study, mirror, session, live)
 
 
 def _open_study(plan: Plan, storage: PatientStorage) -> SearchStudy:
@@ -118,13 +123,14 @@ def _say_left_out(agenda: Agenda, session: Session) -> None:
     session.warn([note for note in (agenda.left_out, agenda.passed_over) if note])
 
 
-def _conclude(config: SearchConfig, study: SearchStudy, mirror: Mirror, session: Session) -> None:
+def _conclude(config: SearchConfig, study: SearchStudy, mirror: Mirror, session: Session, live: LivePage) -> None:
     store = session.store
     try:
         with session.ending_in_order(config), interrupting():  # again: Ray has put handlers of its own in place
             seconds = max(study.spent, time.monotonic() - session.started)
             conclude(config, store.local, session.console, seconds=seconds)
     finally:
+        live.end()
         mirror.finish()
     if store.is_remote:
         session.say(f"kept in     {store.url}")

@@ -44,6 +44,10 @@ class Session:
         for line in lines:
             self.say(f"warning: {printable(line)}", "yellow")
 
+    def again(self, config: SearchConfig) -> str:
+        """Returns what follows ``--resume``."""
+        return " ".join([self.store.url, *map(shlex.quote, code_flags(config))])
+
     @contextmanager
     def ending_in_order(self, config: SearchConfig, mirror: "Mirror | None" = None) -> Iterator[None]:
         """Keeps what there is, and says once how to go on, when the block is interrupted.
@@ -56,9 +60,8 @@ class Session:
             yield
         except Interrupted as interrupted:
             if not interrupted.told:
-                again = " ".join([self.store.url, *map(shlex.quote, code_flags(config))])
-                how = f"nothing that was finished is lost. Go on with: python -m tuner.search --resume {again}"
-                self.say(f"{interrupted.farewell}; {how}", "bold")
+                how = "nothing that was finished is lost. Go on with: python -m tuner.search --resume"
+                self.say(f"{interrupted.farewell}; {how} {self.again(config)}", "bold")
             interrupted.told = True
             if mirror is not None:
                 mirror.leave()

@@ -1,0 +1,91 @@
+"""What a search ran on: model, data, dates, versions, machines, and the settings that it left alone."""
+
+import datetime
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trainables.names import LOG
+from tuner.run_dir.names import BEST, CONFIG_FILE, RESULT_FILE, part_name, trial_name
+from tuner.study.trials import SESSIONS
+
+_FOLDERS_SHOWN = 2
+_LINKED = (BEST, RESULT_FILE, CONFIG_FILE)
+
+
+def model_name(arguments: Mapping[str, Any]) -> str:
+    """Returns the base model's name on a hub, or its folder's last two names: the last is often only `model`."""
+    named = str(arguments.get("model_name_or_path") or "BAAI/bge-m3")
+    return "/".join(Path(named).parts[-_FOLDERS_SHOWN:]) if Path(named).is_absolute() else named
+
+
+def data_names(manifest: Mapping[str, Any] | None) -> str:
+    """Returns what the training data are called."""
+    return ", ".join(source["name"] for source in manifest["sources"]) if manifest else "unknown data"
+
+
+def about(
+    run_dir: Path, config: Mapping[str, Any], manifest: Mapping[str, Any] | None, study_facts: Mapping[str, Any]
+) -> list[tuple[str, str]]:
+    """Returns a word and what it was, for all that makes a result another one.
+
+    Args:
+        run_dir: The run directory.
+        config: What RUN/config.yaml holds.
+        manifest: What RUN/data/manifest.json holds.
+        study_facts: The study's attributes, the sessions of the search among them.
+    """
+    arguments, sessions = config.get("arguments", {}), study_facts.get(SESSIONS) or []
+    model = str(arguments.get("model_name_or_path") or "BAAI/bge-m3")
+    return [
+        ("Base model", model),
+        ("Data", _data(manifest)),
+        ("Searched", f"{config['metric']} on dev, seed {config['seed']}, {config['num_trials']} trials planned"),
+        *_sessions(sessions),
+        ("Report written", _date(datetime.datetime.now().astimezone().isoformat())),
+        ("Run directory", str(run_dir.resolve())),
+    ]
+
+
+def links(run_dir: Path) -> list[str]:
+    """Returns what of the run directory lies beside the page and is worth opening."""
+    return [f"{name}/" if (run_dir / name).is_dir() else name for name in _LINKED if (run_dir / name).exists()]
+
+
+def log_of(run_dir: Path, trial: int) -> str:
+    """Returns where a trial's log lies, seen from the run directory; empty where it has none."""
+    name = f"{part_name(trial_name(trial))}/{LOG}"
+    return name if (run_dir / name).is_file() else ""
+
+
+def kept_settings(config: Mapping[str, Any], searched: Sequence[str]) -> list[tuple[str, Any]]:
+    """Returns the arguments that the user gave and no trial varied."""
+    given = config.get("arguments", {})
+    return [(name, value) for name, value in sorted(given.items()) if name not in searched and value is not None]
+
+
+def _data(manifest: Mapping[str, Any] | None) -> str:
+    if manifest is None:
+        return "no manifest was written"
+    queries = manifest["eval"]["queries"]
+    return (
+        f"{data_names(manifest)}: {manifest['rows']:,} rows trained on; {queries['dev']} dev and "
+        f"{queries['test']} test queries"
+    )
+
+
+def _sessions(sessions: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    if not sessions:
+        yield "Ran on", "not recorded, by an earlier version"
+        return
+    last = sessions[-1]
+    again = f", taken up again {len(sessions) - 1} times, last {_date(last['began'])}" if len(sessions) > 1 else ""
+    yield "Begun", f"{_date(sessions[0]['began'])}{again}"
+    yield "Ran on", "; ".join(dict.fromkeys(f"{each['machines']}: {each['slots']}" for each in sessions))
+    if last.get("pages"):
+        yield "Live page", f"written {last['pages']} times, {1000 * last['page_seconds']:.0f} ms each (median)"
+    yield "Versions", ", ".join(f"{name} {version}" for name, version in last["versions"].items())
+
+
+def _date(text: str) -> str:
+    return datetime.datetime.fromisoformat(text).strftime("%Y-%m-%d %H:%M %Z").strip()
