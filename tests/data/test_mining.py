@@ -84,8 +84,14 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 def make_cross_encoder(folder: Path, labels: int) -> str:
     set_seed(1)
     tokenizer = make_tokenizer()
-    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    config = XLMRobertaConfig(vocab_size=len(tokenizer), max_position_embeddings=130, num_labels=labels, **shape)
+    shape: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
+    shape |= {"max_position_embeddings": 130, "num_labels": labels}
+    config = XLMRobertaConfig(vocab_size=len(tokenizer), **shape)
     XLMRobertaForSequenceClassification(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)

@@ -87,7 +87,8 @@ class Miner:
         teacher: Folder of a cross-encoder with one output, or None.
         store: Keeps embeddings and the teacher's scores.
         batch_size: Texts, or pairs, of a batch.
-        prompts: ``query_prompt`` and ``corpus_prompt``, as `mine_hard_negatives` takes them.
+        query_prompt: Stands before every query.
+        corpus_prompt: Stands before every passage.
         max_seq_length: Tokens that are read of a text; None: as many as the model says.
 
     Raises:
@@ -101,7 +102,8 @@ class Miner:
         store: Store,
         *,
         batch_size: int,
-        prompts: Mapping[str, str | None],
+        query_prompt: str | None,
+        corpus_prompt: str | None,
         max_seq_length: int | None,
     ) -> None:
         encoder = _opened(SentenceTransformer, model)
@@ -116,11 +118,11 @@ class Miner:
                     f"{teacher}: a teacher gives a pair one score, but this one gives {cross_encoder.num_labels}"
                 )
             self._teacher = _KeptTeacher(cross_encoder, store, (*_identity(teacher), str(cross_encoder.device)))
-        self._batch_size, self._prompts = batch_size, prompts
+        self._batch_size, self._query_prompt, self._corpus_prompt = batch_size, query_prompt, corpus_prompt
 
     def embed(self, passages: Sequence[str]) -> None:
         """Embeds all the passages that `candidates` and `scores` will meet."""
-        self._encoder.embed(passages, batch_size=self._batch_size, prompt=self._prompts["corpus_prompt"])
+        self._encoder.embed(passages, batch_size=self._batch_size, prompt=self._corpus_prompt)
 
     def candidates(self, queries: Sequence[Query], corpus: Sequence[str], count: int) -> Iterator[Candidates]:
         """Yields for each query the passages nearest to it, of `corpus` and of the positives of queries beside it.
@@ -147,7 +149,8 @@ class Miner:
                 batch_size=self._batch_size,
                 faiss_batch_size=_SIMILARITIES,
                 verbose=False,
-                **self._prompts,
+                query_prompt=self._query_prompt,
+                corpus_prompt=self._corpus_prompt,
             )
             yield from _by_query(block, found)
 
@@ -157,7 +160,7 @@ class Miner:
             yield from self._judged(queries, passages, self._teacher.activation_fn)
             return
         asked = self._encoder.encode_query(
-            list(queries), batch_size=self._batch_size, normalize_embeddings=True, prompt=self._prompts["query_prompt"]
+            list(queries), batch_size=self._batch_size, normalize_embeddings=True, prompt=self._query_prompt
         )
         for query, own in zip(asked, passages, strict=True):
             embedded = torch.as_tensor(self._encoder.encode_document(own))
@@ -209,7 +212,7 @@ class _KeptEncoder:
                 chunk = [texts[place] for place in places]
 
                 def compute(chunk: list[str] = chunk) -> Any:
-                    return encode(chunk, **settings | {"show_progress_bar": False})
+                    return encode(chunk, **{**settings, "show_progress_bar": False})
 
                 key = (*self._identity, kind, prompt, batch_size, chunk)
                 vectors[places] = self._store.get(key, compute).reshape(len(chunk), -1)

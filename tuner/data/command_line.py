@@ -9,7 +9,8 @@ from pathlib import Path
 from tuner.data.mining import Mining, mine
 from tuner.data.mining_rule import SAMPLING_STRATEGIES, Rule
 from tuner.data.survey import survey
-from tuner.errors import EXIT_DONE, EXIT_REQUEST, RequestError
+from tuner.errors import EXIT_DONE, EXIT_REQUEST, RequestError, counted
+from tuner.versions import add_version
 
 _RULES = {
     "range_min": (int, "nearest passages that are passed over"),
@@ -33,10 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, or 2 when the data or the request is wrong.
     """
-    parser = argparse.ArgumentParser(prog="python -m tuner.data", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tuner.data", description="Training data in FlagEmbedding's format: checks or mends rows."
+    )
+    add_version(parser)
     commands = parser.add_subparsers(required=True, metavar="check|mine")
     checking = commands.add_parser("check", help="check every row")
-    checking.add_argument("train_data", nargs="+", metavar="FILE", help="a .jsonl file, or a folder of them")
+    checking.add_argument("train_data", nargs="+", metavar="FILE", help="a file or a folder, as --train_data takes it")
     checking.set_defaults(run=_check)
     _add_mining(commands.add_parser("mine", help="give rows without negatives some, and remove false ones"))
     given = parser.parse_args(argv)
@@ -79,7 +83,13 @@ def _check(given: argparse.Namespace) -> int:
     for finding in surveyed.findings.all():
         print(finding)
     fatal, warnings = surveyed.findings.counts()
-    print(f"{len(surveyed.files)} files, {len(surveyed.queries):,} sound rows, {fatal:,} errors, {warnings:,} warnings")
+    counts = (
+        (len(surveyed.files), "file"),
+        (len(surveyed.queries), "good row"),
+        (fatal, "error"),
+        (warnings, "warning"),
+    )
+    print(", ".join(counted(*each) for each in counts))
     return EXIT_REQUEST if fatal else EXIT_DONE
 
 

@@ -16,12 +16,10 @@ from tuner.data.rows import Fault
 from tuner.data.sources import Source, content_hash, stem_of
 from tuner.data.splits import ENOUGH_QUERIES, MIN_QUERIES, assign, fingerprint
 from tuner.data.survey import Survey, rows_of, survey
-from tuner.errors import EXIT_DONE, EXIT_REQUEST, RequestError, counted
+from tuner.errors import RequestError, counted
 from tuner.run_dir.names import ARRIVING, EVAL, MANIFEST, TRAIN
-from tuner.errors import RequestError
 from tuner.run_dir.safe_names import inside
 from tuner.run_dir.written import data_files, no_search_wrote
-from tuner.versions import add_version
 
 __all__ = ["Dataset", "Finding", "check", "find_leaks", "load", "prepare", "take_over"]
 
@@ -156,35 +154,6 @@ def _remove_parts(folder: Path) -> None:
     for name in names:
         (folder / name).unlink(missing_ok=True)
     prune(folder, names)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `python -m tuner.data check FILE...`: one finding a line, then a summary.
-
-    Args:
-        argv: Arguments without the program's name; None takes the process's own.
-
-    Returns:
-        0, or 2 when a finding is fatal.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m tuner.data", description="Check training data in FlagEmbedding's format, row by row."
-    )
-    add_version(parser)
-    command = parser.add_subparsers(required=True, metavar="check").add_parser("check", help="check every row")
-    command.add_argument("train_data", nargs="+", metavar="FILE", help="a file or a folder, as --train_data takes it")
-    surveyed = survey(parser.parse_args(argv).train_data)
-    for finding in surveyed.findings.all():
-        print(finding)
-    fatal, warnings = surveyed.findings.counts()
-    counts = (
-        (len(surveyed.files), "file"),
-        (len(surveyed.queries), "good row"),
-        (fatal, "error"),
-        (warnings, "warning"),
-    )
-    print(", ".join(counted(*each) for each in counts))
-    return EXIT_REQUEST if fatal else EXIT_DONE
 
 
 def _refuse_if_fatal(findings: Findings) -> None:

@@ -264,7 +264,8 @@ def _miner(mining: Mining) -> "Miner":
             teacher,
             Store(mining.store),
             batch_size=mining.batch_size,
-            prompts={"query_prompt": mining.query_prompt, "corpus_prompt": mining.corpus_prompt},
+            query_prompt=mining.query_prompt,
+            corpus_prompt=mining.corpus_prompt,
             max_seq_length=mining.max_seq_length,
         )
     except ModelUnusableError as error:

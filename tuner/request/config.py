@@ -10,18 +10,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from trainables.scoring.metric import Metric
 from trainables.config import DEFAULT_MODEL, DEFAULT_SEED
+from trainables.scoring.metric import Metric
 from tuner.errors import RequestError
 from tuner.request import values
 from tuner.request.arguments import Argument
 from tuner.request.checks import contradictions, read_arguments
 from tuner.request.storage_url import keeps_nothing
 from tuner.run_dir.object_storage import is_url, url_problem
-
-DEFAULT_MODEL = "BAAI/bge-m3"
-HEADS = ("dense", "sparse", "colbert", "hybrid")
-MEASURES = ("ndcg_at_10", "mrr_at_10", "recall_at_10", "recall_at_100")
 
 EXAMPLE_DEFAULTS: Mapping[str, Any] = {
     "search_space": "example",
@@ -108,11 +104,8 @@ class SearchConfig:
     """Worker processes of one trial (data parallel). None: one for each GPU, and 1 on the CPU."""
     concurrent_trials: int = 1
     """How many trials run at the same time."""
-    seed: int = 42
-    """Seed of the data split, of the sampler and of training."""
-    """Slots: trials that run side by side."""
     seed: int = DEFAULT_SEED
-    """Seed of the split, of the sampler and of training."""
+    """Seed of the data split, of the sampler and of training."""
     finalists: int | None = None
     """How many of the best trials whose weights were kept are trained again with other seeds before one is called the
     best. None: one in five, at most 3."""
