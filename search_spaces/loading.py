@@ -15,9 +15,10 @@ import yaml
 from search_spaces.context import Context, SearchSpace
 from search_spaces.example import example
 from search_spaces.m3 import m3
+from search_spaces.m3_kd import m3_kd
 from search_spaces.m3_lora import m3_lora
 
-_SPACES: Mapping[str, SearchSpace] = {"m3": m3, "m3_lora": m3_lora, "example": example}
+_SPACES: Mapping[str, SearchSpace] = {"m3": m3, "m3_kd": m3_kd, "m3_lora": m3_lora, "example": example}
 
 
 def names() -> list[str]:

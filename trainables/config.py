@@ -7,6 +7,10 @@ from typing import Any
 
 DEFAULT_LENGTHS: Mapping[str, int] = {"query_max_len": 32, "passage_max_len": 128}
 """FlagEmbedding's own tokens of a text at most, where the user names none."""
+DEFAULT_MODEL = "BAAI/bge-m3"
+"""The base model where none is named."""
+DEFAULT_SEED = 42
+"""Of the split, of sampling and of training."""
 
 _TUPLES = ("rungs", "guards", "alphas")
 

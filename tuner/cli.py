@@ -7,7 +7,7 @@ from tuner.versions import versions
 
 _VERBS = {
     "search": "search hyperparameters; the embedded example without flags",
-    "data": "check training data",
+    "data": "check training data; mine hard negatives",
     "export": "write the bundle of a finished search",
     "report": "write report.html of a finished search",
 }

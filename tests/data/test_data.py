@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from tests.support.m3_fixtures import make_eval
-from tuner.data.dataset import check, load, main, prepare
+from tuner.data.command_line import main
+from tuner.data.dataset import check, load, prepare
 from tuner.data.splits import fingerprint
 from tuner.errors import RequestError
 

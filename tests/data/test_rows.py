@@ -67,7 +67,7 @@ def test_a_row_that_is_no_object_says_what_it_is(row: Any, kind: str) -> None:
 
 def test_empty_negatives_name_the_remedy() -> None:
     (fault,) = row_faults({**SOUND, "neg": []})
-    assert "hn_mine.py" in fault.message
+    assert "python -m tuner.data mine ROWS --to FILE" in fault.message
 
 
 def test_blank_lines_keep_the_numbers_of_the_lines_and_a_mark_is_passed_over(tmp_path: Path) -> None:

@@ -3,8 +3,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import yaml
+from optuna.distributions import CategoricalDistribution
 
 import tuner
 from tests.support.fake import open_study
@@ -83,6 +85,16 @@ def test_flagembeddings_own_deepspeed_file_need_not_be_there(tmp_path: Path) -> 
 def test_what_cannot_work_is_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(RequestError, match=words):
         _plan(tmp_path, **changes)
+
+
+def test_distillation_is_searched_where_every_row_has_scores(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"--search_space m3_kd: .*needs pos_scores and neg_scores .* --teacher"):
+        _plan(tmp_path, space="m3_kd")
+    rows = str(make_rows(tmp_path / "scored.jsonl", rows=120, scores=True))
+    plan = _plan(tmp_path, space="m3_kd", train_data=[rows])
+    trial = optuna.create_study().ask()
+    assert "knowledge_distillation" in plan.space(trial, plan.context)
+    assert trial.distributions["knowledge_distillation"] == CategoricalDistribution((False, True))
 
 
 def _refusals(plan: Plan, **changes: object) -> list[str]:

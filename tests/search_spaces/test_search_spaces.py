@@ -115,7 +115,7 @@ def test_group_sizes_stop_at_the_negatives_there_are() -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("m4", "must be one of example, m3, m3_lora, a YAML file or module:function"),
+        ("m4", "must be one of example, m3, m3_kd, m3_lora, a YAML file or module:function"),
         ("tuner:nothing", "cannot be imported"),
         ("absent.yaml", "cannot be read"),
     ],

@@ -2,7 +2,8 @@
 
 `rows` checks one row, `dataset` makes RUN/data, `splits` holds out dev and test, `survey` reads large files, `beir`
 writes and reads BEIR folders, `inputs` and `models` fetch what lies in buckets or on the hub, `guard_data` checks
-guards, `example` is the embedded example. ``python -m tuner.data check`` is its door.
+guards, `example` is the embedded example, `mining` gives rows negatives by `mining_rule`. Its door is `command_line`:
+``python -m tuner.data check`` and ``mine``.
 
 Uses: run_dir, errors. Knows nothing of Optuna, Ray or torch.
 """

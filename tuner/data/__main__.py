@@ -2,7 +2,7 @@
 
 import sys
 
-from tuner.data.dataset import main
+from tuner.data.command_line import main
 
 if __name__ == "__main__":
     sys.exit(main())

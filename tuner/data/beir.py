@@ -86,6 +86,22 @@ def read(folder: Path, findings: Findings, *, splits: Sequence[str] = SPLITS, fl
     return Evaluation(corpus=_passages(folder / "corpus.jsonl"), queries=used, qrels=qrels)
 
 
+def read_corpus(folder: Path, findings: Findings, *, flag: str) -> Iterable[Passage]:
+    """Reads and checks the passages of a BEIR folder that need have no queries; `read` says the rest."""
+    path = folder / "corpus.jsonl"
+    if not path.is_file():
+        findings.add(str(path), None, Fault("BEIR file missing", f"{flag} needs this file, which is not there"))
+        return ()
+    before = findings.counts()[0]
+    _read_texts(path, findings)
+    return _passages(path) if findings.counts()[0] == before else ()
+
+
+def full_text(passage: Passage) -> str:
+    """Returns a passage as it is scored: title and text joined by a blank, as mteb joins them."""
+    return f"{passage['title']} {passage['text']}".strip()
+
+
 def _passages(path: Path) -> Iterator[Passage]:
     for _, row in read_rows(path):
         yield {"_id": row["_id"], "title": row.get("title") or "", "text": row["text"]}

@@ -1,13 +1,8 @@
-"""Training data in FlagEmbedding's format: checked, split, hashed and written into the run directory.
+"""Training data in FlagEmbedding's format: checked, split, hashed and written into the run directory."""
 
-`python -m tuner.data check FILE...` only checks.
-"""
-
-import argparse
 import hashlib
 import json
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,13 +16,12 @@ from tuner.data.rows import Fault
 from tuner.data.sources import Source, content_hash, stem_of
 from tuner.data.splits import ENOUGH_QUERIES, MIN_QUERIES, assign, fingerprint
 from tuner.data.survey import Survey, rows_of, survey
-from tuner.errors import EXIT_DONE, EXIT_REQUEST, RequestError, counted
+from tuner.errors import RequestError, counted
 from tuner.run_dir.names import ARRIVING, EVAL, MANIFEST, TRAIN
 from tuner.run_dir.safe_names import inside
 from tuner.run_dir.written import data_files, no_search_wrote
-from tuner.versions import add_version
 
-__all__ = ["Dataset", "Finding", "check", "load", "main", "prepare", "take_over"]
+__all__ = ["Dataset", "Finding", "check", "find_leaks", "load", "prepare", "take_over"]
 
 _PARTS = (TRAIN, EVAL)
 
@@ -91,7 +85,7 @@ def prepare(train_data: Sequence[str], *, folder: Path, eval_data: str | None, s
     surveyed = survey(train_data)
     evaluation = beir.read(Path(eval_data), surveyed.findings) if eval_data else None
     if eval_data and evaluation:
-        _find_leaks(surveyed, evaluation)
+        find_leaks(surveyed, evaluation)
         _find_too_few(evaluation, surveyed.findings, Path(eval_data))
     _refuse_if_fatal(surveyed.findings)
     splits = ["train"] * len(surveyed.queries)
@@ -162,41 +156,13 @@ def _remove_parts(folder: Path) -> None:
     prune(folder, names)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `python -m tuner.data check FILE...`: one finding a line, then a summary.
-
-    Args:
-        argv: Arguments without the program's name; None takes the process's own.
-
-    Returns:
-        0, or 2 when a finding is fatal.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m tuner.data", description="Check training data in FlagEmbedding's format, row by row."
-    )
-    add_version(parser)
-    command = parser.add_subparsers(required=True, metavar="check").add_parser("check", help="check every row")
-    command.add_argument("train_data", nargs="+", metavar="FILE", help="a file or a folder, as --train_data takes it")
-    surveyed = survey(parser.parse_args(argv).train_data)
-    for finding in surveyed.findings.all():
-        print(finding)
-    fatal, warnings = surveyed.findings.counts()
-    counts = (
-        (len(surveyed.files), "file"),
-        (len(surveyed.queries), "good row"),
-        (fatal, "error"),
-        (warnings, "warning"),
-    )
-    print(", ".join(counted(*each) for each in counts))
-    return EXIT_REQUEST if fatal else EXIT_DONE
-
-
 def _refuse_if_fatal(findings: Findings) -> None:
     if findings.counts()[0]:
         raise RequestError([str(finding) for finding in findings.all()])
 
 
-def _find_leaks(surveyed: Survey, evaluation: beir.Evaluation) -> None:
+def find_leaks(surveyed: Survey, evaluation: beir.Evaluation) -> None:
+    """Finds rows whose query is held out."""
     held_out = {fingerprint(text) for text in evaluation.queries.values()}
     for row, query in enumerate(surveyed.queries):
         if query in held_out:
@@ -362,7 +328,3 @@ def _quantile(counts: Counter[int], share: float) -> int:
         if seen >= share * counts.total():
             return value
     raise AssertionError("no value was counted")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 FIELDS = ("query", "pos", "neg", "pos_scores", "neg_scores", "prompt", "type")
-MINING = "mine some with FlagEmbedding's scripts/hn_mine.py"
+MINING = "mine some: python -m tuner.data mine ROWS --to FILE"
 
 
 class Fault(NamedTuple):
@@ -48,7 +48,8 @@ def _text_faults(row: dict[str, Any], field: str, *, required: bool) -> Iterator
 def _passage_faults(row: dict[str, Any], field: str, why_not_empty: str) -> Iterator[Fault]:
     passages = row.get(field)
     if passages is None:
-        yield Fault(f"{field} missing", f"'{field}' is missing; it must be a list of strings")
+        remedy = f"; {MINING}" if field == "neg" else ""
+        yield Fault(f"{field} missing", f"'{field}' is missing; it must be a list of strings{remedy}")
     elif not isinstance(passages, list):
         yield Fault(f"{field} type", f"'{field}' must be a list of strings, but is {_kind(passages)}")
     elif not passages:

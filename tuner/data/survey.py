@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,11 +68,12 @@ class Survey:
         return str(path), self.lines[row]
 
 
-def survey(train_data: Sequence[str]) -> Survey:
+def survey(train_data: Sequence[str], *, to_be_mended: Collection[str] = ()) -> Survey:
     """Reads all training data once and checks every row.
 
     Args:
         train_data: Files and folders, as FlagEmbedding's `--train_data` takes them.
+        to_be_mended: Rules that rows may break, because they are read to be mended.
 
     Returns:
         The findings, and fingerprints of the rows that have no fatal one.
@@ -84,7 +85,7 @@ def survey(train_data: Sequence[str]) -> Survey:
         if source:
             result.sources.append(source)
             for file in source.files:
-                _survey_file(file, result, seen)
+                _survey_file(file, result, seen, to_be_mended)
     if not result.queries and not result.findings.counts()[0]:
         result.findings.add(" ".join(train_data), None, Fault("no rows", "no training data in --train_data"))
     _find_partial_fields(result)
@@ -97,13 +98,13 @@ def rows_of(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
         yield from (row for _, row in read_rows(path))
 
 
-def _survey_file(path: Path, result: Survey, seen: dict[bytes, _Seen]) -> None:
+def _survey_file(path: Path, result: Survey, seen: dict[bytes, _Seen], to_be_mended: Collection[str]) -> None:
     start = len(result.queries)
     result.files.append((path, start))
     empty, kind = True, None
     for line, row in read_rows(path):
         empty = False
-        faults = list(row_faults(row))
+        faults = [fault for fault in row_faults(row) if fault.rule not in to_be_mended]
         if not faults and (own := row.get("type")) is not None:
             kind = own if kind is None else kind
             faults = [] if own == kind else [_other_type(own, kind)]
@@ -130,17 +131,17 @@ def _quoted(text: str) -> str:
 def _add_row(row: dict[str, Any], line: int, result: Survey) -> None:
     result.queries.append(fingerprint(row["query"]))
     result.positives.append(tuple(fingerprint(text) for text in row["pos"]))
-    result.negatives.append(len(row["neg"]))
+    result.negatives.append(len(row.get("neg") or ()))
     result.lines.append(line)
     result.query_lengths[len(row["query"])] += 1
-    result.passage_lengths.update(len(text) for text in [*row["pos"], *row["neg"]])
+    result.passage_lengths.update(len(text) for text in [*row["pos"], *(row.get("neg") or ())])
     result.optional.update(name for name in OPTIONAL_FIELDS if row.get(name) is not None)
 
 
 def _find_repeated(row: dict[str, Any], result: Survey, seen: dict[bytes, _Seen]) -> None:
     """Several positives for one query are sound, even spread over rows; the same row again is most often not meant."""
     number = len(result.queries) - 1
-    content = hash((row["query"], tuple(row["pos"]), tuple(row["neg"])))
+    content = hash((row["query"], tuple(row["pos"]), tuple(row.get("neg") or ())))
     first = seen.setdefault(result.queries[number], _Seen(number, content))
     if first.row == number:
         return

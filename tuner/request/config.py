@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from trainables.config import DEFAULT_MODEL, DEFAULT_SEED
 from trainables.scoring.metric import Metric
 from tuner.errors import RequestError
 from tuner.request import values
@@ -17,8 +18,6 @@ from tuner.request.arguments import Argument
 from tuner.request.checks import contradictions, read_arguments
 from tuner.request.storage_url import keeps_nothing
 from tuner.run_dir.object_storage import is_url, url_problem
-
-DEFAULT_MODEL = "BAAI/bge-m3"
 
 EXAMPLE_DEFAULTS: Mapping[str, Any] = {
     "search_space": "example",
@@ -108,7 +107,7 @@ class SearchConfig:
     """Worker processes of one trial (data parallel). None: one for each GPU, and 1 on the CPU."""
     concurrent_trials: int = 1
     """How many trials run at the same time."""
-    seed: int = 42
+    seed: int = DEFAULT_SEED
     """Seed of the data split, of the sampler and of training."""
     finalists: int | None = None
     """How many of the best trials whose weights were kept are trained again with other seeds before one is called the

@@ -13,8 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from trainables.config import DEFAULT_MODEL
 from tuner.request.arguments import DROPPED, RENAMED, Argument
-from tuner.request.config import DEFAULT_MODEL
 from tuner.request.taken_over import IMPOSSIBLE, TAKEN_OVER
 
 _ARGUMENTS: Mapping[str, str] = {

@@ -16,6 +16,11 @@ from tuner.request.config import SearchConfig
 
 _LENGTHS = ("query_max_len", "passage_max_len")
 _BATCH = "per_device_train_batch_size"
+_TEACHER = "knowledge_distillation"
+NO_SCORES = (
+    f"--{_TEACHER} True, which needs pos_scores and neg_scores in every row; python -m tuner.data mine ROWS --to FILE "
+    "--teacher CROSS_ENCODER writes them"
+)
 _TABLES = ("bert", "distilbert", "electra", "albert", "ernie", "mobilebert", "convbert", "squeezebert", "luke")
 """Kinds of model whose positions are rows of a table."""
 _TABLES_AFTER_PADDING = (
@@ -38,6 +43,8 @@ class Limits:
     """Tokens that a text may have, special tokens included; None: as many as fit in memory."""
     rows: int
     """Training rows."""
+    has_scores: bool = True
+    """Whether every row has a teacher's scores."""
     sources: Sequence[Mapping[str, Any]] = ()
     """What manifest.json says of each of them: ``path``, ``files`` with ``rows``, ``no_in_batch_neg``."""
     workers: int
@@ -61,6 +68,7 @@ def limits_of(model: Path, config: SearchConfig, dataset: Dataset) -> Limits:
     return Limits(
         positions=positions,
         rows=dataset.rows,
+        has_scores=dataset.has_scores,
         sources=dataset.manifest["train"],
         workers=config.workers,
         metric=config.objective,
@@ -201,6 +209,8 @@ def beyond_reach(
     drops &= not arguments.get("same_dataset_within_batch")
     if drops and max(batches) * limits.workers > limits.rows:
         problems.append(f"--search_space {space}: it reaches {_BATCH} {max(batches)}: {_no_batch(limits)}")
+    if any(reached.get(_TEACHER, ())) and not limits.has_scores:
+        problems.append(f"--search_space {space}: it reaches {NO_SCORES}")
     least = {name: min(reached[name]) for name in (_BATCH, "train_group_size") if reached.get(name)}
     poorest = {**arguments, **least}
     lacking = least and lacks_negatives(poorest, limits.workers) and not lacks_negatives(arguments, limits.workers)

@@ -26,7 +26,7 @@ from tuner.run_dir.object_storage import is_url
 from tuner.schedule.disk import fit_to_disk, token_bytes, weights_bytes
 from tuner.search.adapters import check_adapters
 from tuner.search.caches import can_be_written
-from tuner.search.limits import check_limits, fitting_lengths, limits_of
+from tuner.search.limits import NO_SCORES, check_limits, fitting_lengths, limits_of
 from tuner.search.space import find_space, rehearse
 from tuner.study.claim import check_claim, facts
 from tuner.study.lessons import Lesson, read_lessons
@@ -227,9 +227,7 @@ def _data_and_model(config: SearchConfig, arguments: Mapping[str, Any], folder: 
     except RequestError as error:
         problems.extend(error.findings)
     if dataset is not None and arguments.get("knowledge_distillation") and not dataset.has_scores:
-        problems.append(
-            "--knowledge_distillation needs pos_scores and neg_scores in every row; add them or drop the flag"
-        )
+        problems.append(f"{NO_SCORES}; or drop the flag")
     if not problems or Path(model).is_dir():
         try:
             model = model_here(model, cache_dir=arguments.get("cache_dir"), token=arguments.get("token"))
