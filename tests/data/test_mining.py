@@ -315,6 +315,13 @@ def test_what_is_wrong_is_told_before_anything_is_embedded(
     assert not (tmp_path / "mined.jsonl").exists()
 
 
+def test_a_damaged_store_is_told(tmp_path: Path, model: str, beir: str) -> None:
+    mining = asked(tmp_path, make_pairs(4), model, eval_data=beir)
+    mining.store.write_bytes(b"half of something" * 100)
+    with pytest.raises(RequestError, match=r"\.mined\.jsonl\.mining: .* cannot be read .*; remove it"):
+        run(mining)
+
+
 def test_rows_are_checked_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "pairs.jsonl"
     file.write_text('{"query": "", "pos": ["b"]}\n{"query": "a", "pos": []}\n')

@@ -32,8 +32,8 @@ _SIMILARITIES = 256
 Floats = npt.NDArray[np.float32]
 
 
-class ModelUnusableError(ValueError):
-    """A folder holds no model of the kind that is needed; the message says why."""
+class UnusableError(ValueError):
+    """A folder holds no model of the kind that is needed, or a file nothing that was kept; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +54,17 @@ class Candidates:
     """Passages and their scores, the highest first."""
 
 
-class Store:
+class _Store:
     """Arrays under keys in one SQLite file; each is there as a whole or not at all."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        with self._open() as database:
-            database.execute("CREATE TABLE IF NOT EXISTS arrays (key BLOB PRIMARY KEY, value BLOB)")
-            database.commit()
+        try:
+            with self._open() as database:
+                database.execute("CREATE TABLE IF NOT EXISTS arrays (key BLOB PRIMARY KEY, value BLOB)")
+                database.commit()
+        except sqlite3.Error as error:
+            raise UnusableError(f"{path}: what an earlier mine kept cannot be read ({error}); remove it") from error
 
     def get(self, key: Sequence[Any], compute: Callable[[], Any]) -> Floats:
         """Returns the flat array under `key`, computed where it is not there yet."""
@@ -85,21 +88,21 @@ class Miner:
     Args:
         model: Folder of a model that sentence-transformers opens.
         teacher: Folder of a cross-encoder with one output, or None.
-        store: Keeps embeddings and the teacher's scores.
+        store: The file that keeps embeddings and the teacher's scores.
         batch_size: Texts, or pairs, of a batch.
         query_prompt: Stands before every query.
         corpus_prompt: Stands before every passage.
         max_seq_length: Tokens that are read of a text; None: as many as the model says.
 
     Raises:
-        ModelUnusableError: A folder holds no such model.
+        UnusableError: A folder holds no such model, or `store` is another file.
     """
 
     def __init__(
         self,
         model: str,
         teacher: str | None,
-        store: Store,
+        store: Path,
         *,
         batch_size: int,
         query_prompt: str | None,
@@ -107,17 +110,19 @@ class Miner:
         max_seq_length: int | None,
     ) -> None:
         encoder = _opened(SentenceTransformer, model)
+        cross_encoder = _opened(CrossEncoder, teacher) if teacher else None
+        if cross_encoder is not None and cross_encoder.num_labels != 1:
+            raise UnusableError(
+                f"{teacher}: a teacher gives a pair one score, but this one gives {cross_encoder.num_labels}"
+            )
         if max_seq_length:
             encoder.max_seq_length = max_seq_length
-        self._encoder = _KeptEncoder(encoder, store, (*_identity(model), str(encoder.device), encoder.max_seq_length))
-        self._teacher = None
-        if teacher:
-            cross_encoder = _opened(CrossEncoder, teacher)
-            if cross_encoder.num_labels != 1:
-                raise ModelUnusableError(
-                    f"{teacher}: a teacher gives a pair one score, but this one gives {cross_encoder.num_labels}"
-                )
-            self._teacher = _KeptTeacher(cross_encoder, store, (*_identity(teacher), str(cross_encoder.device)))
+        kept = _Store(store)
+        told = (*_identity(model), str(encoder.device), encoder.max_seq_length)
+        self._encoder, self._teacher = _KeptEncoder(encoder, kept, told), None
+        if teacher and cross_encoder is not None:
+            told = (*_identity(teacher), str(cross_encoder.device))
+            self._teacher = _KeptTeacher(cross_encoder, kept, told)
         self._batch_size, self._query_prompt, self._corpus_prompt = batch_size, query_prompt, corpus_prompt
 
     def embed(self, passages: Sequence[str]) -> None:
@@ -182,7 +187,7 @@ class Miner:
 class _KeptEncoder:
     """A `SentenceTransformer` whose embeddings are kept; `mine_hard_negatives` takes it for one."""
 
-    def __init__(self, model: SentenceTransformer, store: Store, identity: tuple[Any, ...]) -> None:
+    def __init__(self, model: SentenceTransformer, store: _Store, identity: tuple[Any, ...]) -> None:
         self._model, self._store, self._identity = model, store, identity
         self._places: dict[str, int] = {}
         self._vectors: Floats = np.empty((0, 0), dtype=np.float32)
@@ -223,7 +228,7 @@ class _KeptEncoder:
 class _KeptTeacher:
     """A `CrossEncoder` whose scores are kept; `mine_hard_negatives` takes it for one."""
 
-    def __init__(self, model: CrossEncoder, store: Store, identity: tuple[Any, ...]) -> None:
+    def __init__(self, model: CrossEncoder, store: _Store, identity: tuple[Any, ...]) -> None:
         self._model, self._store, self._identity = model, store, identity
         self.activation_fn = model.activation_fn
 
@@ -238,9 +243,7 @@ def _opened(kind: type[Any], folder: str) -> Any:
         return kind(folder, local_files_only=True, model_kwargs={"dtype": torch.float32})  # whatever it is stored in
     except (OSError, ValueError, KeyError, ImportError) as error:
         said = " ".join(str(error).split())
-        raise ModelUnusableError(
-            f"{folder}: sentence-transformers cannot open it as a {kind.__name__}: {said}"
-        ) from error
+        raise UnusableError(f"{folder}: sentence-transformers cannot open it as a {kind.__name__}: {said}") from error
 
 
 def _identity(folder: str) -> tuple[Any, ...]:

@@ -17,9 +17,7 @@ from trainables.files import flush
 from tuner.data import beir
 from tuner.data.dataset import find_leaks
 from tuner.data.findings import Findings
-from tuner.data.inputs import local_copy
 from tuner.data.mining_rule import Rule
-from tuner.data.models import model_here
 from tuner.data.rows import row_faults
 from tuner.data.sources import JSON_SUFFIXES
 from tuner.data.splits import assign, fingerprint
@@ -174,13 +172,13 @@ class _Material:
 
 
 def _read(mining: Mining) -> _Material:
-    surveyed = survey([local_copy(mining.rows)], to_be_mended=_MENDED)
+    surveyed = survey([_here(mining.rows)], to_be_mended=_MENDED)
     findings, held_out = surveyed.findings, set[bytes]()
     if mining.eval_data:
-        evaluation = beir.read(Path(local_copy(mining.eval_data)), findings)
+        evaluation = beir.read(Path(_here(mining.eval_data)), findings)
         find_leaks(surveyed, evaluation)
         held_out |= _judged(evaluation)
-    folder = Path(local_copy(mining.corpus)) if mining.corpus else None
+    folder = Path(_here(mining.corpus)) if mining.corpus else None
     known = _own_passages(surveyed) if folder else set()
     texts = _corpus(folder, findings, known, held_out) if folder else []
     if findings.counts()[0]:
@@ -191,6 +189,12 @@ def _read(mining: Mining) -> _Material:
             text for split, own in zip(splits, surveyed.positives, strict=True) if split != "train" for text in own
         }
     return _material(surveyed, texts, held_out)
+
+
+def _here(location: str) -> str:
+    from tuner.data.inputs import local_copy  # a check of rows alone needs no other package
+
+    return local_copy(location)
 
 
 def _material(surveyed: Survey, texts: Sequence[str], held_out: set[bytes]) -> _Material:
@@ -254,7 +258,8 @@ def _judged(evaluation: beir.Evaluation) -> set[bytes]:
 
 
 def _miner(mining: Mining) -> "Miner":
-    from trainables.scoring.mining import Miner, ModelUnusableError, Store
+    from trainables.scoring.mining import Miner, UnusableError
+    from tuner.data.models import model_here
 
     model = model_here(mining.model, flag="--model")
     teacher = model_here(mining.teacher, flag="--teacher") if mining.teacher else None
@@ -262,13 +267,13 @@ def _miner(mining: Mining) -> "Miner":
         return Miner(
             model,
             teacher,
-            Store(mining.store),
+            mining.store,
             batch_size=mining.batch_size,
             query_prompt=mining.query_prompt,
             corpus_prompt=mining.corpus_prompt,
             max_seq_length=mining.max_seq_length,
         )
-    except ModelUnusableError as error:
+    except UnusableError as error:
         raise RequestError([str(error)]) from error
 
 
