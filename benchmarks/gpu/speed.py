@@ -198,9 +198,9 @@ def synchronisations(bench: Bench) -> Result:
 def estimates(bench: Bench) -> Result:
     """16: the estimate of memory against what 11 and 12 took: never below, at most 15 % above."""
     try:
-        memory: Any = importlib.import_module("trainables.m3.memory")
+        memory: Any = importlib.import_module("trainables.memory.step")
     except ImportError:
-        return {"passed": None, "note": "trainables.m3.memory is not there"}
+        return {"passed": None, "note": "trainables.memory.step is not there"}
     path = bench.folder / "peaks.jsonl"
     points = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     found = []

@@ -16,10 +16,10 @@ from tests.support.fake import fake_train, new_agenda, new_study
 from tests.support.m3_fixtures import make_model, make_rows
 from tuner.cluster.executor import run_in_process
 from tuner.errors import RequestError
+from tuner.planning.plan import make_plan
 from tuner.request.asked import write_config
 from tuner.request.command_line import parse
 from tuner.request.config import SearchConfig
-from tuner.search.plan import make_plan
 from tuner.search.run import main
 from tuner.study.claim import claim, facts
 from tuner.study.storage import open_storage

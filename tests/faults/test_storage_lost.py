@@ -14,11 +14,11 @@ from tests.support.postgres import PASSWORD, Server, running_server
 from trainables.config import Progress, Report, Train, TrialConfig
 from tuner.cluster.executor import run_in_process
 from tuner.interrupts import SearchStopped
+from tuner.planning.plan import make_plan
 from tuner.request.asked import write_config
 from tuner.request.command_line import parse
 from tuner.request.config import SearchConfig
 from tuner.request.storage_url import PASSWORD_VARIABLE
-from tuner.search.plan import make_plan
 from tuner.search.run import main
 from tuner.study.storage import PatientStorage, open_storage
 from tuner.study.study import read_studies

@@ -8,8 +8,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
 from tuner.report.drawing import Axis, Drawing, apart, counted, linear, logarithmic
-from tuner.report.figures import search_pictures, seeds_picture
-from tuner.report.parameters import FEWEST_FOR_IMPORTANCE
+from tuner.report.figures import FEWEST_FOR_IMPORTANCE, search_pictures, seeds_picture
 from tuner.report.scene import Picture, Scene
 from tuner.report.standings import standings
 from tuner.verdict.result import Finalist, SeedScore

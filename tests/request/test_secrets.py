@@ -11,6 +11,7 @@ from tuner.cluster.executor import run_in_process
 from tuner.cluster.staging import on_any_machine
 from tuner.cluster.submit import entrypoint, refuse_shown_secrets, runtime_environment, submit
 from tuner.errors import RequestError
+from tuner.planning.plan import make_plan
 from tuner.request.asked import write_config
 from tuner.request.command_line import parse
 from tuner.request.config import SearchConfig
@@ -18,7 +19,6 @@ from tuner.request.storage_url import redacted
 from tuner.run_dir.object_storage import url_problem
 from tuner.run_dir.store import RunStore, open_run_dir
 from tuner.schedule.agenda import Agenda
-from tuner.search.plan import make_plan
 from tuner.search.run import main
 
 TOKEN, PASSWORD = "hf_0123456789", "correct-horse"

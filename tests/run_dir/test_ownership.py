@@ -21,6 +21,7 @@ import tuner
 from tests.support.m3_fixtures import make_eval, make_model, make_rows
 from trainables.files import new_folder
 from tuner.errors import RequestError
+from tuner.planning.plan import make_plan
 from tuner.request.asked import write_config
 from tuner.request.command_line import parse
 from tuner.request.config_file import keep
@@ -28,7 +29,6 @@ from tuner.run_dir.ownership import MARK, held, is_ours, mark
 from tuner.run_dir.store import open_run_dir
 from tuner.schedule.disk import TrialFolders
 from tuner.search.place import make_room, room
-from tuner.search.plan import make_plan
 from tuner.search.run import main
 from tuner.study.storage import open_storage
 
@@ -129,7 +129,7 @@ def test_nothing_is_left_where_nothing_was(
 
 def test_a_plan_from_python_leaves_nothing(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tuner.search.estimate.describe", lambda _: [])
+    monkeypatch.setattr("tuner.planning.estimate.describe", lambda _: [])
     arguments = {"model_name_or_path": str(inputs / "model"), "train_data": [str(inputs / "rows.jsonl")]}
     tuner.run(tuner.SearchConfig(arguments=arguments, dry_run=True))
     assert contents(tmp_path) == {}
@@ -138,7 +138,7 @@ def test_a_plan_from_python_leaves_nothing(inputs: Path, tmp_path: Path, monkeyp
 @pytest.mark.integration
 def test_a_plan_of_the_example_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tuner.search.estimate.describe", lambda _: [])
+    monkeypatch.setattr("tuner.planning.estimate.describe", lambda _: [])
     assert main(["--dry_run"]) == 0
     assert contents(tmp_path) == {}
 
@@ -183,7 +183,7 @@ def test_a_run_directory_may_be_a_link_itself(tmp_path: Path, inputs: Path, monk
     """As to a larger disk."""
     (tmp_path / "disk").mkdir()
     (tmp_path / "run").symlink_to(tmp_path / "disk")
-    monkeypatch.setattr("tuner.search.estimate.describe", lambda _: [])
+    monkeypatch.setattr("tuner.planning.estimate.describe", lambda _: [])
     request = ["--model_name_or_path", str(inputs / "model"), "--train_data", str(inputs / "rows.jsonl")]
     assert main([*request, "--run_dir", str(tmp_path / "run"), "--dry_run"]) == 0
     assert set(contents(tmp_path)) == {"disk", "run"}

@@ -167,7 +167,7 @@ def test_neither_a_plan_nor_a_bad_request_costs_the_old_search(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The plan without its estimate, whose first steps are trained in a process and a folder of their own."""
-    monkeypatch.setattr("tuner.search.estimate.describe", lambda _: [])
+    monkeypatch.setattr("tuner.planning.estimate.describe", lambda _: [])
     before = {name: (run_dir / name).read_bytes() for name in files_in(run_dir)}
     assert main([*request_flags, "--run_dir", str(run_dir), replacing, *flags]) == code
     assert {name: (run_dir / name).read_bytes() for name in files_in(run_dir) - {".lock"}} == before

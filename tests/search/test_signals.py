@@ -38,7 +38,7 @@ def _stop_planning(monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> N
         signal.raise_signal(number)
         raise AssertionError("the signal was not heard")
 
-    monkeypatch.setattr("tuner.search.plan.make_plan", plan)
+    monkeypatch.setattr("tuner.planning.plan.make_plan", plan)
 
 
 @SIGNALS

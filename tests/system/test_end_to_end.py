@@ -12,12 +12,12 @@ from trainables.config import Progress, Report, TrialConfig
 from trainables.m3.base_models import BaseModels
 from trainables.trial.trial import run_trial
 from tuner.cluster.executor import run_in_process
+from tuner.planning.plan import make_plan
 from tuner.request.arguments import honoured
 from tuner.request.asked import write_config
 from tuner.request.config import SearchConfig
 from tuner.schedule.agenda import Agenda
 from tuner.search.conclusion import conclude
-from tuner.search.plan import make_plan
 from tuner.study.storage import open_storage
 from tuner.study.study import SearchStudy, read_studies
 

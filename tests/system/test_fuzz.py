@@ -22,10 +22,10 @@ from trainables.scoring import heldout
 from tuner.data import beir, dataset
 from tuner.data.findings import Findings
 from tuner.errors import RequestError
+from tuner.planning.space import find_space, rehearse
 from tuner.request.checks import accepted_arguments, read_argument
 from tuner.request.command_line import parse
 from tuner.request.config import SearchConfig, option_types
-from tuner.search.space import find_space, rehearse
 
 FEW, MANY = 60, 1670
 """Examples a door: 6 doors are 360, and 10,020."""

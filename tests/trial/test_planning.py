@@ -9,11 +9,12 @@ import torch
 from tests.support.m3_fixtures import make_eval, make_model, make_rows
 from trainables.config import TrialConfig
 from trainables.failures import Planned
-from trainables.m3 import device
-from trainables.m3 import memory as memory_module
 from trainables.m3.base_models import BaseModels
-from trainables.m3.memory import CONTEXT, StepPlan, memory
 from trainables.m3.runner import Runner, build_arguments
+from trainables.memory import device
+from trainables.memory import step as memory_module
+from trainables.memory.plan import StepPlan, plan_step
+from trainables.memory.step import CONTEXT, memory
 from trainables.process import trial_process
 from trainables.trial import planning
 from trainables.trial.planning import set_plan, step_plan
@@ -70,11 +71,10 @@ def test_only_what_is_trained_is_counted(runner: Runner, arguments: dict[str, An
     """The embedding has 84 tokens, of which the training data do not contain 20."""
     assert runner.vocabulary is not None
     seen: dict[str, Any] = {}
-    real = memory_module.plan_step
 
     def spy(limit: float, shape: Any, values: Any, **known: Any) -> Any:
         seen.update(known, shape=shape, states=memory(shape, values, **known).weights)
-        return real(limit, shape, values, **known)
+        return plan_step(limit, shape, values, **known)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planning, "plan_step", spy)

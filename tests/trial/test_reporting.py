@@ -10,8 +10,8 @@ from trainables.config import TrialConfig
 from trainables.m3.base_models import BaseModels
 from trainables.trial.trial import run_trial
 from tuner.errors import RequestError
+from tuner.planning.plan import make_plan
 from tuner.request.config import SearchConfig
-from tuner.search.plan import make_plan
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_mlflow_keeps_the_runs_beside_the_search(folder: Path, tmp_path: Path) -
 def test_a_tracker_that_is_not_installed_is_told_before_anything_starts(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tuner.search.plan._TRACKERS", {"wandb": ("no_such_package",)})
+    monkeypatch.setattr("tuner.planning.plan._TRACKERS", {"wandb": ("no_such_package",)})
     arguments = {"train_data": [str(folder / "rows.jsonl")], "report_to": "wandb"}
     with pytest.raises(RequestError, match="--report_to wandb: its package is not installed; pip install wandb"):
         make_plan(SearchConfig(arguments=arguments), tmp_path, print)

@@ -10,10 +10,11 @@ import numpy as np
 
 from trainables.config import TrialConfig
 from trainables.failures import Planned
-from trainables.m3.device import device_bytes
-from trainables.m3.memory import Lengths, Shape, StepPlan, Texts, plan_step
 from trainables.m3.runner import Runner
 from trainables.m3.tokens import TokenCache
+from trainables.memory.device import device_bytes
+from trainables.memory.plan import StepPlan, plan_step
+from trainables.memory.shape import Lengths, Shape, Texts
 from trainables.process import world_size
 
 logger = logging.getLogger(__name__)

@@ -206,7 +206,7 @@ def worker_loop(config: Mapping[str, Any]) -> None:
     from ray.train import get_context
     from ray.train.collective import broadcast_from_rank_zero
 
-    from trainables.m3.device import limit_to
+    from trainables.memory.device import limit_to
 
     torch.set_num_threads(int(config["threads"]))
     if config["gpus"]:
@@ -220,7 +220,7 @@ def worker_loop(config: Mapping[str, Any]) -> None:
 
 def train_trial(config: TrialConfig, report: Report, progress: Progress) -> None:
     """Runs a trial with the base models that this process has kept from the trials before."""
-    from trainables.m3.device import require_gpu
+    from trainables.memory.device import require_gpu
     from trainables.process import spare_what_is_kept
     from trainables.trial.trial import run_trial
 

@@ -21,10 +21,9 @@ from tuner.run_dir.names import TRIALS
 from tuner.run_dir.store import RunStore
 from tuner.schedule.disk import TrialFolders
 from tuner.schedule.jobs import Job, Jobs, Stage, TrialConfigs
-from tuner.schedule.outage import Outage
 from tuner.schedule.pool import CandidatePool
 from tuner.schedule.retraining_stage import RetrainingStage
-from tuner.schedule.retries import Failure, Retries
+from tuner.schedule.retries import Failure, Outage, Retries
 from tuner.schedule.scoring_stages import Scorings
 from tuner.schedule.search_stage import WITHOUT_BASE, SearchStage
 from tuner.schedule.suggestions import Suggestions

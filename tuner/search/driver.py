@@ -9,6 +9,7 @@ from tuner.cluster.executor import run_on_ray
 from tuner.cluster.slot import Slots
 from tuner.cluster.staging import on_any_machine
 from tuner.interrupts import interruptible, interrupting
+from tuner.planning.plan import Plan
 from tuner.request.arguments import honoured
 from tuner.request.config import SearchConfig
 from tuner.run_dir.mirror import Mirror
@@ -19,7 +20,6 @@ from tuner.schedule.pool import require_pool
 from tuner.search.conclusion import conclude, without_winner
 from tuner.search.live import LivePage
 from tuner.search.place import make_room
-from tuner.search.plan import Plan
 from tuner.search.progress import Progress
 from tuner.search.provenance import Provenance
 from tuner.search.session import Session

@@ -11,8 +11,8 @@ from typing import Any
 from tuner.cluster.connection import address_of
 from tuner.cluster.machines import machines
 from tuner.cluster.slot import Slots
+from tuner.planning.own_checks import machine
 from tuner.request.config import SearchConfig
-from tuner.search.own_checks import machine
 from tuner.study.study import SearchStudy
 from tuner.study.trials import SESSIONS
 

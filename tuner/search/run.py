@@ -27,6 +27,8 @@ from tuner.errors import (
     counted,
 )
 from tuner.interrupts import Interrupted, interrupting
+from tuner.planning.caches import writable_caches
+from tuner.planning.own_checks import has_gpu, libraries_agree, machine
 from tuner.request.asked import write_config
 from tuner.request.command_line import parse
 from tuner.request.config import SearchConfig, new_run_dir
@@ -34,15 +36,13 @@ from tuner.request.config_file import keep
 from tuner.run_dir.object_storage import is_url
 from tuner.run_dir.ownership import held, scratch
 from tuner.run_dir.store import open_run_dir
-from tuner.search.caches import writable_caches
-from tuner.search.own_checks import has_gpu, libraries_agree, machine
 from tuner.search.place import example, require_place, require_study_of, room, same_request
 from tuner.search.session import Session
 from tuner.versions import versions
 
 if TYPE_CHECKING:
     from trainables.config import Train
-    from tuner.search.plan import Plan
+    from tuner.planning.plan import Plan
 
 
 def main(argv: Sequence[str] | None = None, *, train: "Train | None" = None) -> int:
@@ -158,7 +158,7 @@ def _search(config: SearchConfig, session: Session, scratch: Path | None = None)
 
 
 def _planned(config: SearchConfig, session: Session, scratch: Path | None) -> "Plan":
-    from tuner.search.plan import make_plan
+    from tuner.planning.plan import make_plan
 
     run_dir = session.store.local
     config = _with_study_name(config, run_dir)
@@ -198,7 +198,7 @@ def _split(manifest: Mapping[str, Any]) -> str:
 
 
 def _say_estimate(plan: "Plan", session: Session) -> None:
-    from tuner.search.estimate import describe
+    from tuner.planning.estimate import describe
 
     for line in describe(plan):
         session.say(line)

@@ -18,8 +18,10 @@ from tests.support.live_bytes import LiveBytes
 from tests.support.m3_fixtures import make_tokenizer
 from trainables.m3.batching import Layout
 from trainables.m3.lora import Adapters, LoraArguments
-from trainables.m3.memory import Lengths, Memory, Shape, Texts, memory, plan_step
 from trainables.m3.runner import Model
+from trainables.memory.plan import plan_step
+from trainables.memory.shape import Lengths, Shape, Texts
+from trainables.memory.step import Memory, memory
 
 SIZE, LENGTH, VOCABULARY = 64, 100, 500
 BGE_M3 = Shape.of(
@@ -273,6 +275,6 @@ def test_the_longest_batch_is_told_from_the_lengths_of_texts() -> None:
 
 def test_it_is_known_without_any_library() -> None:
     """Where a search is planned there need be no torch."""
-    code = "import sys, trainables.m3.memory; print({'torch', 'ray', 'optuna', 'numpy'} & set(sys.modules))"
+    code = "import sys, trainables.memory.step; print({'torch', 'ray', 'optuna', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -9,9 +9,9 @@ import pytest
 from tests.support.m3_fixtures import make_model, make_rows
 from trainables.scoring.metric import Metric
 from tuner.errors import RequestError
+from tuner.planning.limits import Limits, beyond_reach, broken_limits, missing_parts, positions_of
+from tuner.planning.plan import Plan, make_plan
 from tuner.request.config import SearchConfig
-from tuner.search.limits import Limits, beyond_reach, broken_limits, missing_parts, positions_of
-from tuner.search.plan import Plan, make_plan
 
 LIMITS = Limits(positions=64, rows=100, workers=2, metric=Metric.read("dense.ndcg_at_10"))
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tuner.search.caches import can_be_written, writable_caches
+from tuner.planning.caches import can_be_written, writable_caches
 
 
 def test_caches_of_a_home_that_cannot_be_written_are_in_the_run_directory(

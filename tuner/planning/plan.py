@@ -18,16 +18,16 @@ from tuner.data.inputs import local_copy
 from tuner.data.models import model_here
 from tuner.data.sources import NO_SUCH_DATA
 from tuner.errors import RequestError
+from tuner.planning.adapters import check_adapters
+from tuner.planning.caches import can_be_written
+from tuner.planning.limits import NO_SCORES, check_limits, fitting_lengths, limits_of
+from tuner.planning.space import find_space, rehearse
 from tuner.request.arguments import searchable_numbers, upstream_arguments
 from tuner.request.config import SECRETS, SearchConfig
 from tuner.request.taken_over import taken_over
 from tuner.run_dir.names import GUARDS, MANIFEST
 from tuner.run_dir.object_storage import is_url
 from tuner.schedule.disk import fit_to_disk, token_bytes, weights_bytes
-from tuner.search.adapters import check_adapters
-from tuner.search.caches import can_be_written
-from tuner.search.limits import NO_SCORES, check_limits, fitting_lengths, limits_of
-from tuner.search.space import find_space, rehearse
 from tuner.study.claim import check_claim, facts
 from tuner.study.lessons import Lesson, read_lessons
 from tuner.study.pruners import pruner_names

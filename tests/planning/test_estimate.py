@@ -7,10 +7,9 @@ import pytest
 
 from tests.support.m3_fixtures import make_eval, make_model, make_rows
 from trainables.deepspeed_config import DS_STAGE0
-from trainables.m3.memory import StepPlan
+from trainables.memory.plan import StepPlan
 from tuner.errors import RequestError
-from tuner.request.config import SearchConfig
-from tuner.search.estimate import (
+from tuner.planning.estimate import (
     Passages,
     Probe,
     _compiles_optimizer,
@@ -20,7 +19,8 @@ from tuner.search.estimate import (
     scored_passages,
     search_hours,
 )
-from tuner.search.plan import make_plan
+from tuner.planning.plan import make_plan
+from tuner.request.config import SearchConfig
 
 
 def test_hours_add_up() -> None:

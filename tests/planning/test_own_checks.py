@@ -6,8 +6,8 @@ import pytest
 
 from trainables.m3.checks import refusals
 from tuner.errors import RequestError
+from tuner.planning.own_checks import libraries_agree
 from tuner.request.config import SearchConfig
-from tuner.search.own_checks import libraries_agree
 
 
 @pytest.mark.parametrize(

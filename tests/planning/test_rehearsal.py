@@ -6,7 +6,7 @@ import pytest
 
 from search_spaces import Context, load_search_space, names
 from tuner.errors import RequestError
-from tuner.search.space import rehearse
+from tuner.planning.space import rehearse
 
 OWN = Context(rows=1000, negatives=7, start={"train_group_size": 4, "num_train_epochs": 1.5, "weight_decay": 0.0})
 

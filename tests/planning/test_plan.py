@@ -12,13 +12,13 @@ import tuner
 from tests.support.fake import open_study
 from tests.support.m3_fixtures import make_model, make_rows
 from tuner.errors import RequestError
+from tuner.planning.plan import Plan, make_plan
 from tuner.request.arguments import honoured
 from tuner.request.asked import write_config
 from tuner.request.command_line import parse
 from tuner.request.config import SearchConfig
 from tuner.request.storage_url import redacted
 from tuner.run_dir.names import CONFIG_FILE
-from tuner.search.plan import Plan, make_plan
 from tuner.study.claim import check_claim, claim, facts
 
 
@@ -318,7 +318,7 @@ def test_adapters_that_cannot_be_are_refused(
 
 
 def test_without_peft_the_line_that_installs_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tuner.search.adapters.find_spec", lambda _: None)
+    monkeypatch.setattr("tuner.planning.adapters.find_spec", lambda _: None)
     with pytest.raises(RequestError, match=r"needs peft, which is not installed: pip install 'peft>="):
         _plan(tmp_path, **LORA)
 

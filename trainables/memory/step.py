@@ -1,26 +1,23 @@
 """What a training step takes on a device, known before it runs. Needs neither torch nor any other library.
 
-The bytes that autograd keeps were counted, operation by operation, on XLM-R's layers (`tests/m3/test_memory.py` counts
-them again); Korthikanti et al. 2022, Reducing Activation Recomputation in Large Transformer Models, count the same
-way, for arithmetic that is all in 16 bits.
+The bytes that autograd keeps were counted, operation by operation, on XLM-R's layers (`tests/memory/test_memory.py`
+counts them again); Korthikanti et al. 2022, Reducing Activation Recomputation in Large Transformer Models, count the
+same way, for arithmetic that is all in 16 bits.
 """
 
 import json
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainables.config import DEFAULT_LENGTHS
+from trainables.memory.shape import Shape, Texts
 
 LORA_RANK = 64
 """FlagEmbedding's default."""
 
 _FLOAT = 4
 _INDEX = 8
-_SPREAD = 4.0
-"""Standard deviations by which the texts of the longest batch are longer together than those of a mean one."""
 _WORKSPACE = 2**25
 """cuBLAS's, allocated through PyTorch (32 MiB on Hopper, less on older cards)."""
 CONTEXT = 7e8
@@ -70,138 +67,6 @@ _ADAPTED = ((5, 1), (17, 1))
 dropout mask, and in float32 a copy of its input, which query, key and value share otherwise."""
 _ADAPTING = (1, 1)
 """Numbers that they add to the layer that is at work: an input's gradient comes from the layer and from its adapter."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """Sizes of an encoder with its heads, in transformers' words."""
-
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    vocab_size: int
-    parameters: int
-    """Of the encoder and its heads."""
-    colbert_dim: int
-
-    @classmethod
-    def of(cls, config: Any, *, parameters: int | None = None, colbert_dim: int = -1) -> "Shape":
-        """Reads the sizes from a transformers configuration, or from an object with the same attributes.
-
-        Args:
-            config: has ``hidden_size``, ``intermediate_size``, ``num_hidden_layers``, ``vocab_size`` and
-                ``max_position_embeddings``.
-            parameters: None: counted as XLM-R's are.
-            colbert_dim: of FlagEmbedding's arguments; -1 for the hidden size.
-        """
-        size, wide = int(config.hidden_size), int(config.intermediate_size)
-        dim = colbert_dim if colbert_dim > 0 else size
-        shape = cls(
-            hidden_size=size,
-            intermediate_size=wide,
-            num_hidden_layers=int(config.num_hidden_layers),
-            vocab_size=int(config.vocab_size),
-            parameters=parameters or 0,
-            colbert_dim=dim,
-        )
-        if parameters is not None:
-            return shape
-        layers = shape.matrices + shape.num_hidden_layers * (9 * size + wide)
-        embeddings = (shape.vocab_size + int(config.max_position_embeddings) + 3) * size
-        return replace(shape, parameters=layers + embeddings + (size + 1) * (dim + 1))
-
-    @classmethod
-    def read(cls, model: Path, **known: Any) -> "Shape":
-        """Reads the sizes from the ``config.json`` of a model's folder; `known` as for `of`."""
-        values = json.loads((model / "config.json").read_text(encoding="utf-8"))
-        return cls.of(type("Config", (), values), **known)
-
-    @property
-    def matrices(self) -> int:
-        """Weights of the layers' products: those that autocast copies."""
-        return self.num_hidden_layers * (4 * self.hidden_size**2 + 2 * self.hidden_size * self.intermediate_size)
-
-    def adapters(self, rank: int) -> int:
-        """Returns the weights of adapters of that rank (LoRA) on all of the layers' products."""
-        return self.num_hidden_layers * rank * (10 * self.hidden_size + 2 * self.intermediate_size)
-
-    def wide(self, factors: tuple[int, int]) -> int:
-        """Returns bytes of a token in a layer."""
-        return factors[0] * self.hidden_size + factors[1] * self.intermediate_size
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lengths:
-    """How many tokens texts have."""
-
-    mean: float
-    deviation: float
-    longest: int
-
-    def of_longest(self, count: int) -> float:
-        """Returns the tokens that `count` of them are likely to have at most, together."""
-        return min(count * self.longest, count * self.mean + _SPREAD * self.deviation * math.sqrt(count))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Texts:
-    """The texts that go through the encoder for one backward pass, on one worker."""
-
-    queries: int
-    passages: int
-    query_length: int
-    """Of the longest query, in tokens."""
-    passage_length: int
-    """Of the longest passage."""
-    tokens: int
-    """Of all texts together: as many as the encoder goes through, so with padding where it is not packed."""
-
-    @classmethod
-    def longest(cls, arguments: Mapping[str, Any]) -> "Texts":
-        """Returns a batch in which every text is as long as it may be; `arguments` by FlagEmbedding's names."""
-        queries = int(arguments.get("per_device_train_batch_size") or 8)
-        passages = queries * int(arguments.get("train_group_size") or 8)
-        query, passage = (int(arguments.get(name) or default) for name, default in DEFAULT_LENGTHS.items())
-        return cls(
-            queries=queries,
-            passages=passages,
-            query_length=query,
-            passage_length=passage,
-            tokens=queries * query + passages * passage,
-        )
-
-    @classmethod
-    def likely(cls, arguments: Mapping[str, Any], queries: "Lengths", passages: "Lengths") -> "Texts":
-        """Returns the longest batch that a training is likely to draw, packed.
-
-        Args:
-            arguments: by FlagEmbedding's names.
-            queries: of those that may be drawn, cut to the longest that is allowed.
-            passages: of passages.
-        """
-        most = cls.longest(arguments)
-        tokens = queries.of_longest(most.queries) + passages.of_longest(most.passages)
-        return cls(
-            queries=most.queries,
-            passages=most.passages,
-            query_length=queries.longest,
-            passage_length=passages.longest,
-            tokens=min(most.tokens, int(tokens)),
-        )
-
-    @property
-    def count(self) -> int:
-        """Queries and passages."""
-        return self.queries + self.passages
-
-    @property
-    def padded_length(self) -> int:
-        """Places of a text among the token vectors."""
-        return max(self.query_length, self.passage_length)
-
-    def at_once(self, sub_batch_size: int | None) -> int:
-        """Returns the tokens whose activations are held together."""
-        return min(self.tokens, sub_batch_size * self.padded_length) if sub_batch_size else self.tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,7 +140,7 @@ def memory(
     """
     texts = texts or Texts.longest(arguments)
     if checkpointing is None:
-        sub_batch_size = sub_batch_size or _positive(arguments.get("sub_batch_size"))
+        sub_batch_size = sub_batch_size or positive(arguments.get("sub_batch_size"))
         checkpointing = bool(arguments.get("gradient_checkpointing")) and not sub_batch_size
     left_out = 0 if reachable is None else max(0, shape.vocab_size - reachable) * shape.hidden_size
     states = _states(shape, arguments, shape.parameters - left_out, workers)
@@ -406,62 +271,7 @@ def _is_mixed(arguments: Mapping[str, Any]) -> bool:
     return bool(arguments.get("fp16") or arguments.get("bf16"))
 
 
-def _positive(value: Any) -> int | None:
+def positive(value: Any) -> int | None:
+    """Returns a number of texts, or None for none, 0 and -1, by which upstream means all of them."""
     number = int(value or 0)
     return number if number > 0 else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepPlan:
-    """How a step is computed: each way gives the same gradients."""
-
-    sub_batch_size: int | None
-    """Texts whose activations are held at once; None: all."""
-    checkpointing: bool
-    """Whether layers' activations are computed again."""
-    bytes: float
-    """That the device has to have, by `memory`."""
-    smallest: bool
-    """No other way takes less."""
-
-    def __str__(self) -> str:
-        at_once = "all texts at once" if self.sub_batch_size is None else f"{self.sub_batch_size} texts at once"
-        again = ", layers computed again" if self.checkpointing else ""
-        return f"a step takes about {self.bytes / 1e9:.1f} GB: {at_once}{again}"
-
-
-def plan_step(limit: float, shape: Shape, arguments: Mapping[str, Any], *, texts: Texts, **known: Any) -> StepPlan:
-    """Returns the fastest way to compute a step that takes fewer than `limit` bytes of the device, or the smallest.
-
-    Everything at once, then with layers computed again where `arguments` allow it by ``gradient_checkpointing``, then
-    in sub-batches, of which ``sub_batch_size`` of the arguments is the largest. Both ways take one more forward pass,
-    but sub-batches are smaller products.
-
-    Args:
-        limit: bytes.
-        shape: of the model.
-        arguments: of a trial, by FlagEmbedding's and transformers' names.
-        texts: of the longest batch.
-        known: the other arguments of `memory`.
-    """
-    plans = []
-    for sub_batch_size, checkpointing in _ways(arguments, texts):
-        known |= {"texts": texts, "sub_batch_size": sub_batch_size, "checkpointing": checkpointing}
-        takes = memory(shape, arguments, **known).on_device
-        plan = StepPlan(sub_batch_size=sub_batch_size, checkpointing=checkpointing, bytes=takes, smallest=False)
-        if takes < limit:
-            return plan
-        plans.append(plan)
-    return replace(min(plans, key=lambda plan: plan.bytes), smallest=True)
-
-
-def _ways(arguments: Mapping[str, Any], texts: Texts) -> Iterator[tuple[int | None, bool]]:
-    """Yields ways to compute a step, the larger ones first; sub-batches of one number are of one size."""
-    most = _positive(arguments.get("sub_batch_size"))
-    if most is None or most >= texts.count:
-        yield None, False
-        if arguments.get("gradient_checkpointing"):
-            yield None, True
-    sizes = {-(-texts.count // number) for number in range(2, texts.count + 1)}
-    for size in sorted({min(size, most or size) for size in sizes}, reverse=True):
-        yield size, False

@@ -2,7 +2,7 @@
 
 import torch
 
-from trainables.m3.memory import CONTEXT
+from trainables.memory.step import CONTEXT
 
 _SHARE = 1.0
 """Of a card, for this process."""

@@ -17,17 +17,18 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from search_spaces.loading import suggest
 from trainables.config import TrialConfig
-from trainables.m3.memory import Shape, StepPlan, Texts, plan_step
+from trainables.memory.plan import StepPlan, plan_step
+from trainables.memory.shape import Shape, Texts
 from trainables.scoring.heldout import read_qrels
 from trainables.scoring.measures import DEPTH
 from tuner.data.beir import count_passages
 from tuner.errors import RequestError
+from tuner.planning.plan import Plan
 from tuner.request.arguments import honoured, translated
 from tuner.request.config import SearchConfig
 from tuner.run_dir.names import trial_path
 from tuner.schedule.disk import gigabytes, search_bytes
 from tuner.schedule.time_budget import final_scorings
-from tuner.search.plan import Plan
 
 _SAMPLES = 200
 _PROBE_SECONDS = 900
