@@ -9,6 +9,7 @@ The last line is one JSON object: the seconds of each search by part, scoring's 
 whether the two have the same best trial, and Kendall's tau between their scores at each rung.
 
     python benchmarks/candidate_pool.py
+    python benchmarks/candidate_pool.py --dry_run           # what --dry_run says of both, with MiniLM and 60 trials
 """
 
 import argparse
@@ -36,10 +37,14 @@ def main() -> None:
     """Runs both searches and prints what they took."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=20_000)
-    parser.add_argument("--trials", type=int, default=6, help="the base model and the user's own among them")
+    parser.add_argument("--trials", type=int, default=4, help="the base model and the user's own among them")
     parser.add_argument("--pool", type=int, help="--candidate_pool_size of the second search; default: the default")
+    parser.add_argument("--dry_run", action="store_true", help="plan both, and search neither")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
+        if arguments.dry_run:
+            print(json.dumps(dict(plans(Path(folder), arguments.rows))))
+            return
         print(json.dumps(compare(Path(folder), arguments.rows, arguments.trials, arguments.pool)))
 
 
@@ -64,6 +69,20 @@ def compare(folder: Path, rows: int, trials: int, pool: int | None) -> dict[str,
     }
 
 
+def plans(folder: Path, rows: int) -> Iterator[tuple[str, list[str]]]:
+    """Yields what ``--dry_run`` says of the hours of 60 trials that are stopped as by default."""
+    write_rows(folder / "rows.jsonl", rows)
+    for name, flags in SIZES.items():
+        command = [
+            *(sys.executable, "-m", "tuner.search", "--dry_run", "--run_dir", str(folder / name)),
+            *("--model_name_or_path", str(get_model_path()), "--train_data", str(folder / "rows.jsonl")),
+            *("--num_trials", "60", "--passage_max_len", "48", "--num_train_epochs", "1", *flags),
+        ]
+        lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+        start = next(number for number, line in enumerate(lines) if line.startswith("hours"))
+        yield name, [line.strip() for line in lines[start : start + 2]]
+
+
 def search(folder: Path, name: str, trials: int, flags: Sequence[str]) -> dict[str, Any]:
     """Runs one search and returns where its seconds went."""
     command = [
@@ -72,7 +91,8 @@ def search(folder: Path, name: str, trials: int, flags: Sequence[str]) -> dict[s
         *("--search_space", str(folder / "space.yaml"), "--sampler", "random", "--pruner", "none"),
         *("--num_trials", str(trials), "--finalists", "0", "--sentence_pooling_method", "mean"),
         *("--query_max_len", "16", "--passage_max_len", "48", "--train_group_size", "2"),
-        *("--per_device_train_batch_size", "64", "--learning_rate", "1e-3", "--temperature", "0.05", *flags),
+        *("--per_device_train_batch_size", "64", "--learning_rate", "1e-3", "--temperature", "0.05"),
+        *("--num_train_epochs", "1", *flags),
     ]
     subprocess.run(command, check=True, stdout=sys.stderr)
     result = json.loads((folder / name / "result.json").read_text())

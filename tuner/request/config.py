@@ -89,8 +89,8 @@ class SearchConfig:
     rungs: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0)
     """When a trial is scored on dev and may be stopped, in shares of its training."""
     candidate_pool_size: int = 20_000
-    """Passages to rank at rungs where the corpus has more: the judged ones, the base model's best 100 for each dev
-    query, and others at random up to so many. The end ranks the whole corpus; 0 always does."""
+    """Passages to rank at rungs of a larger corpus: the judged ones, the base model's best 100 for each dev query, and
+    others at random up to so many; 0 ranks all, as the base model's, finalists' and test scores always do."""
     eval_data: str | None = None
     """BEIR folder with qrels/dev.tsv and qrels/test.tsv to judge with. None: queries held out of the training data."""
     storage: str | None = None

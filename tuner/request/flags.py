@@ -47,7 +47,7 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "search": (
         *("num_trials", "search_space", "sampler", "pruner", "reduction_factor", "rungs", "warm_start", "patience"),
-        *("finalists", "finalist_seeds", "seed"),
+        *("candidate_pool_size", "finalists", "finalist_seeds", "seed"),
     ),
     "judgement": ("metric", "guard", "guard_tolerance", "guard_constraint"),
     "resources": (
