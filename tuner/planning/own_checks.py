@@ -69,7 +69,8 @@ def libraries_agree(config: SearchConfig, *, gpu: bool) -> Iterator[None]:
 def has_gpu(config: SearchConfig) -> bool:
     """Whether `config` trains on a GPU of this machine, as far as can be told without loading torch."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    return config.gpus_per_trial != 0 and config.address is None and not hidden and Path("/dev/nvidia0").exists()
+    here = not (config.address or os.environ.get("RAY_ADDRESS"))
+    return config.gpus_per_trial != 0 and here and not hidden and Path("/dev/nvidia0").exists()
 
 
 def machine(config: SearchConfig) -> str:
