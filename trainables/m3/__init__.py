@@ -2,10 +2,10 @@
 
 `runner` builds arguments, model and trainer as FlagEmbedding's runner does, `tokens` holds the rows' texts as token
 ids, `batching` lays them out, `packing` and `embedding` are the encoder without padding and without the unused
-vocabulary, `heads` the losses' inputs, `trainer` what can be stopped and resumed, `host_copies` its state on the way
-to the disk, `lora` adapters in the encoder, `compiling` its layers compiled, `checks` what the libraries refuse
-themselves, `base_models` what stays in memory between trials.
+vocabulary, `heads` computes what the losses receive, `trainer` can be stopped and resumed, `host_copies` takes its
+state on the way to the disk, `lora` puts adapters into the encoder, `compiling` compiles its layers, `checks` are
+settings that the libraries reject, `base_models` stays in memory between trials.
 
-Uses: process, config, files, failures, linear, varlen. With trainables.scoring.libraries the only place that imports
+Uses: memory, process, config, files, failures, linear, varlen. Only this room and trainables.scoring.libraries import
 FlagEmbedding.
 """

@@ -1,7 +1,7 @@
 """What a training step takes on a device, and the fastest way to compute it there.
 
-`shape` is the sizes of a model and of its texts, `step` the bytes of a step, `plan` the way chosen by them, `device`
-what there is of this process's card.
+`shape` holds the sizes of a model and of its texts, `step` the bytes of a step, `plan` chooses how a step is computed,
+`device` says how much of its GPU's memory this process has.
 
 Uses: config. Only `device` needs torch.
 """

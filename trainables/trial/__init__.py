@@ -1,8 +1,9 @@
 """One trial from its configuration to its scores, on any machine, without Ray.
 
-`trial` is its face (`run_trial`), `training` trains, `rungs` scores and reports on the way, `judging` scores without
-training, `states` saves what a training goes on from, `records` what was reported, `reporting` serves experiment
-trackers, `probe` times a few steps.
+`trial` is its entry point (`run_trial`), `planning` chooses how steps are computed, `training` trains, `rungs` scores
+and reports during training, `judging` scores without training, `states` is what is saved so that training can
+continue and `saving` when, `records` what was reported, `reporting` serves experiment trackers, `probe` times a few
+steps.
 
-Uses: m3, scoring, process, config, files.
+Uses: m3, scoring, memory, process, config, files.
 """

@@ -1,8 +1,8 @@
-"""From a request to a plan: everything that can be checked and reckoned before anything expensive starts.
+"""From a request to a plan: everything that can be checked and estimated before anything expensive starts.
 
-`plan` puts data in their place and composes what every trial trains with, `limits`, `own_checks` and `adapters` say
-what cannot be trained, `space` tries the search space out beforehand, `caches` are the folders that libraries write
-to, `estimate` reckons memory, hours and money.
+`plan` writes the data into the run directory and composes what every trial trains with, `limits`, `own_checks` and
+`adapters` find what cannot be trained, `space` tests the search space, `caches` are the folders that libraries write
+to, `estimate` says memory, hours and money.
 
 Uses: study, data, request, run_dir; trainables.memory.
 """
