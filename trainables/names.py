@@ -17,6 +17,8 @@ MTEB = "mteb.json"
 """What mteb itself wrote of the final scores."""
 POOL = "pool.json"
 """Of the base model: the passages that dev is scored on at rungs, where the corpus has more."""
+PREVIOUS = "previous.json"
+"""The model of an earlier search, where the folder holds its scores."""
 CHECKPOINT = "checkpoint"
 """The folder of the weights of its best rung."""
 RESUME = "resume"
@@ -25,7 +27,7 @@ DATA, TOKENS = "data", "tokens"
 """The folder of a run's data, beside its trials, and the folder of token ids in there."""
 
 _FILES = re.compile(
-    r"(config|dev|dev-pool|pool|test|guard|mixtures|hybrid|mteb|mteb-.+)\.json|log(-\d+)?\.txt|metrics\.jsonl"
+    r"(config|dev|dev-pool|pool|test|guard|mixtures|hybrid|previous|mteb|mteb-.+)\.json|log(-\d+)?\.txt|metrics\.jsonl"
 )
 
 

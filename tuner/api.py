@@ -86,8 +86,8 @@ def run(config: SearchConfig, *, console: Console | None = None) -> Result:
     """Runs a search, in a script or a notebook cell.
 
     Args:
-        config: What is asked; ``SearchConfig()`` is the embedded example. With `resume`, what that run was asked, and
-            of this what is not a default.
+        config: What is asked; ``SearchConfig()`` is the embedded example. With `resume` or `again`, what that run was
+            asked, and of this what is not a default.
         console: Where progress is shown. None: standard output, or the notebook cell.
 
     Returns:
@@ -106,7 +106,7 @@ def run(config: SearchConfig, *, console: Console | None = None) -> Result:
     from tuner.request.config import EXAMPLE_DEFAULTS
     from tuner.search.run import run_search
 
-    if config.resume:
+    if config.resume or config.again:
         config = resumed(config)
     if config.is_example:
         unset = {k: v for k, v in EXAMPLE_DEFAULTS.items() if getattr(config, k) == getattr(SearchConfig, k)}

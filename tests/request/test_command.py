@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -145,19 +146,67 @@ def test_help_and_refusals_load_nothing_heavy(argv: list[str]) -> None:
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 1.0
 
 
+def _finished(folder: Path, **asked: Any) -> Path:
+    folder.mkdir()
+    config = SearchConfig(arguments={"train_data": ["old.jsonl"], "output_dir": "runs/1"}, **asked)
+    (folder / "config.yaml").write_text(yaml.safe_dump({**config.to_dict(), "command": "python -m tuner.search"}))
+    (folder / "result.json").write_text("{}")
+    return folder
+
+
+def test_a_search_on_data_that_grew_has_the_line_of_the_one_before(tmp_path: Path) -> None:
+    run = _finished(tmp_path / "1", num_trials=4, metric="dense.mrr_at_10", run_dir="runs/1", warm_start=("runs/0",))
+    line = ["--again", str(run), "--train_data", "old.jsonl", "more.jsonl", "--num_trials", "9"]
+    config = parse(line)
+    assert (config.metric, config.num_trials) == ("dense.mrr_at_10", 9)
+    assert config.arguments == {"train_data": ["old.jsonl", "more.jsonl"]}
+    assert (config.run_dir, config.resume, config.again, config.warm_start) == (None, None, str(run), (str(run),))
+    assert parse([*line, "--warm_start", "runs/0"]).warm_start == ("runs/0",)
+    (tmp_path / "again.yaml").write_text(f"again: {run}\ntrain_data: [old.jsonl, more.jsonl]\nnum_trials: 9\n")
+    assert parse(["--config", str(tmp_path / "again.yaml")]) == config
+    arguments = {"train_data": ["old.jsonl", "more.jsonl"]}
+    assert resumed(SearchConfig(again=str(run), num_trials=9, arguments=arguments)) == config
+
+
+def test_a_search_that_began_again_is_resumed_without_the_one_before(tmp_path: Path) -> None:
+    values = parse(["--again", str(_finished(tmp_path / "1"))]).to_dict()
+    (tmp_path / "1").rename(tmp_path / "gone")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    assert parse(["--resume", str(tmp_path)]).again == str(tmp_path / "1")
+
+
+def test_what_cannot_begin_again_is_refused(tmp_path: Path) -> None:
+    run = _finished(tmp_path / "1")
+    (run / "result.json").unlink()
+    for line, said in (
+        (["--again", str(run)], r"1: its search has not ended \(no result.json\); --resume .*1 ends it"),
+        (["--again", str(tmp_path)], "no search was begun there"),
+        (["--again", "s3://bucket/1"], "copy the run here"),
+        (["--again", str(run), "--resume", str(run)], "--again begins a new search, and --resume goes on with one"),
+    ):
+        with pytest.raises(RequestError, match=said) as caught:
+            parse(line)
+        assert len(caught.value.findings) == 1
+    with pytest.raises(RequestError, match="--again begins a new search"):
+        resumed(SearchConfig(again=str(run), resume=str(run)))
+
+
 @pytest.fixture
 def run_with_code(tmp_path: Path) -> Path:
     """A run whose config.yaml asks for code of a model and of a module."""
     arguments = {"model_name_or_path": "somebody/model", "train_data": ["x.jsonl"], "trust_remote_code": True}
     values = {**SearchConfig(arguments=arguments, search_space="their_module:space").to_dict(), "command": "x"}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    (tmp_path / "result.json").write_text("{}")
     return tmp_path
 
 
 def test_a_run_directory_alone_brings_no_code(run_with_code: Path) -> None:
     for refused in (
         lambda: parse(["--resume", str(run_with_code)]),
+        lambda: parse(["--again", str(run_with_code)]),
         lambda: resumed(SearchConfig(resume=str(run_with_code))),
+        lambda: resumed(SearchConfig(again=str(run_with_code))),
     ):
         with pytest.raises(RequestError) as caught:
             refused()

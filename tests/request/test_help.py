@@ -48,7 +48,7 @@ def test_every_flag_has_one_sentence_and_one_default(said: Callable[..., str]) -
             assert words.endswith(")"), (flag, words)
     groups = ["data and model", "training", "search", "judgement", "resources", "where it runs", "output", "examples"]
     assert [text.index(f"\n{title}") for title in groups] == sorted(text.index(f"\n{title}") for title in groups)
-    assert text.count("    python -m tuner.search") == 3
+    assert text.count("    python -m tuner.search") == 4
 
 
 @pytest.mark.parametrize("flag", ["--help", "--help-all"])

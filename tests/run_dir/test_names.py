@@ -4,6 +4,7 @@ import pytest
 
 from trainables.names import is_trial_file, mteb_file, scores_file, worker_log
 from tuner.run_dir.names import (
+    PREVIOUS_FOLDER,
     encoded_base_name,
     is_encoded_base,
     is_mixture,
@@ -22,11 +23,12 @@ NAMES = [
     retraining_name(7, 43),
     mixture_name(7, 0.5),
     encoded_base_name("1a2b3c4d5e"),
+    PREVIOUS_FOLDER,
 ]
 
 
 def test_every_job_has_a_name_of_its_own() -> None:
-    assert NAMES == ["0007", "12345", "0007-seed43", "0007-alpha0.50", "0000-as-1a2b3c4d"]
+    assert NAMES == ["0007", "12345", "0007-seed43", "0007-alpha0.50", "0000-as-1a2b3c4d", "0000-previous"]
     assert all(map(is_trial, NAMES))
     assert [name for name in NAMES if is_mixture(name)] == ["0007-alpha0.50"]
     assert [name for name in NAMES if is_encoded_base(name)] == ["0000-as-1a2b3c4d"]

@@ -35,7 +35,7 @@ DRIVER_RESOURCES = {"node:__internal_head__": 0.001}
 _SETTINGS_BYTES = 1 << 20
 _PATHS = {
     "train_data", "eval_data", "guard", "model_name_or_path", "config_name", "tokenizer_name", "cache_dir",
-    "cache_path", "config", "search_space", "deepspeed", "run_dir", "output_dir", "resume",
+    "cache_path", "config", "search_space", "deepspeed", "run_dir", "output_dir", "resume", "again",
 }  # fmt: skip
 """Flags whose values are paths, where there is something at them."""
 _RECONNECT_SECONDS = 300

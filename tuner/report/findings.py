@@ -16,6 +16,7 @@ from tuner.verdict.decision import (
     sentence,
     settings_notes,
 )
+from tuner.verdict.previous import previous_notes
 from tuner.verdict.result import Best, Verdict
 from tuner.verdict.statistics import Comparison
 
@@ -42,7 +43,8 @@ def tone(gain: Comparison) -> str:
 def facts(result: Verdict, best: Best) -> list[tuple[str, str]]:
     """Returns what there is to know beside the verdict: a word and a sentence each."""
     settings = [("Settings", sentence(note)) for note in settings_notes(result)]
-    return [*settings, *_gain_facts(result, best), *_other_facts(result, best)]
+    earlier = [("Earlier search", sentence(note)) for note in previous_notes(result)]
+    return [*settings, *earlier, *_gain_facts(result, best), *_other_facts(result, best)]
 
 
 def _gain_facts(result: Verdict, best: Best) -> Iterator[tuple[str, str]]:

@@ -11,7 +11,7 @@ from tuner.request import config_file as settings
 from tuner.request.checks import accepted_arguments, unknown_argument
 from tuner.request.config import EXAMPLE_DEFAULTS, SearchConfig
 from tuner.request.flags import SHORT, build_parser, search_options
-from tuner.run_dir.names import CONFIG_FILE, SETTINGS
+from tuner.run_dir.names import CONFIG_FILE, RESULT_FILE, SETTINGS
 from tuner.run_dir.object_storage import is_url
 
 _LAUNCHER = ("-m", "torchrun", "FlagEmbedding.finetune.embedder.encoder_only.m3")
@@ -22,6 +22,12 @@ _TORCHRUN = {
     **dict.fromkeys(("rdzv_id", "standalone", "max_restarts"), _RAYS),
 }
 """What of a torchrun line belongs to torchrun, and what to do with it."""
+_OF_ONE_SEARCH = (
+    "run_dir", "output_dir", "overwrite_output_dir", "resume", "replace_search", "dry_run", "submit", "study_name",
+    "again", "warm_start",
+)  # fmt: skip
+"""What another search does not take over from one."""
+_BOTH = "--again begins a new search, and --resume goes on with one, but both are given; leave one out"
 _LONG = {short: name for name, short in SHORT.items()}
 
 
@@ -39,23 +45,30 @@ def parse(argv: Sequence[str]) -> SearchConfig:
     from_run = _read_run(run_dir, problems) if run_dir else {}
     from_file = _read_yaml(file, problems, asked=given) if file else {}
     problems += _code_of_a_run(f"--resume {run_dir}", from_run, asked={*from_file, *given})
-    values = _given({**from_run, **from_file, **given})
+    earlier = given.get("again", from_file.get("again"))
+    if earlier and run_dir:
+        problems.append(_BOTH)
+    from_earlier = _begun_again(earlier, problems, asked={*from_file, *given}) if earlier and not run_dir else {}
+    values = _given({**from_earlier, **from_run, **from_file, **given, **_absolute(earlier)})
     return _configuration(values, problems)
 
 
 def resumed(config: SearchConfig) -> SearchConfig:
-    """Returns what the run that `config` resumes was asked, and of `config` what is not a default.
+    """Returns what the run that `config` resumes, or begins again, was asked, and of `config` what is not a default.
 
     Raises:
-        RequestError: The run has no config.yaml that can be read.
+        RequestError: The run has no config.yaml that can be read, or has not ended and is to begin again.
     """
-    problems: list[str] = []
+    problems = [_BOTH] if config.resume and config.again else []
     values = {name: getattr(config, name) for name in search_options()}
     changed = {name: value for name, value in values.items() if value != getattr(SearchConfig, name)}
-    run = _read_run(str(config.resume), problems)
-    problems += _code_of_a_run(f"--resume {config.resume}", run, asked={*config.arguments, *changed})
-    asked = _given(run)
-    before = _configuration({**asked, **changed}, problems)
+    given = {*config.arguments, *changed}
+    if config.resume:
+        run = _read_run(config.resume, problems)
+        problems += _code_of_a_run(f"--resume {config.resume}", run, asked=given)
+    else:
+        run = _begun_again(str(config.again), problems, asked=given)
+    before = _configuration({**_given(run), **changed, **_absolute(config.again)}, problems)
     return before.replace(arguments={**before.arguments, **config.arguments})
 
 
@@ -97,16 +110,34 @@ def _without_their_values(unknown: Sequence[str]) -> list[str]:
     ]
 
 
-def _read_run(run_dir: str, problems: list[str]) -> dict[str, Any]:
+def _begun_again(run_dir: str, problems: list[str], *, asked: Collection[str]) -> dict[str, Any]:
+    """What another search takes over from the finished one in `run_dir`; its best settings are where it begins."""
+    if is_url(run_dir):
+        problems.append(f"--again {run_dir}: must be a folder of this machine; copy the run here, and name the copy")
+        return {}
+    values = _read_run(run_dir, problems, flag="--again")
+    problems += _code_of_a_run(f"--again {run_dir}", values, asked=asked)
+    if values and not (Path(run_dir) / RESULT_FILE).is_file():
+        problems.append(f"--again {run_dir}: its search has not ended (no result.json); --resume {run_dir} ends it")
+    taken = {name: value for name, value in values.items() if name not in _OF_ONE_SEARCH}
+    return {**taken, "warm_start": [str(Path(run_dir).resolve())]}
+
+
+def _absolute(again: str | None) -> dict[str, str]:
+    """`--again` as it is from anywhere: the new search is resumed from another directory, perhaps."""
+    return {"again": str(Path(again).resolve())} if again and not is_url(again) else {}
+
+
+def _read_run(run_dir: str, problems: list[str], *, flag: str = "--resume") -> dict[str, Any]:
     """What the run was asked; a search of the embedded example has its data written there as well."""
     path = f"{run_dir}/{CONFIG_FILE}"
     if not is_url(path) and not Path(path).is_file():
-        problems.append(f"--resume {run_dir}: no search was begun there (no config.yaml); name its --run_dir")
+        problems.append(f"{flag} {run_dir}: no search was begun there (no config.yaml); name its --run_dir")
         return {}
     values = _read_yaml(path, problems)
     if not problems and not values.get("train_data") and not values.get("model_name_or_path"):
         problems.append(
-            f"--resume {run_dir}: its config.yaml names neither data nor a model, as after a crash; put back a copy of "
+            f"{flag} {run_dir}: its config.yaml names neither data nor a model, as after a crash; put back a copy of "
             "it, or start a new --run_dir"
         )
     return values

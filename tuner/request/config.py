@@ -73,6 +73,9 @@ class SearchConfig:
     warm_start: tuple[str, ...] = ()
     """Run directories of earlier searches, of other data or models too, near whose winners the first trials are drawn.
     None: a search begins without them."""
+    again: str | None = None
+    """Run directory of a finished search whose line, space and best settings a new one begins with, on data that grew;
+    flags given now win. None: a search of its own."""
     patience: int | None = None
     """Start no more trials once the last so many promise less than dev can tell apart. None: --num_trials are made."""
     metric: str = "dense.ndcg_at_10"

@@ -30,6 +30,8 @@ examples:
       --train_data rows.jsonl --learning_rate 1e-5 --run_dir runs/1 --dry_run
   continue a stopped search, or extend a finished one:
     python -m tuner.search --resume runs/1 --num_trials 32
+  search again on data that grew, and compare with what the first one found:
+    python -m tuner.search --again runs/1 --train_data more.jsonl
 
 A flag without a value is True (--fp16), and --flag-name is --flag_name.
 --help-all lists all arguments of FlagEmbedding and transformers.
@@ -47,7 +49,7 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "search": (
         *("num_trials", "search_space", "sampler", "pruner", "reduction_factor", "rungs", "warm_start", "patience"),
-        *("candidate_pool_size", "finalists", "finalist_seeds", "seed"),
+        *("candidate_pool_size", "again", "finalists", "finalist_seeds", "seed"),
     ),
     "judgement": ("metric", "guard", "guard_tolerance", "guard_constraint"),
     "resources": (

@@ -140,6 +140,7 @@ _ARGUMENTS: Mapping[str, str] = {
 
 _METAVARS: Mapping[str, str] = {
     "run_dir": "DIR|URL", "output_dir": "DIR|URL", "resume": "DIR|URL", "warm_start": "DIR|URL", "eval_data": "DIR|URL",
+    "again": "DIR",
     "guard": "DIR|TASK", "train_data": "FILE|DIR|URL", "model_name_or_path": "DIR|NAME|URL", "time_budget": "TIME",
     "ddp_timeout": "TIME", "disk_budget": "SIZE", "search_space": "NAME|FILE|MODULE:FUNCTION", "storage": "URL|FILE",
     "submit": "URL", "address": "ADDRESS", "metric": "METRIC", "deepspeed": "FILE", "price_per_hour": "PRICE",

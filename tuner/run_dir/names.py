@@ -35,7 +35,7 @@ ENTRIES = (CONFIG_FILE, DATA, STUDY_FILE, TRIALS, BEST, *PAGES, SETTINGS, RAY)
 TRAIN_SCRIPT = "train.sh"
 """In a bundle: the command that trains the model again."""
 
-_TRIAL = re.compile(r"\d{4,}(-seed-?\d+|-alpha\d\.\d\d|-as-[0-9a-f]{8})?")
+_TRIAL = re.compile(r"\d{4,}(-seed-?\d+|-alpha\d\.\d\d|-as-[0-9a-f]{8}|-previous)?")
 
 
 def trial_name(number: int) -> str:
@@ -45,6 +45,8 @@ def trial_name(number: int) -> str:
 
 BASE_FOLDER = trial_name(0)
 """Under RUN/trials: the base model with the user's own settings."""
+PREVIOUS_FOLDER = f"{BASE_FOLDER}-previous"
+"""Under RUN/trials: what the model of an earlier search scores, where this one began with `--again`."""
 
 
 def retraining_name(number: int, seed: int) -> str:

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial
 from trainables.config import RungReport, TrialConfig
 from trainables.names import CHECKPOINT, scores_file
 from tuner.request.config import SearchConfig
-from tuner.run_dir.names import TRIALS, mixture_name, task_name, trial_name, weights_of
+from tuner.run_dir.names import PREVIOUS_FOLDER, TRIALS, mixture_name, task_name, trial_name, weights_of
 from tuner.schedule.jobs import Job, Jobs, Stage, TrialConfigs
 from tuner.schedule.retries import Failure
 from tuner.study import guards
@@ -25,6 +25,7 @@ from tuner.study.trials import ROLE, USER, arguments_of, whole_corpus
 from tuner.verdict import selection
 from tuner.verdict.encoding import base_folder, own_settings, settings_of
 from tuner.verdict.judge import rests_on
+from tuner.verdict.previous import earlier_model
 
 _ROLES = {None: "guards", "dev": "encoding", "test": "test"}
 """What a job that only scores is for, by its split."""
@@ -183,7 +184,8 @@ class Scorings:
     def _test_jobs(self) -> list[TrialConfig]:
         """The base model, the user's own settings and the winner, mixed if that was better, each scored once.
 
-        The base model as it is, as the winner encodes, and with the settings that it is best used with.
+        The base model as it is, as the winner encodes, and with the settings that it is best used with. An earlier
+        search's model, too.
         """
         winner, config = self._winner(), self._config
         held = (config.guard_tolerance, self._own)
@@ -201,7 +203,16 @@ class Scorings:
         users = [t.number for t in self._trials() if t.user_attrs.get(ROLE) == USER]
         models = self._models(sorted({*users, *([winner] if mixed is None else [])}))
         jobs += [self._make(name, params, split="test", checkpoint=path) for name, params, path in models]
+        jobs += self._previous_jobs()
         return [job for job in jobs if not (self._is_tested(job) and self._knows(job.name, job.guards))]
+
+    def _previous_jobs(self) -> Iterator[TrialConfig]:
+        """The model of the earlier search, where this one began with `--again` and its weights are there."""
+        if self._config.again:
+            earlier = earlier_model(Path(self._config.again), self._run_dir)
+            if earlier.weights and Path(earlier.weights).is_dir():
+                params = {**earlier.settings, "model_name_or_path": earlier.weights}
+                yield self._make(PREVIOUS_FOLDER, params, split="test", checkpoint=earlier.weights)
 
     def _guards_of(self, job: TrialConfig) -> TrialConfig:
         """A mixture that was saved and scored on test, on the guards alone: some may have been asked for since."""

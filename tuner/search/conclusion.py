@@ -24,6 +24,7 @@ from tuner.study.study import read_studies
 from tuner.verdict.advice import next_steps
 from tuner.verdict.decision import FINE_TUNE, interval, range_notes, scored_on, sentence, settings_notes
 from tuner.verdict.judge import judge
+from tuner.verdict.previous import previous_notes
 from tuner.verdict.result import Model, Verdict, bundle_of
 from tuner.verdict.time_spent import parts_of
 
@@ -123,7 +124,7 @@ def _say(result: Verdict, console: Console, *, slots: int) -> None:
     assert best is not None, "a search without a winner has no conclusion"
     say("")
     say(f"verdict     {result.verdict}", "bold green" if result.verdict == FINE_TUNE else "bold yellow")
-    for line in [result.reason, *map(sentence, settings_notes(result))]:
+    for line in [result.reason, *map(sentence, [*settings_notes(result), *previous_notes(result)])]:
         say(f"            {line}")
     for line in _scores(result):
         say(line)

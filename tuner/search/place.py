@@ -117,7 +117,12 @@ def _overwrites(config: SearchConfig) -> bool:
 def _inputs(config: SearchConfig, argv: Sequence[str] | None) -> Iterator[tuple[str, str]]:
     """Yields flag and path of what a search reads; some may be names of something else."""
     given = {name: config.arguments.get(name) for name in ("train_data", "model_name_or_path", "deepspeed")}
-    given |= {"eval_data": config.eval_data, "guard": config.guard, "search_space": config.search_space}
+    given |= {
+        "eval_data": config.eval_data,
+        "guard": config.guard,
+        "search_space": config.search_space,
+        "again": config.again,
+    }
     for name, value in given.items():
         for path in [value] if isinstance(value, str) else value or ():
             yield f"--{name}", str(path)

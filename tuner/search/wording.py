@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tuner.request.checks import UPSTREAM_RULES
+from tuner.run_dir.names import PREVIOUS_FOLDER
 from tuner.schedule.jobs import Row
 from tuner.schedule.time_left import FINALIST, TRIALS
 from tuner.study.trials import BASE, USER
@@ -26,6 +27,8 @@ def title(row: Row) -> str:
     """Returns ``base model``, ``trial 1 (your settings)``, ``trial 4, seed 43``, ``trial 4, test``."""
     name, _, rest = row.name.partition("-")
     seed = rest.removeprefix("seed") if row.role == FINALIST else ""
+    if row.name == PREVIOUS_FOLDER:
+        return "the earlier search's model, test"
     model = "base model" if int(name) == 0 else f"trial {int(name)}"
     if row.role == USER:
         return f"{model} (your settings)"
@@ -36,6 +39,8 @@ def title(row: Row) -> str:
 
 def short_title(row: Row) -> str:
     """The same for a column of the table: ``0 base``, ``1 yours``, ``4``, ``4 seed 43``, ``4 test``."""
+    if row.name == PREVIOUS_FOLDER:
+        return "earlier test"
     name, _, rest = row.name.partition("-")
     what = {BASE: "base", USER: "yours", FINALIST: rest.replace("seed", "seed ")}
     return f"{int(name)} {'' if row.role == 'sampled' else what.get(row.role, row.role)}".rstrip()

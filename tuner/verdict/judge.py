@@ -18,13 +18,14 @@ from trainables.names import HYBRID, scores_file
 from trainables.scoring.measures import Scores
 from trainables.scoring.metric import Metric
 from tuner.request.config import SearchConfig
-from tuner.run_dir.names import BASE_FOLDER, eval_path, mixture_name, task_name, trial_name, trial_path
+from tuner.run_dir.names import BASE_FOLDER, PREVIOUS_FOLDER, eval_path, mixture_name, task_name, trial_name, trial_path
 from tuner.study import guards
 from tuner.study.guards import Mixture
 from tuner.study.study import SearchStudy
 from tuner.study.trials import BASE, POOL, ROLE, USER, arguments_of, dev_scores, has_failed, whole_corpus
 from tuner.verdict.decision import FINE_TUNE, KEEP, decide, is_certain
 from tuner.verdict.encoding import base_folder, own_settings, settings_of, shown_settings
+from tuner.verdict.previous import previous
 from tuner.verdict.range_ends import range_ends
 from tuner.verdict.result import (
     Base,
@@ -165,6 +166,7 @@ def _of_winner(run: _Run, found: Verdict, number: int, ranked: Sequence[Standing
         gains=gains,
         versus_base=run.compare(BASE_FOLDER, best.folder) if alike != BASE_FOLDER else None,
         versus_user=_versus_user(run, found.user, best.folder),
+        previous=previous(run.run_dir, best.folder, run.metric, seed=run.seed),
         optimism=None if best.dev is None or best.test is None else best.dev - best.test,
         mixtures=_swept(run, number),
         hybrid_weights=_hybrid_weights(run.run_dir, {"base": base, "user": found.user, "best": best}),
@@ -225,13 +227,10 @@ def _finalist(run: _Run, standing: Standing) -> Finalist:
 
 
 def rests_on(job: TrialConfig, run_dir: Path, study: SearchStudy, config: SearchConfig) -> bool:
-    """Whether there is no verdict without a job: it scores a base model or the winner on test.
-
-    The user's own settings, where they do not win, are only shown beside those.
-    """
+    """Whether there is no verdict without a job, which scores a base model or the winner on test: others are shown."""
     own = own_settings(config.arguments)
     number = winner(study.search, study.finalists, run_dir=run_dir, tolerance=config.guard_tolerance, own=own)
-    shown = {_folder(user, None) for user in study.users if user != number}
+    shown = {_folder(user, None) for user in study.users if user != number} | {PREVIOUS_FOLDER}
     return job.split == "test" and job.name not in shown
 
 

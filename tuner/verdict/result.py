@@ -202,6 +202,28 @@ class MovedQueries:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Previous:
+    """The model that an earlier search recommended, where this one began with `--again`; scored on this one's test."""
+
+    run_dir: str
+    """Of the earlier search."""
+    trial: int
+    """Number of its winner."""
+    weights: str | None = None
+    """Folder of its model."""
+    note: str = ""
+    """Why it is not compared; nothing where it is."""
+    left_out: int = 0
+    """Test queries that it was trained or chosen on, and that nothing here is measured with."""
+    test: float | None = None
+    """Its objective on the other test queries."""
+    best_test: float | None = None
+    """The best's on the same."""
+    versus_best: Comparison | None = None
+    """The best against it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Verdict:
     """What result.json holds."""
 
@@ -237,6 +259,8 @@ class Verdict:
     """The best against the base model as it is, settings and training together; None where they are encoded alike."""
     versus_user: Comparison | None = None
     """The best against the user's own settings; None where they are one, or the user's were not scored on test."""
+    previous: Previous | None = None
+    """None where the search began without `--again`."""
     optimism: float | None = None
     """The best's dev minus its test score."""
     range_ends: Sequence[RangeEnd] = ()
