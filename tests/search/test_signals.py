@@ -53,7 +53,9 @@ def test_before_there_is_a_study_a_search_just_stops(
     before = signal.getsignal(number)
     assert main(["--train_data", "rows.jsonl", "--run_dir", str(tmp_path / "run")]) == exit_code
     said = capsys.readouterr()
-    assert (said.out, said.err) == ("", "stopped\n")
+    assert said.err == "stopped\n"
+    assert said.out.startswith("m3-tuner ")
+    assert said.out.count("\n") == 1
     assert signal.getsignal(number) == before
 
 
