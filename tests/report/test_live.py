@@ -98,11 +98,11 @@ def test_what_others_wrote_is_escaped(tmp_path: Path) -> None:
 
 def test_a_cell_of_a_notebook_has_the_page_in_a_frame(tmp_path: Path) -> None:
     frame = in_a_cell(tmp_path, status(), "runs/first/")
-    assert frame.startswith("<iframe srcdoc=")
+    assert frame.startswith("<div><iframe srcdoc=")
     assert "http-equiv" not in frame
     assert "&lt;base href=&#34;runs/first/&#34;" in frame
     assert frame.count('"') == 6  # of srcdoc, style and title: nothing inside ends them
-    assert frame.count("<") == 2
+    assert frame.count("<") == 4
 
 
 @pytest.mark.slow

@@ -74,7 +74,11 @@ def run_on_ray(
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
-            name="slots", storage_path=str(slots.folder.resolve()), verbose=0, callbacks=[_Checks(check)]
+            name="slots",
+            storage_path=str(slots.folder.resolve()),
+            verbose=0,
+            callbacks=[_Checks(check)],
+            progress_reporter=tune.CLIReporter(),  # the one for notebooks clears what the cell has shown
         ),
     )
     try:

@@ -205,7 +205,7 @@ def live_page(run_dir: Path, status: Status, *, base_url: str = "", reloads: boo
 def in_a_cell(run_dir: Path, status: Status, base_url: str) -> str:
     """Returns the page in a frame of its own, for a notebook's cell, whoever serves that."""
     page = live_page(run_dir, status, base_url=base_url, reloads=False)
-    frame = '<iframe srcdoc="{}" style="border: 0; width: 100%; height: 640px" title="search"></iframe>'
+    frame = '<div><iframe srcdoc="{}" style="border: 0; width: 100%; height: 640px" title="search"></iframe></div>'
     return str(Markup(frame).format(page))
 
 
