@@ -8,6 +8,7 @@ import pytest
 from FlagEmbedding import BGEM3FlagModel
 
 from tests.support.export_fixtures import UNIFIED, make_run
+from trainables.scoring.encoding import pool
 from trainables.scoring.heldout import read_passages, read_qrels, read_queries
 from tuner.errors import EXIT_REQUEST, BundleRefusedError
 from tuner.export import graphs
@@ -35,7 +36,7 @@ def _snippet(bundle: Path) -> dict[str, Any]:
     return names
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_the_cards_lines_embed_as_flagembedding_does(bundle: Path) -> None:
     names = _snippet(bundle)
     assert len(names["passages"][0]["dense"]) == 16
@@ -56,7 +57,7 @@ def test_the_cards_lines_embed_as_flagembedding_does(bundle: Path) -> None:
         assert found["sparse"] == pytest.approx(weights, abs=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_the_card_says_what_int8_loses(bundle: Path) -> None:
     (row,) = [line for line in (bundle / "README.md").read_text().splitlines() if line.startswith("| onnx/heads_int8")]
     assert re.search(r"dense 0\.\d{4} \([+-]0\.\d{4}\), sparse 0\.\d{4} \(.*\), colbert 0\.\d{4} \(.*\) \|$", row)
@@ -68,10 +69,7 @@ def test_the_card_says_what_int8_loses(bundle: Path) -> None:
 
 @pytest.mark.slow
 def test_a_graph_that_embeds_otherwise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trainables.scoring import onnx_model
-
-    pool = onnx_model.pool
-    monkeypatch.setattr(onnx_model, "pool", lambda states, mask, _: pool(states, mask, "mean"))
+    monkeypatch.setattr("trainables.scoring.onnx_model.pool", lambda states, mask, _: pool(states, mask, "mean"))
     with pytest.raises(BundleRefusedError, match=r"ONNX Runtime must embed as the model .* got dense 0\.\d+; export"):
         write_bundle(make_run(tmp_path), tmp_path / "bundle", onnx=True)
     assert not any("bundle" in path.name for path in tmp_path.iterdir())

@@ -70,8 +70,8 @@ class Heads(nn.Module):
 class GraphEncoder(Encoder):
     """Embeds with ONNX Runtime on the CPU, in place of the torch model that it is given beside the graph."""
 
-    def __init__(self, graph: Path, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs, packed=False)
+    def __init__(self, graph: Path, *args: Any) -> None:
+        super().__init__(*args)
         self._session = session(graph)
 
     def encode(self, tokens: Tokens, texts: npt.NDArray[np.int64]) -> Embeddings:
@@ -80,7 +80,8 @@ class GraphEncoder(Encoder):
         given = dict(zip(INPUTS, (ids.numpy(), mask.numpy()), strict=True))
         names = [output.name for output in self._session.get_outputs()]
         found = dict(zip(names, map(torch.from_numpy, self._session.run(names, given)), strict=True))
-        return Embeddings(ids, *(found.get(head) for head in HEADS), mask.bool())
+        dense, weights, vectors = (found.get(head) for head in HEADS)
+        return Embeddings(ids, dense, weights, vectors, mask.bool())
 
 
 class GraphScorer(Scorer):

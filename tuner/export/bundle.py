@@ -171,7 +171,7 @@ def _checksums(folder: Path) -> Iterator[str]:
 
 
 def _graphs(run: FinishedRun, folder: Path, int8: bool) -> Graphs:
-    return write_graphs(run, folder, _settings(run), _sample(run, folder), int8=int8)
+    return write_graphs(run, folder, encoding_settings(run), _sample(run, folder), int8=int8)
 
 
 def _verify(run: FinishedRun, folder: Path) -> None:
@@ -179,12 +179,13 @@ def _verify(run: FinishedRun, folder: Path) -> None:
 
     how = {"multi_vector": multi_vector_folder(folder), "trust_remote_code": run.argument("trust_remote_code")}
     try:
-        check_bundle(folder, run.checkpoint, _settings(run), _sample(run, folder), **how)
+        check_bundle(folder, run.checkpoint, encoding_settings(run), _sample(run, folder), **how)
     except EmbeddingsDifferError as error:
         raise BundleRefusedError(f"the bundle was refused: {error}") from error
 
 
-def _settings(run: FinishedRun) -> EncodingSettings:
+def encoding_settings(run: FinishedRun) -> EncodingSettings:
+    """Returns how the model of a run was scored."""
     names = EncodingSettings.__dataclass_fields__.keys() & upstream_arguments().keys()
     return EncodingSettings(**{name: run.argument(name) for name in names})
 

@@ -9,8 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainables.scoring.measures import MEASURES
-from trainables.scoring.metric import score_name
+from trainables.scoring.metric import MEASURES, score_name
 from trainables.scoring.settings import EncodingSettings
 from tuner.errors import BundleRefusedError, RequestError
 from tuner.export.finished_run import FinishedRun
