@@ -65,6 +65,7 @@ def test_the_card_says_what_int8_loses(bundle: Path) -> None:
     listed = (bundle / "sha256sums.txt").read_text()
     assert "onnx/heads.onnx\n" in listed
     assert "onnx/heads.onnx.data\n" in listed
+    assert len({file.stat().st_mode for file in (bundle / "onnx").iterdir()}) == 1
 
 
 @pytest.mark.slow

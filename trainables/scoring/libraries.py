@@ -82,7 +82,7 @@ def check_bundle(
         EmbeddingsDifferError: An agreement is `LEAST_AGREEMENT` or less, a score differs by more than
             `LARGEST_DIFFERENCE`, or texts are cut elsewhere.
     """
-    with _quiet():
+    with quiet():
         expected = training_vectors(checkpoint, settings, sample, trust_remote_code=trust_remote_code)
         heads = {**expected, "colbert": []} if multi_vector else expected
         flag = flag_vectors(bundle, settings, sample, tuple(heads), trust_remote_code=trust_remote_code)
@@ -295,7 +295,7 @@ def _of_weights(weights: Mapping[str, float], vocabulary: int) -> npt.NDArray[np
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without progress bars and log lines of the libraries, and without what they leave in memory."""
     had_bars, before = transformers_logging.is_progress_bar_enabled(), logging.root.manager.disable
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -3,10 +3,9 @@
 onnx and onnxruntime are imported here and nowhere else; they are the extra ``onnx``.
 """
 
-import logging
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from trainables.scoring.encoding import Embeddings, Encoder, Tokens, evaluation_mode, pool, tokenise
-from trainables.scoring.libraries import Parts, Sample, agreement, instructed, load_parts
+from trainables.scoring.libraries import Parts, Sample, agreement, instructed, load_parts, quiet
 from trainables.scoring.scorer import Scorer
 from trainables.scoring.settings import EncodingSettings
 
@@ -109,15 +108,16 @@ def write_graph(model: Path, graph: Path, settings: EncodingSettings, *, trust_r
     Raises:
         NoGraphError: torch's exporter cannot.
     """
-    tokenizer = AutoTokenizer.from_pretrained(str(model), trust_remote_code=trust_remote_code)
-    parts = load_parts(model, trust_remote_code)
+    with quiet():
+        tokenizer = AutoTokenizer.from_pretrained(str(model), trust_remote_code=trust_remote_code)
+        parts = load_parts(model, trust_remote_code)
     module = Heads(parts, tokenizer, settings).eval()
     text, pad = tokenizer("a text")["input_ids"], tokenizer.pad_token_id
     ids = torch.tensor([text, [*text[:-1], pad]])
     names = HEADS if parts.sparse_linear is not None else HEADS[:1]
     axes = {0: torch.export.Dim("texts"), 1: torch.export.Dim("tokens")}
     try:
-        with _quiet(), torch.inference_mode():
+        with quiet(), warnings.catch_warnings(action="ignore"), torch.inference_mode():
             torch.onnx.export(
                 module,
                 (ids, (ids != pad).long()),
@@ -138,8 +138,9 @@ def write_int8(graph: Path, to: Path) -> None:
     """Writes a graph with weights of 8 bits; activations are quantised as they come (``quantize_dynamic``)."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with _quiet():
+    with quiet():
         quantize_dynamic(str(graph), str(to), weight_type=QuantType.QInt8, use_external_data_format=True)
+    shutil.copymode(to, to.with_name(f"{to.name}.data"))  # written for its owner alone
 
 
 def graph_scores(
@@ -152,8 +153,9 @@ def graph_scores(
     trust_remote_code: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Returns name -> score -> its mean on a split, of some graphs of one model, by our own scorer."""
-    tokenizer = AutoTokenizer.from_pretrained(str(model), trust_remote_code=trust_remote_code)
-    parts, scorer = load_parts(model, trust_remote_code), GraphScorer(eval_data, tokenizer, settings)
+    with quiet():
+        tokenizer = AutoTokenizer.from_pretrained(str(model), trust_remote_code=trust_remote_code)
+        parts, scorer = load_parts(model, trust_remote_code), GraphScorer(eval_data, tokenizer, settings)
     heads = HEADS if parts.sparse_linear is not None else HEADS[:1]
     found = {}
     for name, graph in graphs.items():
@@ -166,8 +168,9 @@ def graph_agreements(
     model: Path, graph: Path, sample: Sample, settings: EncodingSettings, *, trust_remote_code: bool = False
 ) -> dict[str, float]:
     """Returns head -> the least agreement of a graph with the model over a sample, in batches that are padded."""
-    tokenizer = AutoTokenizer.from_pretrained(str(model), trust_remote_code=trust_remote_code)
-    parts = load_parts(model, trust_remote_code)
+    with quiet():
+        tokenizer = AutoTokenizer.from_pretrained(str(model), trust_remote_code=trust_remote_code)
+        parts = load_parts(model, trust_remote_code)
     heads = HEADS if parts.sparse_linear is not None else HEADS[:1]
     found: dict[str, list[float]] = {head: [] for head in heads}
     with evaluation_mode(parts):
@@ -195,16 +198,3 @@ def _rows(embeddings: Embeddings, head: str) -> Iterator[npt.NDArray[np.float32]
         assert embeddings.vectors is not None
         for vectors, mask in zip(embeddings.vectors, embeddings.mask, strict=True):
             yield vectors[mask[1:]].reshape(-1).numpy()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what the exporter and the quantisation say of packages that are not needed."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

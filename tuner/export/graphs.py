@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import islice
@@ -75,33 +75,44 @@ def write_graphs(run: FinishedRun, folder: Path, settings: EncodingSettings, sam
     except onnx_model.NoGraphError as error:
         raise BundleRefusedError(f"the bundle was refused: {error}") from error
     agreements = onnx_model.graph_agreements(folder, folder / GRAPH, sample, settings, **trusted)
-    if differing := {head: value for head, value in agreements.items() if not value > LEAST_AGREEMENT}:
-        values = ", ".join(f"{head} {value:.6f}" for head, value in differing.items())
-        raise BundleRefusedError(
-            f"the bundle was refused: ONNX Runtime must embed as the model (agreement > {LEAST_AGREEMENT}), but got "
-            f"{values}; export without --onnx"
-        )
-    graphs, scores, counts, int8_agreements = {"float": GRAPH}, {}, (0, 0), {}
+    _refuse_differing(agreements, LEAST_AGREEMENT)
+    int8_agreements: Mapping[str, float] = {}
+    scores, counts = {}, (0, 0)
     if int8:
-        graphs["int8"] = INT8
         onnx_model.write_int8(folder / GRAPH, folder / INT8)
         int8_agreements = onnx_model.graph_agreements(folder, folder / INT8, sample, settings, **trusted)
-        with tempfile.TemporaryDirectory() as part:
-            counts = part_of_dev(Path(run.dataset.eval_data), Path(part))
-            paths = {name: folder / graph for name, graph in graphs.items()}
-            found = onnx_model.graph_scores(folder, paths, Path(part), _DEV, settings, **trusted)
-        names = {head: score_name(head, MEASURES[0]) for head in agreements}
-        scores = {graph: {head: found[graph][name] for head, name in names.items()} for graph in graphs}
+        scores, counts = _scores_on_dev(run, folder, settings, list(agreements))
     return Graphs(
         agreements=agreements,
         int8_agreements=int8_agreements,
-        scores={
-            name: {head: means[score_name(head, MEASURES[0])] for head in agreements} for name, means in scores.items()
-        },
+        scores=scores,
         queries=counts[0],
         passages=counts[1],
-        megabytes={graph: _megabytes(folder / graph) for graph in graphs.values()},
+        megabytes={graph: _megabytes(folder / graph) for graph in ((GRAPH, INT8) if int8 else (GRAPH,))},
     )
+
+
+def _refuse_differing(agreements: Mapping[str, float], least: float) -> None:
+    if differing := {head: value for head, value in agreements.items() if not value > least}:
+        values = ", ".join(f"{head} {value:.6f}" for head, value in differing.items())
+        raise BundleRefusedError(
+            f"the bundle was refused: ONNX Runtime must embed as the model (agreement > {least}), but got "
+            f"{values}; export without --onnx"
+        )
+
+
+def _scores_on_dev(
+    run: FinishedRun, folder: Path, settings: EncodingSettings, heads: Sequence[str]
+) -> tuple[dict[str, dict[str, float]], tuple[int, int]]:
+    """Returns graph -> head -> nDCG@10, and of how many queries and passages."""
+    from trainables.scoring.onnx_model import graph_scores
+
+    graphs, trusted = {"float": folder / GRAPH, "int8": folder / INT8}, run.argument("trust_remote_code")
+    with tempfile.TemporaryDirectory() as part:
+        counts = part_of_dev(Path(run.dataset.eval_data), Path(part))
+        found = graph_scores(folder, graphs, Path(part), _DEV, settings, trust_remote_code=trusted)
+    names = {head: score_name(head, MEASURES[0]) for head in heads}
+    return {graph: {head: found[graph][name] for head, name in names.items()} for graph in graphs}, counts
 
 
 def part_of_dev(heldout: Path, folder: Path) -> tuple[int, int]:
