@@ -44,7 +44,7 @@ def measure(run_dir: Path, bundle: Path, texts: int) -> dict[str, float]:
     }
     for name, graph in (("float", GRAPH), ("int8", INT8)):
         agreements = graph_agreements(bundle, bundle / graph, sample, settings)
-        found |= {f"least cosine {name} {head}": value for head, value in agreements.items()}
+        found |= {f"least agreement {name} {head}": value for head, value in agreements.items()}
     return found | _speeds(bundle, passages, settings)
 
 

@@ -29,7 +29,7 @@ class Graphs:
     """What was written, and how it compares with the model."""
 
     agreements: Mapping[str, float]
-    """Head -> the least cosine of the graph's vectors with the model's."""
+    """Head -> the least agreement of the graph's vectors with the model's: the cosine, less what lengths differ by."""
     int8_agreements: Mapping[str, float]
     """The same of the int8 graph; empty without it."""
     scores: Mapping[str, Mapping[str, float]]
