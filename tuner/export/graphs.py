@@ -77,7 +77,8 @@ def write_graphs(run: FinishedRun, folder: Path, settings: EncodingSettings, sam
     agreements = onnx_model.graph_agreements(folder, folder / GRAPH, sample, settings, **trusted)
     _refuse_differing(agreements, LEAST_AGREEMENT)
     int8_agreements: Mapping[str, float] = {}
-    scores, counts = {}, (0, 0)
+    scores: Mapping[str, Mapping[str, float]] = {}
+    counts = (0, 0)
     if int8:
         onnx_model.write_int8(folder / GRAPH, folder / INT8)
         int8_agreements = onnx_model.graph_agreements(folder, folder / INT8, sample, settings, **trusted)
