@@ -135,11 +135,13 @@ def write_graph(model: Path, graph: Path, settings: EncodingSettings, *, trust_r
 
 
 def write_int8(graph: Path, to: Path) -> None:
-    """Writes a graph with weights of 8 bits; activations are quantised as they come (``quantize_dynamic``)."""
+    """Writes a graph with weights of 8 bits, scaled by channel; activations are quantised as they come (``quantize_dynamic``)."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with quiet():
-        quantize_dynamic(str(graph), str(to), weight_type=QuantType.QInt8, use_external_data_format=True)
+        quantize_dynamic(
+            str(graph), str(to), per_channel=True, weight_type=QuantType.QInt8, use_external_data_format=True
+        )
     shutil.copymode(to, to.with_name(f"{to.name}.data"))  # written for its owner alone
 
 
