@@ -151,6 +151,8 @@ def export_best(
     trial: int | None = None,
     trust_remote_code: bool = False,
     with_data: bool = False,
+    onnx: bool = False,
+    int8: bool = False,
 ) -> Path:
     """Writes the bundle of a finished search, as ``python -m tuner.export`` does.
 
@@ -162,6 +164,8 @@ def export_best(
             recommends.
         trust_remote_code: Code that lies beside the weights may run here, as it did in training.
         with_data: Put the training data into the bundle, so that train.sh needs no run directory.
+        onnx: Write the heads as an ONNX graph, too; needs the extra ``onnx``.
+        int8: And a second graph of 8-bit weights, with what it loses on dev.
 
     Returns:
         `to`.
@@ -178,6 +182,8 @@ def export_best(
         "trial": trial,
         "trust_remote_code": trust_remote_code,
         "with_data": with_data,
+        "onnx": onnx,
+        "int8": int8,
     }
     return write_bundle(_loaded(run_dir, trial).run_dir, Path(to), **chosen)
 

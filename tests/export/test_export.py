@@ -17,7 +17,7 @@ from optuna.trial import create_trial
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
-from tests.support.export_fixtures import SECRET, UPSTREAM, make_run, recommend_base, rename_base
+from tests.support.export_fixtures import SECRET, UPSTREAM, make_run, recommend_base, rename_base, write_heads
 from trainables.config import TrialConfig
 from trainables.scoring import libraries as loading
 from trainables.scoring.metric import MEASURES
@@ -196,10 +196,9 @@ def test_heads_of_the_base_go_along_with_a_dense_model(tmp_path: Path) -> None:
     without = write_bundle(run, tmp_path / "without", verify=False)
     assert not (without / "sparse_linear.pt").exists()
     assert "random ones" in (without / "README.md").read_text()
-    for name in ("colbert_linear.pt", "sparse_linear.pt"):
-        (tmp_path / "base" / name).write_bytes(name.encode())
+    write_heads(tmp_path / "base")
     bundle = write_bundle(run, tmp_path / "with", verify=False)
-    assert (bundle / "sparse_linear.pt").read_bytes() == b"sparse_linear.pt"
+    assert (bundle / "sparse_linear.pt").read_bytes() == (tmp_path / "base/sparse_linear.pt").read_bytes()
     assert "the base model's, unchanged" in (bundle / "README.md").read_text()
 
 
@@ -215,10 +214,9 @@ def test_heads_of_a_base_that_is_gone_are_the_runs_own_or_missed(kept: bool, tmp
             write_bundle(run, tmp_path / "bundle", verify=False)
         return
     (run / "best").mkdir()
-    for name in ("colbert_linear.pt", "sparse_linear.pt"):
-        (run / "best" / name).write_bytes(name.encode())
+    write_heads(run / "best")
     bundle = write_bundle(run, tmp_path / "bundle", verify=False)
-    assert (bundle / "sparse_linear.pt").read_bytes() == b"sparse_linear.pt"
+    assert (bundle / "sparse_linear.pt").read_bytes() == (run / "best/sparse_linear.pt").read_bytes()
 
 
 def test_heads_of_a_base_that_was_moved_are_found_where_the_configuration_names_it(tmp_path: Path) -> None:
@@ -227,11 +225,10 @@ def test_heads_of_a_base_that_was_moved_are_found_where_the_configuration_names_
     result["best"]["test_all"] |= {f"sparse.{measure}": 0.5 for measure in MEASURES}
     (run / "result.json").write_text(json.dumps(result))
     (tmp_path / "base").rename(tmp_path / "moved")
-    for name in ("colbert_linear.pt", "sparse_linear.pt"):
-        (tmp_path / "moved" / name).write_bytes(name.encode())
+    write_heads(tmp_path / "moved")
     rename_base(run, str(tmp_path / "moved"))
     bundle = write_bundle(run, tmp_path / "bundle", verify=False)
-    assert (bundle / "sparse_linear.pt").read_bytes() == b"sparse_linear.pt"
+    assert (bundle / "sparse_linear.pt").read_bytes() == (tmp_path / "moved/sparse_linear.pt").read_bytes()
 
 
 @pytest.mark.parametrize("named_by", ["trial", "config"])

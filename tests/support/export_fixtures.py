@@ -82,6 +82,15 @@ def recommend_base(run: Path, settings: dict[str, Any]) -> None:
     (run / "result.json").write_text(json.dumps(result))
 
 
+def write_heads(folder: Path, size: int = 16) -> None:
+    """Writes FlagEmbedding's two heads, of random weights, for an encoder of a hidden size."""
+    import torch
+
+    torch.manual_seed(1)
+    for name, width in (("colbert", size), ("sparse", 1)):
+        torch.save(torch.nn.Linear(size, width).state_dict(), folder / f"{name}_linear.pt")
+
+
 def rename_base(run: Path, named: str, found: Path | None = None) -> None:
     """Lets the user have named the base model `named`, and the trials have found it in `found`."""
     config = yaml.safe_load((run / "config.yaml").read_text())
@@ -113,7 +122,7 @@ def _write_trial(trial: Path, trained: dict[str, Any], model: Path, best_rung: i
     shutil.copytree(model, trial / "checkpoint", ignore=shutil.ignore_patterns("*_linear.pt"))
     (trial / "checkpoint" / "training_args.bin").write_bytes(b"a pickle")
     if trained.get("unified_finetuning"):
-        _write_heads(trial / "checkpoint")
+        write_heads(trial / "checkpoint", json.loads((model / "config.json").read_text())["hidden_size"])
     (trial / "config.json").write_text(json.dumps({"name": "0007", "arguments": trained}))
     values = [0.7 if rung == best_rung else 0.6 for rung in (1, 2)]
     reports = [
@@ -122,15 +131,6 @@ def _write_trial(trial: Path, trained: dict[str, Any], model: Path, best_rung: i
     ]
     reports.append({"rung": 0, "fraction": 0.0, "step": 0, "examples": 0, "value": 0.9})  # scored on test later
     (trial / "metrics.jsonl").write_text("".join(json.dumps(report) + "\n" for report in reports))
-
-
-def _write_heads(checkpoint: Path) -> None:
-    import torch
-
-    size = json.loads((checkpoint / "config.json").read_text())["hidden_size"]
-    torch.manual_seed(1)
-    for name, width in (("colbert", size), ("sparse", 1)):
-        torch.save(torch.nn.Linear(size, width).state_dict(), checkpoint / f"{name}_linear.pt")
 
 
 def _result(verdict: str, params: dict[str, Any], unified: bool) -> dict[str, Any]:

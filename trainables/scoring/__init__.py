@@ -4,7 +4,7 @@
 reads a BEIR folder, `corpus` keeps its token ids and `pool` the part that rungs are scored on, `settings` is how texts
 are encoded and which arguments decide that, `encoding` embeds texts, `frozen` keeps what does not change, `ranking`
 finds the nearest passages, `scorer` scores all heads, `mteb_judge` scores with mteb, `libraries` opens a bundle as its
-users do, `mining` finds passages near to training queries.
+users do, `onnx_model` writes its heads as a graph, `mining` finds passages near to training queries.
 
 Uses: process, config, files, linear.
 """

@@ -24,6 +24,9 @@ from trainables.scoring.settings import EncodingSettings
 LEAST_AGREEMENT = 0.9999
 """What a library's vectors must exceed; rounding alone leaves them above 0.999999."""
 
+LARGEST_DIFFERENCE = 1e-4
+"""What a colbert score may differ by, or its size's share of it where it is larger than 1."""
+
 Vectors = dict[str, list[npt.NDArray[np.float32]]]
 """Head -> a flat vector for each text: dense (size,), sparse (vocabulary,), colbert (tokens * size,)."""
 
@@ -50,43 +53,63 @@ class Parts:
 
 
 def check_bundle(
-    bundle: Path, checkpoint: Path, settings: EncodingSettings, sample: Sample, *, trust_remote_code: bool = False
+    bundle: Path,
+    checkpoint: Path,
+    settings: EncodingSettings,
+    sample: Sample,
+    *,
+    multi_vector: Path | None = None,
+    trust_remote_code: bool = False,
 ) -> dict[str, float]:
     """Compares what both libraries make of a bundle with what training's encoder makes of the checkpoint.
 
-    On the CPU in float32, all heads that the checkpoint has; sentence-transformers knows the dense one only, and one
-    length for queries and passages, which has to be the longer of training's.
+    On the CPU in float32, all heads that the checkpoint has; sentence-transformers' own class of the dense head cuts
+    `encode` at one length for queries and passages, which has to be the longer of training's.
 
     Args:
         bundle: The exported folder.
         checkpoint: The folder that the trial wrote.
         settings: How the trial's model was scored.
         sample: What to embed.
+        multi_vector: The folder of the bundle that ``MultiVectorEncoder`` opens, if there is one; it is compared with
+            FlagEmbedding, vectors and scores.
         trust_remote_code: As in training.
 
     Returns:
         ``<library> <head>`` -> the least agreement over the texts: the cosine, less what lengths differ by.
 
     Raises:
-        EmbeddingsDifferError: An agreement is `LEAST_AGREEMENT` or less, or texts are cut elsewhere.
+        EmbeddingsDifferError: An agreement is `LEAST_AGREEMENT` or less, a score differs by more than
+            `LARGEST_DIFFERENCE`, or texts are cut elsewhere.
     """
-    with _quiet():
+    with quiet():
         expected = training_vectors(checkpoint, settings, sample, trust_remote_code=trust_remote_code)
-        flag = flag_vectors(bundle, settings, sample, tuple(expected), trust_remote_code=trust_remote_code)
+        heads = {**expected, "colbert": []} if multi_vector else expected
+        flag = flag_vectors(bundle, settings, sample, tuple(heads), trust_remote_code=trust_remote_code)
         agreements = _agreements("FlagEmbedding", flag, expected)
         sentence = sentence_vectors(bundle, settings, sample, trust_remote_code=trust_remote_code)
         agreements |= _agreements("sentence-transformers", sentence, expected)
+        if multi_vector:
+            tokens = token_vectors(multi_vector, settings, sample, trust_remote_code=trust_remote_code)
+            agreements |= _agreements("sentence-transformers", {"colbert": tokens.flat}, flag)
     if differing := {name: value for name, value in agreements.items() if not value > LEAST_AGREEMENT}:
         values = ", ".join(f"{name} {value:.6f}" for name, value in differing.items())
         raise EmbeddingsDifferError(
             f"an exported model must embed as it did in training (agreement > {LEAST_AGREEMENT}), but got {values}: "
             "the installed library pools, truncates or normalises otherwise; nothing was exported"
         )
+    if multi_vector and not (largest := largest_difference(tokens, flag["colbert"])) <= LARGEST_DIFFERENCE:
+        raise EmbeddingsDifferError(
+            f"sentence-transformers' colbert scores must differ from FlagEmbedding's by {LARGEST_DIFFERENCE} at most, "
+            f"but one differs by {largest:.6f}; nothing was exported"
+        )
     return agreements
 
 
 def _agreements(library: str, found: Vectors, expected: Vectors) -> dict[str, float]:
-    return {f"{library} {head}": min(map(agreement, vectors, expected[head])) for head, vectors in found.items()}
+    """Of the heads that both have."""
+    heads = [head for head in found if head in expected]
+    return {f"{library} {head}": min(map(agreement, found[head], expected[head])) for head in heads}
 
 
 def agreement(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> float:
@@ -103,12 +126,12 @@ def training_vectors(
 ) -> Vectors:
     """Embeds as the scorer of trials does."""
     tokenizer = AutoTokenizer.from_pretrained(str(checkpoint), trust_remote_code=trust_remote_code)
-    model = _load_parts(checkpoint, trust_remote_code)
+    model = load_parts(checkpoint, trust_remote_code)
     heads = ("dense",) if model.sparse_linear is None else ("dense", "sparse", "colbert")
     encoder = Encoder(model, tokenizer, settings, heads)
     vectors: Vectors = {head: [] for head in heads}
     with evaluation_mode(model):
-        for texts, longest in _instructed(settings, sample):
+        for texts, longest in instructed(settings, sample):
             for text in texts:
                 embedded = encoder.encode(tokenise(tokenizer, [text], longest), np.array([0]))
                 for head, value in _flat(embedded, len(tokenizer)).items():
@@ -159,11 +182,53 @@ def sentence_vectors(bundle: Path, settings: EncodingSettings, sample: Sample, *
     model = SentenceTransformer(str(bundle), device="cpu", trust_remote_code=trust_remote_code)
     vectors: list[npt.NDArray[np.float32]] = []
     encoders = ((model.encode_query, "query"), (model.encode_document, "document"))
-    for (texts, longest), (encode, name) in zip(_instructed(settings, sample), encoders, strict=True):
+    for (texts, longest), (encode, name) in zip(instructed(settings, sample), encoders, strict=True):
         _check_length(model, name, longest, " ".join([*sample.passages, "text"]))
         prompt = model.prompts[name] or ""
         vectors += list(encode([text.removeprefix(prompt) for text in texts], show_progress_bar=False))
     return {"dense": vectors}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenVectors:
+    """What ``MultiVectorEncoder`` makes of a sample."""
+
+    vectors: Sequence[torch.Tensor]
+    """Of the queries, then of the passages, each (tokens, size)."""
+    scores: torch.Tensor
+    """(queries, passages)"""
+
+    @property
+    def flat(self) -> list[npt.NDArray[np.float32]]:
+        """As `Vectors` have them."""
+        return [vectors.reshape(-1).numpy() for vectors in self.vectors]
+
+
+def token_vectors(folder: Path, settings: EncodingSettings, sample: Sample, *, trust_remote_code: bool) -> TokenVectors:
+    """Embeds and scores with sentence-transformers' ``MultiVectorEncoder``; arguments as for `sentence_vectors`."""
+    from sentence_transformers import MultiVectorEncoder
+
+    model = MultiVectorEncoder(str(folder), device="cpu", trust_remote_code=trust_remote_code)
+    encoders = ((model.encode_query, "query"), (model.encode_document, "document"))
+    found: list[list[torch.Tensor]] = []
+    for (texts, longest), (encode, name) in zip(instructed(settings, sample), encoders, strict=True):
+        _check_length(model, name, longest, " ".join([*sample.passages, "text"]))
+        prompt = model.prompts[name] or ""
+        found.append(list(encode([text.removeprefix(prompt) for text in texts], show_progress_bar=False)))
+    queries, passages = found
+    return TokenVectors(vectors=[*queries, *passages], scores=model.similarity(queries, passages))
+
+
+def largest_difference(tokens: TokenVectors, flag: Sequence[npt.NDArray[np.float32]]) -> float:
+    """Returns how far scores are from FlagEmbedding's of its own flat vectors `flag`, in shares of scores above 1."""
+    from FlagEmbedding import BGEM3FlagModel
+
+    size, queries = tokens.vectors[0].shape[1], len(tokens.scores)
+    vectors = [vector.reshape(-1, size) for vector in flag]
+    score = BGEM3FlagModel.colbert_score  # takes nothing of the model
+    theirs = [[float(score(None, query, passage)) for passage in vectors[queries:]] for query in vectors[:queries]]
+    expected = torch.tensor(theirs)
+    return float(((tokens.scores - expected).abs() / expected.abs().clamp(min=1)).max())
 
 
 def _check_length(model: Any, task: str, longest: int, text: str) -> None:
@@ -179,7 +244,8 @@ def _check_length(model: Any, task: str, longest: int, text: str) -> None:
         )
 
 
-def _load_parts(checkpoint: Path, trust_remote_code: bool) -> Parts:
+def load_parts(checkpoint: Path, trust_remote_code: bool) -> Parts:
+    """Returns a model folder's encoder and heads, on the CPU in float32."""
     model = AutoModel.from_pretrained(str(checkpoint), trust_remote_code=trust_remote_code, dtype=torch.float32)
     heads = [load_head(checkpoint / f"{name}_linear.pt") for name in ("colbert", "sparse")]
     return Parts(model, *heads)
@@ -196,7 +262,8 @@ def load_head(path: Path) -> torch.nn.Linear | None:
     return head
 
 
-def _instructed(settings: EncodingSettings, sample: Sample) -> list[tuple[list[str], int]]:
+def instructed(settings: EncodingSettings, sample: Sample) -> list[tuple[list[str], int]]:
+    """Returns the queries and the passages with their instructions, each with the tokens that they are cut after."""
     queries = [settings.query_text(query) for query in sample.queries]
     passages = [settings.passage_text(passage) for passage in sample.passages]
     return [(queries, settings.query_max_len), (passages, settings.passage_max_len)]
@@ -228,7 +295,7 @@ def _of_weights(weights: Mapping[str, float], vocabulary: int) -> npt.NDArray[np
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without progress bars and log lines of the libraries, and without what they leave in memory."""
     had_bars, before = transformers_logging.is_progress_bar_enabled(), logging.root.manager.disable
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]

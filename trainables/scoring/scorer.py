@@ -167,6 +167,9 @@ class Scorer:
             self._parts[pool.hash] = self._corpus.part(pool)
         return self._parts[pool.hash]
 
+    def _encoder(self, *args: Any) -> Encoder:
+        return Encoder(*args)
+
     def _kept_states(self, model: EmbeddingModel, frozen_encoder: str | None) -> HiddenStates | None:
         if frozen_encoder is None:
             return None
@@ -210,7 +213,7 @@ class Scorer:
         """Return mixture -> query id -> the best passages, for several mixtures of the three scores at once."""
         heads = [head for head in HybridWeights._fields if any(getattr(mix, head) for mix in mixtures.values())]
         corpus = corpus or self._corpus
-        encoder = Encoder(model, self._tokenizer, self._settings, heads, hidden)
+        encoder = self._encoder(model, self._tokenizer, self._settings, heads, hidden)
         batches = queries.tokens.batches(encoder.batch_tokens // 8)
         encoded = (part for batch in batches for part in encoder.encoded(queries.tokens, batch, lambda found: found))
         matcher = Matcher(encoded, len(queries.ids), heads)

@@ -7,23 +7,30 @@ recommends, or with ``--trial N`` the one that was asked for.
 import json
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from trainables.files import CHECKSUMS, new_folder, sha256
+from trainables.scoring.settings import EncodingSettings
 from tuner.errors import BundleRefusedError, RequestError, counted
 from tuner.export.finished_run import FinishedRun, read_run
+from tuner.export.graphs import Graphs, check_onnx, write_graphs
 from tuner.export.model_card import base_card, model_card
 from tuner.export.model_folder import lacking_tokens, write_model
+from tuner.export.multi_vector import left_out_token, multi_vector_folder
 from tuner.export.negatives import Negatives
 from tuner.export.train_script import arguments_of, copy_data, portable, train_script
 from tuner.request.arguments import upstream_arguments
 from tuner.run_dir.names import TRAIN_SCRIPT
 from tuner.verdict.decision import KEEP, sentence, settings_notes
+
+if TYPE_CHECKING:
+    from trainables.scoring.libraries import Sample
 
 SAMPLED_TEXTS = 4
 """Held-out queries, and passages, that are embedded to compare the libraries."""
@@ -38,6 +45,8 @@ def write_bundle(
     verify: bool = True,
     trust_remote_code: bool = False,
     with_data: bool = False,
+    onnx: bool = False,
+    int8: bool = False,
 ) -> Path:
     """Writes the bundle of a finished search; it is whole, or not there.
 
@@ -50,15 +59,18 @@ def write_bundle(
         trust_remote_code: Code that lies beside the winner's weights may run here, as it did in training. Never taken
             from the run directory.
         with_data: Put the training data into the bundle, for train.sh; of the base model there are none.
+        onnx: Write the heads as an ONNX graph, too, and compare it with the model.
+        int8: And a second graph of 8-bit weights, and score both on dev.
 
     Returns:
         `to`.
 
     Raises:
         RequestError: The search is not finished, or has no winner, the trial has no weights, on `gpus` it would be
-            another model, or it needs `trust_remote_code`.
+            another model, it needs `trust_remote_code`, or packages for `onnx` are missing.
         BundleRefusedError: A library does not embed as training did.
     """
+    check_onnx(onnx, int8)
     run = read_run(run_dir, trial, trust_remote_code=trust_remote_code)
     if run.needs_trust:
         raise RequestError(
@@ -70,11 +82,12 @@ def write_bundle(
     if run.is_base and gpus is not None:
         raise RequestError([f"--gpus {gpus}: is for train.sh, and the base model has none; name a trial with --trial"])
     with new_folder(to.resolve()) as folder:  # of a link, the folder that it names
+        graphs = partial(_graphs, run, folder, int8) if onnx else lambda: None
         try:
             if run.is_base:
-                _write_base(run, folder)
+                _write_base(run, folder, graphs)
             else:
-                _write_trained(run, folder, gpus or run.workers)
+                _write_trained(run, folder, gpus or run.workers, graphs)
                 if with_data:
                     copy_data(run, folder)
             run.result.write(folder)
@@ -120,7 +133,7 @@ def check_room(to: Path) -> None:
         raise RequestError([f"--to {to}: must be a new or empty folder, but something is there; name another"])
 
 
-def _write_trained(run: FinishedRun, folder: Path, workers: int) -> None:
+def _write_trained(run: FinishedRun, folder: Path, workers: int, graphs: Callable[[], Graphs | None]) -> None:
     trained = arguments_of(run)
     arguments = {**trained, **Negatives.of(trained, run.workers).on(workers)}
     step = Negatives.of(arguments, workers)
@@ -129,16 +142,16 @@ def _write_trained(run: FinishedRun, folder: Path, workers: int) -> None:
     _write_arguments(folder, arguments, f"{counted(step.workers, 'worker')}, {step}")
     _write_text(folder / TRAIN_SCRIPT, train_script(run, arguments, step, lacking_tokens(run, folder)))
     (folder / TRAIN_SCRIPT).chmod(0o755)
-    _write_text(folder / "README.md", model_card(run, arguments, step, folder))
+    _write_text(folder / "README.md", model_card(run, arguments, step, folder, graphs()))
 
 
-def _write_base(run: FinishedRun, folder: Path) -> None:
+def _write_base(run: FinishedRun, folder: Path, graphs: Callable[[], Graphs | None]) -> None:
     write_model(run, folder)
     arguments = portable(run, arguments_of(run), folder)
     if arguments["model_name_or_path"] != run.base_model:
         arguments["model_name_or_path"] = "."  # these files are the model, wherever they lie
     _write_arguments(folder, arguments, f"Verdict: {run.result.verdict}. What the base model is used with.")
-    _write_text(folder / "README.md", base_card(run, arguments, folder))
+    _write_text(folder / "README.md", base_card(run, arguments, folder, graphs()))
 
 
 def _write_arguments(folder: Path, arguments: Mapping[str, Any], comment: str) -> None:
@@ -157,20 +170,38 @@ def _checksums(folder: Path) -> Iterator[str]:
         yield f"{sha256(path)}  {path.relative_to(folder).as_posix()}\n"
 
 
-def _verify(run: FinishedRun, folder: Path) -> None:
-    from trainables.scoring.libraries import EmbeddingsDifferError, Sample, check_bundle
-    from trainables.scoring.settings import EncodingSettings
+def _graphs(run: FinishedRun, folder: Path, int8: bool) -> Graphs:
+    return write_graphs(run, folder, encoding_settings(run), _sample(run, folder), int8=int8)
 
-    heldout = Path(run.dataset.eval_data)
-    sample = Sample(queries=_texts(heldout / "queries.jsonl"), passages=_texts(heldout / "corpus.jsonl"))
-    names = EncodingSettings.__dataclass_fields__.keys() & upstream_arguments().keys()
-    settings = EncodingSettings(**{name: run.argument(name) for name in names})
+
+def _verify(run: FinishedRun, folder: Path) -> None:
+    from trainables.scoring.libraries import EmbeddingsDifferError, check_bundle
+
+    how = {"multi_vector": multi_vector_folder(folder), "trust_remote_code": run.argument("trust_remote_code")}
     try:
-        check_bundle(folder, run.checkpoint, settings, sample, trust_remote_code=run.argument("trust_remote_code"))
+        check_bundle(folder, run.checkpoint, encoding_settings(run), _sample(run, folder), **how)
     except EmbeddingsDifferError as error:
         raise BundleRefusedError(f"the bundle was refused: {error}") from error
 
 
-def _texts(path: Path) -> list[str]:
+def encoding_settings(run: FinishedRun) -> EncodingSettings:
+    """Returns how the model of a run was scored."""
+    names = EncodingSettings.__dataclass_fields__.keys() & upstream_arguments().keys()
+    return EncodingSettings(**{name: run.argument(name) for name in names})
+
+
+def _sample(run: FinishedRun, folder: Path) -> "Sample":
+    """Held-out texts in which every library sees the same tokens."""
+    from trainables.scoring.libraries import Sample
+
+    heldout, multi_vector = Path(run.dataset.eval_data), multi_vector_folder(folder)
+    without = left_out_token(multi_vector) if multi_vector else None
+    queries, passages = (_texts(heldout / name, without) for name in ("queries.jsonl", "corpus.jsonl"))
+    return Sample(queries=queries, passages=passages)
+
+
+def _texts(path: Path, without: str | None) -> list[str]:
+    """The first texts of a file that do not contain a token, which stands for no word of theirs."""
     with path.open(encoding="utf-8") as lines:
-        return [json.loads(line)["text"] for line in islice(lines, SAMPLED_TEXTS)]
+        texts = (json.loads(line)["text"] for line in lines)
+        return list(islice((text for text in texts if without is None or without not in text), SAMPLED_TEXTS))

@@ -8,6 +8,8 @@ from pathlib import Path
 from tuner.errors import EXIT_DONE, EXIT_REQUEST, EXIT_STOPPED, BundleRefusedError, RequestError
 from tuner.versions import add_version
 
+_CHOICES = ("gpus", "trial", "trust_remote_code", "with_data", "onnx", "int8")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command.
@@ -25,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         check_room(arguments.to)
-        chosen = {name: getattr(arguments, name) for name in ("gpus", "trial", "trust_remote_code", "with_data")}
+        chosen = {name: getattr(arguments, name) for name in _CHOICES}
         print(write_bundle(run_folder(arguments.run_dir, trial=arguments.trial), arguments.to, **chosen))
     except RequestError as error:
         for finding in error.findings:
@@ -58,6 +60,16 @@ def _parser() -> argparse.ArgumentParser:
         "--with_data",
         action="store_true",
         help="put the training data into the bundle, so that train.sh needs no run directory (default: False)",
+    )
+    parser.add_argument(
+        "--onnx",
+        action="store_true",
+        help="write the heads as an ONNX graph, too; needs pip install 'm3-tuner[onnx]' (default: False)",
+    )
+    parser.add_argument(
+        "--int8",
+        action="store_true",
+        help="with --onnx, write a second graph of 8-bit weights and say what it loses on dev (default: False)",
     )
     add_version(parser)
     return parser

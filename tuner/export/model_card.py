@@ -9,7 +9,9 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from trainables.scoring.metric import HEADS, MEASURES, Metric, head_and_measure, score_name
 from tuner.export.finished_run import FinishedRun
-from tuner.export.model_folder import has_heads, has_suffixes, lacking_tokens
+from tuner.export.graphs import Graphs
+from tuner.export.model_folder import has_heads, has_suffixes, lacking_tokens, prompts
+from tuner.export.multi_vector import left_out_token, multi_vector_folder
 from tuner.export.negatives import Negatives
 from tuner.export.templates import render
 from tuner.export.train_script import called, memory_note, tokens_note
@@ -38,7 +40,9 @@ _MEASURE_NAMES = {
 _TAGS = ["sentence-transformers", "FlagEmbedding", "feature-extraction", "sentence-similarity", "mteb"]
 
 
-def model_card(run: FinishedRun, arguments: Mapping[str, Any], step: Negatives, bundle: Path) -> str:
+def model_card(
+    run: FinishedRun, arguments: Mapping[str, Any], step: Negatives, bundle: Path, graphs: Graphs | None
+) -> str:
     """Returns the text of README.md.
 
     Args:
@@ -46,14 +50,16 @@ def model_card(run: FinishedRun, arguments: Mapping[str, Any], step: Negatives, 
         arguments: What best_config.json holds.
         step: What a training step with them is.
         bundle: The folder with the model in it.
+        graphs: The ONNX graphs in there, if there are any.
     """
     notes = (memory_note(run), tokens_note(lacking_tokens(run, bundle)))
-    return _card(run, arguments, bundle, step=step, called=called(run), training_notes=[note for note in notes if note])
+    training = {"step": step, "called": called(run), "training_notes": [note for note in notes if note]}
+    return _card(run, arguments, bundle, graphs=graphs, **training)
 
 
-def base_card(run: FinishedRun, arguments: Mapping[str, Any], bundle: Path) -> str:
+def base_card(run: FinishedRun, arguments: Mapping[str, Any], bundle: Path, graphs: Graphs | None) -> str:
     """Returns the text of README.md of the base model, which the verdict is to keep; arguments as for `model_card`."""
-    return _card(run, arguments, bundle)
+    return _card(run, arguments, bundle, graphs=graphs)
 
 
 def _card(run: FinishedRun, arguments: Mapping[str, Any], bundle: Path, **training: Any) -> str:
@@ -77,7 +83,9 @@ def _card(run: FinishedRun, arguments: Mapping[str, Any], bundle: Path, **traini
         argument=run.argument,
         options=_options(run),
         has_heads=has_heads(bundle),
+        multi_vector=left_out_token(folder) if (folder := multi_vector_folder(bundle)) else None,
         has_suffixes=has_suffixes(run),
+        prompts=prompts(run),
         seeds=", ".join(f"{item.seed}: {item.dev:.4f}" for item in run.best.seeds),
         packages={package: version(package) for package in (*_PACKAGES, *["peft"] * run.has_adapters)},
         **training,

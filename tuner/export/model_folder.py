@@ -12,6 +12,7 @@ from trainables.scoring.metric import MEASURES, score_name
 from tuner.data.models import model_here
 from tuner.errors import RequestError
 from tuner.export.finished_run import FinishedRun
+from tuner.export.multi_vector import write_multi_vector
 from tuner.run_dir.names import BEST
 
 HEADS = ("colbert_linear.pt", "sparse_linear.pt")
@@ -43,6 +44,8 @@ def write_model(run: FinishedRun, folder: Path) -> None:
         _convert(run, folder)
     _add_heads_of_base(run, folder)
     _write_modules(run, folder)
+    if has_heads(folder):
+        write_multi_vector(run, folder)
 
 
 def has_heads(folder: Path) -> bool:
