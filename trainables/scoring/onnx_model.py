@@ -135,7 +135,7 @@ def write_graph(model: Path, graph: Path, settings: EncodingSettings, *, trust_r
 
 
 def write_int8(graph: Path, to: Path) -> None:
-    """Writes a graph with weights of 8 bits, scaled by channel; activations are quantised as they come (``quantize_dynamic``)."""
+    """Writes a graph of 8-bit weights, scaled by channel; activations are quantised as they come."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with quiet():
