@@ -28,6 +28,10 @@ def test_a_gain_that_may_be_chance_wants_more_queries_and_more_trials(kept: Verd
     )
 
 
+def test_a_directory_is_named_as_a_shell_takes_it(kept: Verdict) -> None:
+    assert "--resume 'runs/exp?a' --num_trials" in list(next_steps(kept, "runs/exp?a", planned=12))[1]
+
+
 def test_a_loss_wants_lower_learning_rates(kept: Verdict) -> None:
     assert kept.best is not None
     worse = dataclasses.replace(kept, best=dataclasses.replace(kept.best, ci95=(-0.2, -0.1)))

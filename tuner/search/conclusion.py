@@ -183,11 +183,11 @@ def _say_where(result: Verdict, run_dir: Path, console: Console, config: SearchC
     if refused:
         if tuned:
             say(f"checkpoint  {trial_path(home, best.folder) / CHECKPOINT}")
-        say(f"export      python -m tuner.export {home} --to DIR tries again")
+        say(f"export      python -m tuner.export {shlex.quote(str(home))} --to DIR tries again")
     else:
         say(f'use it      SentenceTransformer("{home / BEST}"){"" if tuned else ", which is the base model"}')
     if tuned and not refused:
-        say(f"retrain     {_base_of(config)}bash {home / BEST / TRAIN_SCRIPT}")
+        say(f"retrain     {_base_of(config)}bash {shlex.quote(str(home / BEST / TRAIN_SCRIPT))}")
     for place, step in enumerate(next_steps(result, str(home), planned=config.num_trials)):
         say(f"{'' if place else 'next':<12}{step}")
     say(f"report      {home / REPORT_FILE}")

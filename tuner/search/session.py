@@ -46,7 +46,7 @@ class Session:
 
     def again(self, config: SearchConfig) -> str:
         """Returns what follows ``--resume``."""
-        return " ".join([self.store.url, *map(shlex.quote, code_flags(config))])
+        return shlex.join([self.store.url, *code_flags(config)])
 
     @contextmanager
     def ending_in_order(self, config: SearchConfig, mirror: "Mirror | None" = None) -> Iterator[None]:

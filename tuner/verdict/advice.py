@@ -1,5 +1,6 @@
 """What to do next where the verdict is to keep the base model."""
 
+import shlex
 from collections.abc import Iterator
 
 from tuner.verdict.decision import KEEP, is_certain
@@ -11,7 +12,7 @@ def next_steps(result: Verdict, run_dir: str, *, planned: int) -> Iterator[str]:
 
     Args:
         result: The verdict.
-        run_dir: The run directory, as one types it.
+        run_dir: The run directory, as seen from where the search was started.
         planned: How many trials were asked for.
     """
     best = result.best
@@ -28,6 +29,6 @@ def next_steps(result: Verdict, run_dir: str, *, planned: int) -> Iterator[str]:
         more = (
             f"--num_trials {2 * made}" if made >= planned else f"--time_budget LONGER ({made} of {planned} trials ran)"
         )
-        yield f"look further: python -m tuner.search --resume {run_dir} {more}"
+        yield f"look further: python -m tuner.search --resume {shlex.quote(run_dir)} {more}"
     elif result.recommended is not None and result.recommended.settings:
         yield "use the base model with the settings above: training adds nothing to them for certain"
