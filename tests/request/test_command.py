@@ -246,3 +246,10 @@ def test_a_run_directory_in_storage_brings_no_code_either(
     store.push()
     with pytest.raises(RequestError, match="trust_remote_code"):
         parse(["--resume", f"file://{tmp_path}/bucket"])
+
+
+@pytest.mark.parametrize("value", [[None], {"a": 1}, True, "a\0b"])
+def test_an_earlier_search_is_named_in_text(value: object, tmp_path: Path) -> None:
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump({"again": value, "train_data": ["rows.jsonl"]}))
+    with pytest.raises(RequestError, match="--again"):
+        parse(["--config", str(tmp_path / "search.yaml")])

@@ -45,7 +45,7 @@ def parse(argv: Sequence[str]) -> SearchConfig:
     from_run = _read_run(run_dir, problems) if run_dir else {}
     from_file = _read_yaml(file, problems, asked=given) if file else {}
     problems += _code_of_a_run(f"--resume {run_dir}", from_run, asked={*from_file, *given})
-    earlier = given.get("again", from_file.get("again"))
+    earlier = _named(given.get("again", from_file.get("again")))
     if earlier and run_dir:
         problems.append(_BOTH)
     from_earlier = _begun_again(earlier, problems, asked={*from_file, *given}) if earlier and not run_dir else {}
@@ -110,6 +110,11 @@ def _without_their_values(unknown: Sequence[str]) -> list[str]:
     ]
 
 
+def _named(again: Any) -> str | None:
+    """The run of `--again`; None for a value of a YAML file that names none, which is refused with all others."""
+    return str(again) if isinstance(again, str | int | float) and not isinstance(again, bool) else None
+
+
 def _begun_again(run_dir: str, problems: list[str], *, asked: Collection[str]) -> dict[str, Any]:
     """What another search takes over from the finished one in `run_dir`; its best settings are where it begins."""
     if is_url(run_dir):
@@ -120,12 +125,12 @@ def _begun_again(run_dir: str, problems: list[str], *, asked: Collection[str]) -
     if values and not (Path(run_dir) / RESULT_FILE).is_file():
         problems.append(f"--again {run_dir}: its search has not ended (no result.json); --resume {run_dir} ends it")
     taken = {name: value for name, value in values.items() if name not in _OF_ONE_SEARCH}
-    return {**taken, "warm_start": [str(Path(run_dir).resolve())]}
+    return {**taken, "warm_start": [str(Path(run_dir).absolute())]}
 
 
 def _absolute(again: str | None) -> dict[str, str]:
     """`--again` as it is from anywhere: the new search is resumed from another directory, perhaps."""
-    return {"again": str(Path(again).resolve())} if again and not is_url(again) else {}
+    return {"again": str(Path(again).absolute())} if again and not is_url(again) else {}
 
 
 def _read_run(run_dir: str, problems: list[str], *, flag: str = "--resume") -> dict[str, Any]:
