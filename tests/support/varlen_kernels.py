@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.library import Library
 from torch.nn.functional import scaled_dot_product_attention
 
 from trainables import varlen
@@ -92,14 +93,14 @@ def kernels_on_cpu(name: str = "efficient") -> Iterator[list[str]]:
     Yields:
         Name of the kernel for each time that one was chosen.
     """
-    library = torch.library.Library("aten", "IMPL")
+    operators = Library("aten", "IMPL")
     for operator, stand_in in {
         "_flash_attention_forward": _flash,
         "_flash_attention_backward": _flash_backward,
         "_efficient_attention_forward": _efficient,
         "_efficient_attention_backward": _efficient_backward,
     }.items():
-        library.impl(operator, stand_in, "CPU")
+        operators.impl(operator, stand_in, "CPU")
     called: list[str] = []
 
     def kernel_of(*_: Any) -> varlen.Kernel:
@@ -112,4 +113,4 @@ def kernels_on_cpu(name: str = "efficient") -> Iterator[list[str]]:
             patch.setattr(varlen, "kernel_of", kernel_of)
             yield called
     finally:
-        library._destroy()
+        operators._destroy()
