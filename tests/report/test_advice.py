@@ -8,7 +8,7 @@ from tests.support.live_fixtures import BASE, standing
 from tests.support.report_fixtures import build_run
 from tuner.report.advice import advice
 from tuner.report.standings import Standing
-from tuner.verdict.result import Verdict
+from tuner.verdict.result import RangeEnd, Verdict
 
 RUNGS = (0.25, 0.5, 1.0)
 SOUND = {"negatives_per_row": {"median": 7}, "has_scores": True, "warnings": []}
@@ -40,12 +40,10 @@ def test_a_curve_that_rises_or_falls_says_how_long_to_train(kept: Verdict) -> No
 
 
 def test_an_end_of_a_range_is_told_where_fine_tuning_won_too(kept: Verdict) -> None:
-    at_end = dataclasses.replace(standing(2, "complete", 0.69, 0.71), params={"learning_rate": 5e-5})
-    won = dataclasses.replace(kept, verdict="fine-tune")
-    assert advice(won, [BASE, at_end], RUNGS, SOUND) == [
-        "The best trial's learning_rate, 5e-05, lies at the upper end of its range: let a search space go further "
-        "(higher)."
-    ]
+    end = RangeEnd(name="learning_rate", value=5e-5, end="largest", limit=5e-5)
+    won = dataclasses.replace(kept, verdict="fine-tune", range_ends=[end])
+    found = advice(won, [BASE, standing(2, "complete", 0.69, 0.71)], RUNGS, SOUND)
+    assert found == ["The best learning_rate is the largest allowed (5e-05): widen it."]
 
 
 def test_data_that_lacks_something_is_told(kept: Verdict) -> None:

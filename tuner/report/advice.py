@@ -1,18 +1,13 @@
 """What to try next, by what a search found: told where the base model is kept, and where the best lies at an edge."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
-
 from tuner.report.standings import FAILED, Standing, of_role
 from tuner.study.trials import BASE
-from tuner.verdict.decision import FINE_TUNE
+from tuner.verdict.decision import FINE_TUNE, range_notes, sentence
 from tuner.verdict.result import Verdict
 
-_EDGE = 0.05
-"""Share of a range that counts as its end."""
 _FEW_NEGATIVES = 2
 _FEW_TRIALS = 8
 
@@ -29,19 +24,20 @@ def advice(
         manifest: What RUN/data/manifest.json holds; None where it is not there.
     """
     trained = [trial for trial in trials if trial.role != BASE and trial.rungs]
-    found = [*_of_edges(result, trained)]
-    if result.verdict != FINE_TUNE:
-        found = [
-            *_of_harm(trials, trained, higher=any("learning_rate" in line and "upper" in line for line in found)),
-            *_of_chance(result),
-            *_of_guards(result),
-            *found,
-            *_of_length(result, trained, rungs),
-            *_of_data(result, manifest),
-            *_of_number(trials),
-            *_of_failures(trials),
-        ]
-    return found
+    widened = [sentence(note) for note in range_notes(result.range_ends)]
+    if result.verdict == FINE_TUNE:
+        return widened
+    higher = any((end.name, end.end) == ("learning_rate", "largest") for end in result.range_ends)
+    return [
+        *_of_harm(trials, trained, higher=higher),
+        *_of_chance(result),
+        *_of_guards(result),
+        *widened,
+        *_of_length(result, trained, rungs),
+        *_of_data(result, manifest),
+        *_of_number(trials),
+        *_of_failures(trials),
+    ]
 
 
 def _of_harm(trials: Sequence[Standing], trained: Sequence[Standing], *, higher: bool) -> Iterator[str]:
@@ -82,31 +78,6 @@ def _of_guards(result: Verdict) -> Iterator[str]:
             "What was gained is lost elsewhere: search lower learning rates or fewer epochs, mix rows of the guarded "
             "tasks into the training data, or search with --guard_constraint True."
         )
-
-
-def _of_edges(result: Verdict, trained: Sequence[Standing]) -> Iterator[str]:
-    best = next((trial for trial in trained if result.best and trial.number == result.best.trial), None)
-    for name, drawn in (best.distributions if best else {}).items():
-        value = best.params.get(name) if best else None
-        if isinstance(value, int | float) and (end := _end_of(drawn, value)):
-            yield (
-                f"The best trial's {name}, {value:.3g}, lies at the {end} end of its range: let a search space go "
-                f"further ({'lower' if end == 'lower' else 'higher'})."
-            )
-
-
-def _end_of(drawn: BaseDistribution, value: float) -> str:
-    if not isinstance(drawn, FloatDistribution | IntDistribution) or drawn.low == drawn.high:
-        return ""
-    if isinstance(drawn, IntDistribution) and value <= 1:
-        return ""  # sizes go no lower
-    low, high = float(drawn.low), float(drawn.high)
-    share = _log_share(low, high, value) if drawn.log else (value - low) / (high - low)
-    return "lower" if share <= _EDGE else "upper" if share >= 1 - _EDGE else ""
-
-
-def _log_share(low: float, high: float, value: float) -> float:
-    return math.log(value / low) / math.log(high / low)
 
 
 def _of_length(result: Verdict, trained: Sequence[Standing], rungs: Sequence[float]) -> Iterator[str]:

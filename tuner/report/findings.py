@@ -11,7 +11,6 @@ from tuner.verdict.decision import (
     interval,
     is_certain,
     modes,
-    range_notes,
     scored_on,
     sentence,
     settings_notes,
@@ -93,8 +92,6 @@ def _other_facts(result: Verdict, best: Best) -> Iterator[tuple[str, str]]:
     if result.front:
         on_it = ", ".join(str(row.trial) for row in result.front)
         yield "Pareto front", f"No other trial is better on both objectives than trial {on_it}."
-    for note in range_notes(result.range_ends):
-        yield "Range", sentence(note)
     if scored := scored_on(result):
         yield "Scored", f"{sentence(scored)} Values of trials are those at rungs."
     if result.noise is not None:
