@@ -1,5 +1,7 @@
 """The trials of a search as pages show them, while it runs and when it has ended."""
 
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,6 +139,4 @@ def dev_error(run_dir: Path, metric: str) -> tuple[float, int] | None:
         return None
     if len(values) < 2:
         return None
-    mean = sum(values) / len(values)
-    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    return float((variance / len(values)) ** 0.5), len(values)
+    return statistics.stdev(values) / math.sqrt(len(values)), len(values)

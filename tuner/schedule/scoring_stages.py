@@ -221,7 +221,7 @@ class Scorings:
     def _is_tested(self, job: TrialConfig) -> bool:
         folder = Path(job.directory)
         saved = job.alpha is None or (folder / CHECKPOINT).is_dir()
-        return saved and (folder / "test.json").exists()
+        return saved and (folder / scores_file("test")).exists()
 
     def _winner(self) -> int:
         number = selection.winner(

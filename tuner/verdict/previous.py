@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 
 from trainables.files import write_text
 from trainables.names import CHECKPOINT, DATA, PREVIOUS, scores_file
+from trainables.scoring.heldout import read_qrels, read_queries
 from trainables.scoring.measures import Scores
 from trainables.scoring.settings import UNTRAINED_ARGUMENTS
 from tuner.data.splits import MIN_QUERIES, fingerprint
@@ -158,8 +159,7 @@ def _seen(again: Path, eval_data: Path) -> tuple[str, ...] | None:
     rows = sorted((again / DATA / TRAIN).rglob("*.jsonl"))
     try:
         texts = [text for path in rows for row in _lines(path) for text in (row["query"], *row["pos"])]
-        earlier = _texts(eval_path(again))
-        texts += [earlier[query] for query, _ in _judged(eval_path(again), "dev")]
+        texts += read_queries(eval_path(again), read_qrels(eval_path(again), "dev")).values()
         known = {fingerprint(text).hex() for text in texts}
     except _UNREADABLE:
         return None
@@ -169,22 +169,15 @@ def _seen(again: Path, eval_data: Path) -> tuple[str, ...] | None:
 
 
 def _known(eval_data: Path, known: Set[str]) -> set[str]:
-    texts, judged = _texts(eval_data), _judged(eval_data, "test")
-    return {query for query, passage in judged if passage in known or fingerprint(texts[query]).hex() in known}
+    qrels = read_qrels(eval_data, "test")
+    texts = read_queries(eval_data, qrels)
+    return {
+        query for query, judged in qrels.items() if fingerprint(texts[query]).hex() in known or _wants(judged, known)
+    }
 
 
-def _texts(eval_data: Path) -> dict[str, str]:
-    return {row["_id"]: row["text"] for row in _lines(eval_data / "queries.jsonl")}
-
-
-def _judged(eval_data: Path, split: str) -> Iterator[tuple[str, str]]:
-    """Yields query and relevant passage, by their ids."""
-    with (eval_data / "qrels" / f"{split}.tsv").open(encoding="utf-8") as lines:
-        next(lines)
-        for line in lines:
-            query, passage, score = line.split("\t")
-            if int(score) > 0:
-                yield query, passage
+def _wants(judged: Mapping[str, int], known: Set[str]) -> bool:
+    return any(score > 0 and passage in known for passage, score in judged.items())
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
