@@ -24,6 +24,12 @@ from trainables.memory.shape import Lengths, Shape, Texts
 from trainables.memory.step import Memory, memory
 
 SIZE, LENGTH, VOCABULARY = 64, 100, 500
+STEP: dict[str, Any] = {
+    "per_device_train_batch_size": 2,
+    "train_group_size": 8,
+    "query_max_len": LENGTH,
+    "passage_max_len": LENGTH,
+}
 BGE_M3 = Shape.of(
     SimpleNamespace(
         hidden_size=1024,
@@ -112,10 +118,7 @@ def test_an_estimate_is_not_below_what_is_measured_and_close_to_it(
     layers: int, sub_batch_size: int | None, checkpointing: bool, unified: bool, mixed: bool
 ) -> None:
     arguments = {
-        "per_device_train_batch_size": 2,
-        "train_group_size": 8,
-        "query_max_len": LENGTH,
-        "passage_max_len": LENGTH,
+        **STEP,
         "unified_finetuning": unified,
         "bf16": mixed,
     }
@@ -145,10 +148,7 @@ def test_adapters_take_what_is_estimated_for_them(
     sub_batch_size: int | None, checkpointing: bool, dropout: float, mixed: bool
 ) -> None:
     arguments = {
-        "per_device_train_batch_size": 2,
-        "train_group_size": 8,
-        "query_max_len": LENGTH,
-        "passage_max_len": LENGTH,
+        **STEP,
         "bf16": mixed,
         "use_lora": True,
         "lora_rank": 8,

@@ -99,3 +99,17 @@ def make_eval(folder: Path, queries: int = 6, passages: int = 24) -> Path:
         judged = [f"q{i}\tp{i}\t1" for i in chosen]
         (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "\n".join(judged) + "\n")
     return folder
+
+
+def unified_arguments(root: Path) -> dict[str, Any]:
+    """Returns what a trial trains with, all heads, on `root`'s model and rows.jsonl."""
+    return {
+        "model_name_or_path": str(root / "model"),
+        "train_data": [str(root / "rows.jsonl")],
+        "cache_path": str(root / "cache"),
+        "per_device_train_batch_size": 4,
+        "train_group_size": 3,
+        "learning_rate": 1e-3,
+        "unified_finetuning": True,
+        "seed": 42,
+    }

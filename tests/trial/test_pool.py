@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.m3_fixtures import make_eval, make_model, make_rows
+from tests.support.m3_fixtures import make_eval, make_model, make_rows, unified_arguments
 from trainables.config import RungReport, TrialConfig
 from trainables.m3.base_models import BaseModels
 from trainables.trial.trial import run_trial
@@ -31,16 +31,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> TrialConfig:
     return TrialConfig(
         name="0000",
         directory=str(root / "trials" / "0000"),
-        arguments={
-            "model_name_or_path": str(root / "model"),
-            "train_data": [str(root / "rows.jsonl")],
-            "cache_path": str(root / "cache"),
-            "per_device_train_batch_size": 4,
-            "train_group_size": 3,
-            "learning_rate": 1e-3,
-            "unified_finetuning": True,
-            "seed": 42,
-        },
+        arguments=unified_arguments(root),
         eval_data=str(root / "eval"),
         metric="0.5*dense.ndcg_at_10+0.5*sparse.ndcg_at_10",
     )

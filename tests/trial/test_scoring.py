@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from tests.support.m3_fixtures import make_eval, make_model, make_rows
+from tests.support.m3_fixtures import make_eval, make_model, make_rows, unified_arguments
 from trainables.config import RungReport, TrialConfig
 from trainables.m3.base_models import BaseModels
 from trainables.trial.trial import run_trial
@@ -30,16 +30,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TrialConfig:
     config = TrialConfig(
         name="0007",
         directory=str(root / "trials" / "0007"),
-        arguments={
-            "model_name_or_path": str(root / "model"),
-            "train_data": [str(root / "rows.jsonl")],
-            "cache_path": str(root / "cache"),
-            "per_device_train_batch_size": 4,
-            "train_group_size": 3,
-            "learning_rate": 1e-3,
-            "unified_finetuning": True,
-            "seed": 42,
-        },
+        arguments=unified_arguments(root),
         eval_data=str(root / "eval"),
         metric=METRIC,
         rungs=(0.5, 1.0),
