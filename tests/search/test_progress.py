@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tests.support.fake import fake_rungs, open_agenda
+from tests.support.fake import fake_rungs, new_agenda, open_agenda, open_study
 from trainables.config import RungReport
 from trainables.tally import Position
 from tuner.request.config import SearchConfig
@@ -153,6 +153,32 @@ def test_where_nobody_watches_a_line_a_minute_says_what_goes_on(
     notebook = Console(file=out, force_jupyter=True)
     plain = Progress(agenda, notebook, planned=3, rungs=2)
     assert (plain._live, plain._pause) == (None, 8.0)  # without widgets a notebook would show nothing
+
+
+def test_a_search_that_goes_on_knows_what_was_scored_before(tmp_path: Path) -> None:
+    """It said "trial 1 of 3" of its second trial, and called best what the first had beaten."""
+    study = open_study(CONFIG, tmp_path)
+    before = new_agenda(CONFIG, study, tmp_path)
+    for _ in range(2):
+        job = before.next()
+        assert job is not None
+        for report in fake_rungs(job):
+            before.progress(job.name, report.step, 100)
+            before.rung(job.name, report)
+        before.ended(job.name)
+    agenda = open_agenda(CONFIG, tmp_path)
+    assert [(row.name, row.role, row.state) for row in agenda.earlier] == [
+        ("0000", "base", "complete"),
+        ("0001", "user", "complete"),
+    ]
+    job = agenda.next()
+    assert job is not None
+    assert job.name == "0002"
+    shown = Progress(agenda, Console(file=io.StringIO()), planned=3, rungs=2)
+    agenda.rung(job.name, replace(next(iter(fake_rungs(job))), value=0.65))
+    said = shown._heartbeat()
+    assert said.startswith("trial 3 of 3; trial 2: rung 1 of 2, dev 0.6500")
+    assert "best so far trial 1: 0.8000 (base model 0.6000, +0.2000)" in said
 
 
 @pytest.mark.parametrize("width", [80, 120])

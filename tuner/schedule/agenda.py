@@ -20,7 +20,7 @@ from tuner.run_dir.mirror import Mirror
 from tuner.run_dir.names import TRIALS
 from tuner.run_dir.store import RunStore
 from tuner.schedule.disk import TrialFolders
-from tuner.schedule.jobs import Job, Jobs, Stage, TrialConfigs
+from tuner.schedule.jobs import Job, Jobs, Stage, TrialConfigs, earlier_rows
 from tuner.schedule.pool import CandidatePool
 from tuner.schedule.retraining_stage import RetrainingStage
 from tuner.schedule.retries import Failure, Outage, Retries
@@ -84,6 +84,8 @@ class Agenda:
         self._stop_reason = self._unscored = ""
         self.note = ""
         """Why no job is handed out."""
+        self.earlier = earlier_rows(study.trials, config.rungs)
+        """What earlier processes of the search have done."""
         self.rows = self._jobs.rows
         self.failures: list[Failure] = []
         self.finished = False
@@ -166,7 +168,7 @@ class Agenda:
     @property
     def seconds_left(self) -> float | None:
         """About how long the search still takes; None while nothing tells."""
-        return time_left(self._config, list(self.rows), self._clock(), self._budget.left)
+        return time_left(self._config, [*self.earlier, *self.rows], self._clock(), self._budget.left)
 
     def is_running(self, name: str) -> bool:
         """Whether job `name` was handed out and has not ended."""

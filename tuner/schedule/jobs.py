@@ -1,19 +1,23 @@
 """The jobs of a search: what is asked of a slot, how far that is, and which part of the search asked for it."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from optuna.trial import Trial
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from trainables.config import RungReport, TrialConfig
 from trainables.tally import Position
 from tuner.request.arguments import translated
 from tuner.request.config import SearchConfig
-from tuner.run_dir.names import TRIALS
+from tuner.run_dir.names import TRIALS, retraining_name, trial_name
 from tuner.schedule.retries import Failure, Tries
+from tuner.study.trials import BEST_VALUE, SECONDS, SEED, SOURCE, arguments_of, has_failed, is_paused, role_of
+
+FINALIST = "finalist"
+"""The role of a retraining's row; those of trials are the study's."""
 
 
 class Stage(Protocol):
@@ -69,6 +73,41 @@ class Row:
         self.rung, self.step, self.fraction, self.seconds = report.rung, report.step, report.fraction, report.seconds
         if report.scores:  # guards alone have no value of the objective
             self.scores.append(report.value)
+
+
+def earlier_rows(trials: Iterable[FrozenTrial], rungs: Sequence[float]) -> list[Row]:
+    """Returns a row of each trial and retraining that earlier processes of the search have ended or paused.
+
+    Args:
+        trials: Those of the study and of its finalists.
+        rungs: Shares of a training.
+    """
+    return [_earlier_row(trial, rungs) for trial in trials if trial.state.is_finished() or is_paused(trial)]
+
+
+def _earlier_row(trial: FrozenTrial, rungs: Sequence[float]) -> Row:
+    source, attributes = trial.user_attrs.get(SOURCE), trial.user_attrs
+    rung = max(trial.intermediate_values, default=0)
+    scores = list(trial.intermediate_values.values())
+    return Row(
+        name=trial_name(trial.number) if source is None else retraining_name(source, attributes[SEED]),
+        role=role_of(trial) if source is None else FINALIST,
+        params=arguments_of(trial),
+        state=_earlier_state(trial),
+        rung=rung,
+        value=attributes.get(BEST_VALUE, max(scores, default=None)),
+        scores=scores,
+        fraction=1.0 if trial.state == TrialState.COMPLETE else rungs[rung - 1] if rung else 0.0,
+        seconds=attributes.get(SECONDS) or {},
+        started=0.0,
+        ended=sum((attributes.get(SECONDS) or {}).values()),
+    )
+
+
+def _earlier_state(trial: FrozenTrial) -> str:
+    if has_failed(trial):
+        return "failed"
+    return "paused" if is_paused(trial) else trial.state.name.lower()
 
 
 @dataclass(kw_only=True)

@@ -4,13 +4,12 @@ import math
 from collections.abc import Sequence
 
 from tuner.request.config import SearchConfig
-from tuner.schedule.jobs import Row
+from tuner.schedule.jobs import FINALIST, Row
 from tuner.schedule.time_budget import final_scorings
 from tuner.study.trials import BASE, SAMPLED, USER
 
 TRIALS = (BASE, USER, SAMPLED)
 """Roles of the rows that are trials of the search; the others are finalists, and jobs that only score."""
-FINALIST = "finalist"
 
 
 def time_left(config: SearchConfig, rows: Sequence[Row], now: float, budget: float = math.inf) -> float | None:

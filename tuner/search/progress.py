@@ -78,7 +78,7 @@ class Progress:
 
     def _say_changes(self) -> None:
         rows = list(self._agenda.rows)
-        base = wording.base_value(rows)
+        base = wording.base_value([*self._agenda.earlier, *rows])
         self._tell(-1, self._agenda.note)
         for index, row in enumerate(rows):
             if warning := wording.far_below(row, base):
@@ -98,11 +98,12 @@ class Progress:
     def _ending(self, row: Row, rows: list[Row]) -> str:
         rung = f"rung {row.rung} of {self._rungs}" if 0 < row.rung < self._rungs else ""
         parts = (wording.title(row), row.state, rung, wording.result(row), wording.shown(row.params), row.note)
-        is_best = row is wording.best_row(rows[: rows.index(row) + 1]) and row.state == "complete"
+        until = [*self._agenda.earlier, *rows[: rows.index(row) + 1]]
+        is_best = row is wording.best_row(until) and row.state == "complete"
         return "  ".join(filter(None, (*parts, "<- best so far" if is_best else "")))
 
     def _heartbeat(self) -> str:
-        rows = list(self._agenda.rows)
+        rows = [*self._agenda.earlier, *self._agenda.rows]
         running = "; ".join(
             f"{wording.title(r)}: {wording.doing(r, self._rungs)}" for r in rows if r.state == "running"
         )
@@ -113,7 +114,7 @@ class Progress:
             wording.best_so_far(rows),
             self._left(),
         )
-        return "; ".join(filter(None, parts)) if rows else "starting the workers (imports, base model)"
+        return "; ".join(filter(None, parts)) if self._agenda.rows else "starting the workers (imports, base model)"
 
     def _left(self) -> str:
         left = self._agenda.seconds_left
@@ -127,7 +128,7 @@ class Progress:
     # Live table
 
     def _table(self) -> RenderableType:
-        rows = list(self._agenda.rows)
+        rows = [*self._agenda.earlier, *self._agenda.rows]
         shown = rows if len(rows) <= _TABLE_ROWS else [*rows[:_PINNED], *rows[_PINNED - _TABLE_ROWS :]]
         best, base = wording.best_row(rows), wording.base_value(rows)
         names = list(dict.fromkeys(name for row in rows for name in row.params))

@@ -6,8 +6,8 @@ from typing import Any
 
 from tuner.request.checks import UPSTREAM_RULES
 from tuner.run_dir.names import PREVIOUS_FOLDER
-from tuner.schedule.jobs import Row
-from tuner.schedule.time_left import FINALIST, TRIALS
+from tuner.schedule.jobs import FINALIST, Row
+from tuner.schedule.time_left import TRIALS
 from tuner.study.trials import BASE, USER
 
 SHORT = {
