@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
+from trainables.bundle.libraries import Sample, flag_vectors, largest_difference, token_vectors
+from trainables.bundle.onnx_model import HEADS, GraphEncoder, graph_agreements
+from trainables.scoring.checkpoint import Parts, load_parts
 from trainables.scoring.encoding import Encoder, Tokens, evaluation_mode, tokenise
-from trainables.scoring.libraries import Parts, Sample, flag_vectors, largest_difference, load_parts, token_vectors
-from trainables.scoring.onnx_model import HEADS, GraphEncoder, graph_agreements
 from trainables.scoring.settings import EncodingSettings
 from tuner.export.bundle import encoding_settings
 from tuner.export.finished_run import read_run

@@ -18,11 +18,12 @@ from sentence_transformers.util import mine_hard_negatives
 from transformers import AutoModel, XLMRobertaConfig, XLMRobertaForSequenceClassification, set_seed
 
 from tests.support.m3_fixtures import make_eval, make_model, make_tokenizer, text
-from trainables.scoring import mining as embedding
+from trainables import mining as embedding
 from tuner.data.command_line import main
 from tuner.data.dataset import prepare
-from tuner.data.mining import Mined, Mining, mine
-from tuner.data.mining_rule import Rule
+from tuner.data.mining.mine import mine
+from tuner.data.mining.request import Mined, Mining
+from tuner.data.mining.rule import Rule
 from tuner.data.splits import fingerprint
 from tuner.data.survey import survey
 from tuner.errors import RequestError

@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 from tests.support.export_fixtures import SECRET, UPSTREAM, make_run, recommend_base, rename_base, write_heads
+from trainables.bundle import libraries as loading
 from trainables.config import TrialConfig
-from trainables.scoring import libraries as loading
 from trainables.scoring.metric import MEASURES
 from trainables.trial.trial import run_trial
 from tuner.api import best_config, export_best

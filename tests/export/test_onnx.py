@@ -70,7 +70,7 @@ def test_the_card_says_what_int8_loses(bundle: Path) -> None:
 
 @pytest.mark.slow
 def test_a_graph_that_embeds_otherwise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainables.scoring.onnx_model.pool", lambda states, mask, _: pool(states, mask, "mean"))
+    monkeypatch.setattr("trainables.bundle.onnx_model.pool", lambda states, mask, _: pool(states, mask, "mean"))
     with pytest.raises(BundleRefusedError, match=r"ONNX Runtime must embed as the model .* got dense 0\.\d+; export"):
         write_bundle(make_run(tmp_path), tmp_path / "bundle", onnx=True)
     assert not any("bundle" in path.name for path in tmp_path.iterdir())

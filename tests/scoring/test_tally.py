@@ -36,7 +36,7 @@ def _eval_data(folder: Path, passages: int) -> Path:
 def test_every_passage_is_counted_once(judge: str, seen: list[Position], tmp_path: Path) -> None:
     from transformers import AutoModel, AutoTokenizer
 
-    from trainables.scoring.libraries import Parts
+    from trainables.scoring.checkpoint import Parts
     from trainables.scoring.scorer import EncodingSettings, Scorer
 
     folder = make_model(tmp_path / "model")

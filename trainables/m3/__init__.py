@@ -6,6 +6,6 @@ vocabulary, `heads` computes what the losses receive, `trainer` can be stopped a
 state on the way to the disk, `lora` puts adapters into the encoder, `compiling` compiles its layers, `checks` are
 settings that the libraries reject, `base_models` stays in memory between trials.
 
-Uses: memory, process, config, files, failures, linear, varlen. Only this room and trainables.scoring.libraries import
+Uses: memory, process, config, files, failures, linear, varlen. Only this room and trainables.bundle.libraries import
 FlagEmbedding.
 """

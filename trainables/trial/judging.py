@@ -17,9 +17,9 @@ from trainables.m3.runner import Arguments, Model, build_arguments, load_model
 from trainables.m3.tokens import fingerprint
 from trainables.names import CHECKPOINT, DATA, GUARD, HYBRID, MIXTURES, MTEB, TOKENS, mteb_file, scores_file
 from trainables.process import rank
+from trainables.scoring.checkpoint import Parts, load_head
 from trainables.scoring.corpus import Corpus
 from trainables.scoring.encoding import EmbeddingModel
-from trainables.scoring.libraries import Parts, load_head
 from trainables.scoring.measures import Scores
 from trainables.scoring.metric import HEADS, MEASURES, Metric
 from trainables.scoring.pool import Pool, draw_pool

@@ -6,8 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tuner.data.mining import Mining, mine
-from tuner.data.mining_rule import SAMPLING_STRATEGIES, Rule
+from tuner.data.mining.mine import mine
+from tuner.data.mining.request import Mining
+from tuner.data.mining.rule import SAMPLING_STRATEGIES, Rule
 from tuner.data.survey import survey
 from tuner.errors import EXIT_DONE, EXIT_REQUEST, RequestError, counted
 from tuner.versions import add_version

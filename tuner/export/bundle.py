@@ -30,7 +30,7 @@ from tuner.run_dir.names import TRAIN_SCRIPT
 from tuner.verdict.decision import KEEP, sentence, settings_notes
 
 if TYPE_CHECKING:
-    from trainables.scoring.libraries import Sample
+    from trainables.bundle.libraries import Sample
 
 SAMPLED_TEXTS = 4
 """Held-out queries, and passages, that are embedded to compare the libraries."""
@@ -175,7 +175,7 @@ def _graphs(run: FinishedRun, folder: Path, int8: bool) -> Graphs:
 
 
 def _verify(run: FinishedRun, folder: Path) -> None:
-    from trainables.scoring.libraries import EmbeddingsDifferError, check_bundle
+    from trainables.bundle.libraries import EmbeddingsDifferError, check_bundle
 
     how = {"multi_vector": multi_vector_folder(folder), "trust_remote_code": run.argument("trust_remote_code")}
     try:
@@ -192,7 +192,7 @@ def encoding_settings(run: FinishedRun) -> EncodingSettings:
 
 def _sample(run: FinishedRun, folder: Path) -> "Sample":
     """Held-out texts in which every library sees the same tokens."""
-    from trainables.scoring.libraries import Sample
+    from trainables.bundle.libraries import Sample
 
     heldout, multi_vector = Path(run.dataset.eval_data), multi_vector_folder(folder)
     without = left_out_token(multi_vector) if multi_vector else None

@@ -15,7 +15,7 @@ from tuner.errors import BundleRefusedError, RequestError
 from tuner.export.finished_run import FinishedRun
 
 if TYPE_CHECKING:
-    from trainables.scoring.libraries import Sample
+    from trainables.bundle.libraries import Sample
 
 GRAPH, INT8 = "onnx/heads.onnx", "onnx/heads_int8.onnx"
 _PACKAGES = ("onnx", "onnxruntime", "onnxscript")
@@ -65,8 +65,8 @@ def write_graphs(run: FinishedRun, folder: Path, settings: EncodingSettings, sam
     Raises:
         BundleRefusedError: torch's exporter cannot write the model, or ONNX Runtime does not embed as the model does.
     """
-    from trainables.scoring import onnx_model
-    from trainables.scoring.libraries import LEAST_AGREEMENT
+    from trainables.bundle import onnx_model
+    from trainables.bundle.libraries import LEAST_AGREEMENT
 
     trusted = {"trust_remote_code": run.argument("trust_remote_code")}
     (folder / GRAPH).parent.mkdir()
@@ -106,7 +106,7 @@ def _scores_on_dev(
     run: FinishedRun, folder: Path, settings: EncodingSettings, heads: Sequence[str]
 ) -> tuple[dict[str, dict[str, float]], tuple[int, int]]:
     """Returns graph -> head -> nDCG@10, and of how many queries and passages."""
-    from trainables.scoring.onnx_model import graph_scores
+    from trainables.bundle.onnx_model import graph_scores
 
     graphs, trusted = {"float": folder / GRAPH, "int8": folder / INT8}, run.argument("trust_remote_code")
     with tempfile.TemporaryDirectory() as part:

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from trainables.scoring.checkpoint import load_parts
 from trainables.scoring.encoding import Encoder, evaluation_mode, tokenise
 from trainables.scoring.settings import EncodingSettings
 
@@ -41,15 +42,6 @@ class Sample:
 
     queries: Sequence[str]
     passages: Sequence[str]
-
-
-@dataclass
-class Parts:
-    """A checkpoint as our encoder takes it."""
-
-    model: torch.nn.Module
-    colbert_linear: torch.nn.Module | None
-    sparse_linear: torch.nn.Module | None
 
 
 def check_bundle(
@@ -242,24 +234,6 @@ def _check_length(model: Any, task: str, longest: int, text: str) -> None:
             f"an exported model must cut a long {task} after {longest} tokens, as in training, but "
             f"sentence-transformers cuts it after {len(found)}, or elsewhere; nothing was exported"
         )
-
-
-def load_parts(checkpoint: Path, trust_remote_code: bool) -> Parts:
-    """Returns a model folder's encoder and heads, on the CPU in float32."""
-    model = AutoModel.from_pretrained(str(checkpoint), trust_remote_code=trust_remote_code, dtype=torch.float32)
-    heads = [load_head(checkpoint / f"{name}_linear.pt") for name in ("colbert", "sparse")]
-    return Parts(model, *heads)
-
-
-def load_head(path: Path) -> torch.nn.Linear | None:
-    """Returns a head of FlagEmbedding's layout; None where the folder has none."""
-    if not path.exists():
-        return None
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    size_out, size_in = state["weight"].shape
-    head = torch.nn.Linear(size_in, size_out)
-    head.load_state_dict(state)
-    return head
 
 
 def instructed(settings: EncodingSettings, sample: Sample) -> list[tuple[list[str], int]]:

@@ -16,8 +16,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
+from trainables.bundle.libraries import Sample, agreement, instructed, quiet
+from trainables.scoring.checkpoint import Parts, load_parts
 from trainables.scoring.encoding import Embeddings, Encoder, Tokens, evaluation_mode, pool, tokenise
-from trainables.scoring.libraries import Parts, Sample, agreement, instructed, load_parts, quiet
 from trainables.scoring.scorer import Scorer
 from trainables.scoring.settings import EncodingSettings
 
