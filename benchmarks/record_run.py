@@ -13,8 +13,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from benchmarks.record_data import BOTH, TASKS, WARMUP_RATIO, Job, full_steps, queries_of
 from benchmarks.recorded_table import FRACTIONS, Floats
 from trainables.failures import NonFiniteLoss
+from trainables.m3.arguments import build_arguments
 from trainables.m3.base_models import BaseModels
-from trainables.m3.runner import Model, Runner, build_arguments, load_model
+from trainables.m3.runner import Model, Runner, load_model
 from trainables.process import spare_what_is_kept, trial_process
 from trainables.scoring.scorer import EncodingSettings, Scorer
 

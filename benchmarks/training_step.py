@@ -197,8 +197,9 @@ def trained(case: Case, folder: Path, train_data: Path, side: str) -> dict[str, 
     """Trains and returns losses, seconds of each step but the first, and peak memory."""
     from FlagEmbedding.finetune.embedder.encoder_only.m3 import EncoderOnlyEmbedderM3Runner
 
+    from trainables.m3.arguments import build_arguments
     from trainables.m3.base_models import BaseModels
-    from trainables.m3.runner import Runner, build_arguments
+    from trainables.m3.runner import Runner
 
     values = arguments(case, folder, train_data) | (LORA if side == "lora" else {})
     built = build_arguments(values, str(folder / side))
@@ -247,7 +248,7 @@ def floor(case: Case, folder: Path, train_data: Path) -> dict[str, Any]:
     """Runs the encoder forward and backward on upstream's padded batches; returns seconds and tokens of each."""
     from FlagEmbedding.finetune.embedder.encoder_only.m3 import EncoderOnlyEmbedderM3Runner
 
-    from trainables.m3.runner import build_arguments
+    from trainables.m3.arguments import build_arguments
 
     built = build_arguments(arguments(case, folder, train_data), str(folder / "floor"))
     runner = EncoderOnlyEmbedderM3Runner(*built)

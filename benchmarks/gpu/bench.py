@@ -18,8 +18,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, TrainerCallback, XLMRobertaConfig, XLMRobertaModel, set_seed
 
+from trainables.m3.arguments import build_arguments
 from trainables.m3.base_models import BaseModels
-from trainables.m3.runner import Runner, build_arguments
+from trainables.m3.runner import Runner
 from trainables.m3.tokens import sorted_folders
 from trainables.process import trial_process
 

@@ -10,7 +10,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.gpu.bench import UNIFIED, Bench, Result
-from trainables.m3.runner import Model, build_arguments, load_model
+from trainables.m3.arguments import build_arguments
+from trainables.m3.runner import Model, load_model
 from trainables.scoring.scorer import EncodingSettings, Scorer
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tests.m3.test_m3_workers import work
 from tests.support.export_fixtures import UNIFIED, UPSTREAM, command_of, make_run, rename_base
 from trainables.config import TrialConfig
-from trainables.m3.runner import read_command_line
+from trainables.m3.arguments import read_command_line
 from tuner.api import export_best
 from tuner.export.bundle import best_arguments, write_bundle
 from tuner.export.command import main

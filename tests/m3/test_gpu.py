@@ -12,8 +12,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from tests.m3.test_m3_parity import UNIFIED, arguments, trained
 from tests.support.m3_fixtures import make_model, make_rows
 from trainables import varlen
+from trainables.m3.arguments import build_arguments
 from trainables.m3.base_models import BaseModels
-from trainables.m3.runner import Runner, build_arguments
+from trainables.m3.runner import Runner
 from trainables.process import trial_process
 
 pytestmark = pytest.mark.gpu

@@ -15,9 +15,10 @@ from transformers import AutoModel
 from tests.m3.test_m3_parity import UNIFIED, arguments, losses
 from tests.support.m3_fixtures import make_model, make_rows
 from tests.support.tensors import tensor_hash
+from trainables.m3.arguments import build_arguments
 from trainables.m3.base_models import BaseModels
 from trainables.m3.embedding import ReachableEmbedding
-from trainables.m3.runner import Runner, build_arguments
+from trainables.m3.runner import Runner
 from trainables.m3.trainer import trained_state
 from trainables.process import trial_process
 

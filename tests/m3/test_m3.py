@@ -9,9 +9,10 @@ import torch
 from FlagEmbedding.finetune.embedder.encoder_only.m3 import EncoderOnlyEmbedderM3Model, EncoderOnlyEmbedderM3Runner
 
 from tests.support.m3_fixtures import make_model, make_rows, text
+from trainables.m3.arguments import build_arguments
 from trainables.m3.base_models import BaseModels
 from trainables.m3.batching import Layout
-from trainables.m3.runner import Model, Runner, build_arguments
+from trainables.m3.runner import Model, Runner
 from trainables.m3.tokens import Tokeniser
 from trainables.process import trial_process
 from trainables.varlen import attend_text_by_text

@@ -8,8 +8,9 @@ from FlagEmbedding.finetune.embedder.encoder_only.m3 import EncoderOnlyEmbedderM
 
 from tests.support.m3_fixtures import make_model, make_rows
 from tests.support.varlen_kernels import kernels_on_cpu
+from trainables.m3.arguments import build_arguments
 from trainables.m3.base_models import BaseModels
-from trainables.m3.runner import Runner, build_arguments
+from trainables.m3.runner import Runner
 from trainables.m3.tokens import sorted_folders
 from trainables.process import process_group, trial_process
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from trainables.m3.checks import refusals
+from trainables.m3.arguments import refusals
 from tuner.errors import RequestError
 from tuner.planning.own_checks import libraries_agree
 from tuner.request.config import SearchConfig

@@ -7,7 +7,7 @@ def test_arguments_are_those_of_the_upstream_dataclasses() -> None:
     """The source is parsed for speed; importing it must find the same names."""
     import dataclasses
 
-    from trainables.m3.runner import Arguments
+    from trainables.m3.arguments import Arguments
 
     names = {field.name for part in Arguments.__annotations__.values() for field in dataclasses.fields(part)}
     assert set(upstream_arguments()) == names

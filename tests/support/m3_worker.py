@@ -20,8 +20,9 @@ from transformers import TrainerCallback
 import trainables.trial.rungs
 import trainables.trial.saving
 from trainables.config import RungReport, TrialConfig
+from trainables.m3.arguments import build_arguments
 from trainables.m3.base_models import BaseModels
-from trainables.m3.runner import Runner, build_arguments
+from trainables.m3.runner import Runner
 from trainables.process import trial_process
 from trainables.trial.trial import run_trial
 

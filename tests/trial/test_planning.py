@@ -9,8 +9,9 @@ import torch
 from tests.support.m3_fixtures import make_eval, make_model, make_rows
 from trainables.config import TrialConfig
 from trainables.failures import Planned
+from trainables.m3.arguments import build_arguments
 from trainables.m3.base_models import BaseModels
-from trainables.m3.runner import Runner, build_arguments
+from trainables.m3.runner import Runner
 from trainables.memory import device
 from trainables.memory import step as memory_module
 from trainables.memory.plan import StepPlan, plan_step

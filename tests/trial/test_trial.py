@@ -117,7 +117,7 @@ def test_unknown_argument_is_refused(config: TrialConfig) -> None:
 
 @pytest.mark.integration
 def test_third_trial_in_a_process_equals_the_trial_alone(config: TrialConfig) -> None:
-    from trainables.m3.runner import BaseModels
+    from trainables.m3.base_models import BaseModels
 
     base = BaseModels()
     for name, seed in (("first", 1), ("second", 2), ("third", 42)):

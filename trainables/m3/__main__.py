@@ -5,8 +5,9 @@ As FlagEmbedding's it trains and saves, and nothing else; ``torchrun -m trainabl
 
 from collections.abc import Sequence
 
+from trainables.m3.arguments import read_command_line
 from trainables.m3.base_models import BaseModels
-from trainables.m3.runner import Runner, read_command_line
+from trainables.m3.runner import Runner
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,118 +1,49 @@
-"""FlagEmbedding's M3 fine-tune, subclassed where it is slow or wrong. The only module that imports FlagEmbedding.
+"""FlagEmbedding's M3 fine-tune, subclassed where it is slow or wrong.
 
 The arguments, the data format, the losses and the checkpoint layout are upstream's, and so are the losses step by step
 for the same arguments and seed.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from FlagEmbedding.abc.finetune.embedder import (
-    AbsEmbedderDataArguments,
     AbsEmbedderTrainDataset,
     EmbedderTrainerCallbackForDataRefresh,
 )
 from FlagEmbedding.finetune.embedder.encoder_only.m3 import (
     EncoderOnlyEmbedderM3Model,
-    EncoderOnlyEmbedderM3ModelArguments,
     EncoderOnlyEmbedderM3Runner,
     EncoderOnlyEmbedderM3Trainer,
     EncoderOnlyEmbedderM3TrainingArguments,
 )
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from transformers import HfArgumentParser, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from trainables.linear import fast_linear
+from trainables.m3.arguments import Arguments
 from trainables.m3.base_models import BaseModels
 from trainables.m3.batching import Collator, Layout
 from trainables.m3.compiling import CompiledLayers
 from trainables.m3.embedding import Vocabulary, embedded_from, encode_groups, plain_embedding, token_table
 from trainables.m3.heads import colbert_scores, sparse_vectors, token_vectors
-from trainables.m3.lora import Adapters, LoraArguments
+from trainables.m3.lora import Adapters
 from trainables.m3.packing import Packed, Padded
 from trainables.m3.tokens import Tokeniser, check_rows, passage_texts, query_texts, sorted_folders, texts_of
 from trainables.m3.trainer import ResumableTrainer
 from trainables.varlen import attend_text_by_text, attends_text_by_text, can_pack, padding_position
 
-__all__ = ["Arguments", "BaseModels", "Collator", "Model", "Runner", "Trainer", "build_arguments", "load_model"]
-
-_OURS = {
-    "report_to": "none",
-    "save_strategy": "no",
-    "disable_tqdm": True,
-    "logging_nan_inf_filter": False,
-    "dataloader_pin_memory": torch.cuda.is_available(),
-    "accelerator_config": {"non_blocking": True},
-    "use_cpu": not torch.accelerator.is_available(),
-}
-"""Training arguments that differ from transformers' defaults unless given: the trial writes its own files, and workers
-on CPUs train together (unless told to use the CPU, Accelerate lets each of them train alone)."""
-
-_DROPPED = ("overwrite_output_dir", "save_safetensors", "group_by_length", "logging_dir")
-"""Arguments of older transformers that have no effect on a trial."""
-
-_COMPILING = ("torch_compile", "torch_compile_backend", "torch_compile_mode")
-"""Arguments by which transformers would compile the whole model, whose batches are laid out anew in each step."""
-
-
 _GROUP_COST = {"cpu": 32, "cuda": 2048}
 """Tokens that take as long as starting one more forward and backward pass."""
 
-
 _ADAM = ("adamw_torch", "adamw_torch_fused")
 """Optimizers that leave a parameter alone which has never had a gradient, if there is no weight decay."""
-
-
-@dataclass
-class ModelArguments(LoraArguments, EncoderOnlyEmbedderM3ModelArguments):  # type: ignore[misc]
-    """FlagEmbedding's model arguments for M3, and those for LoRA that it has for decoder models alone."""
-
-
-class Arguments(NamedTuple):
-    """FlagEmbedding's three dataclasses."""
-
-    model: ModelArguments
-    data: AbsEmbedderDataArguments
-    training: EncoderOnlyEmbedderM3TrainingArguments
-
-
-_PARTS: Any = (ModelArguments, AbsEmbedderDataArguments, EncoderOnlyEmbedderM3TrainingArguments)
-
-
-def build_arguments(arguments: Mapping[str, Any], output_dir: str) -> Arguments:
-    """Builds FlagEmbedding's dataclasses from argument names and values.
-
-    Args:
-        arguments: as on FlagEmbedding's command line; `warmup_ratio` and `train_data` as one string are understood.
-        output_dir: nothing of a trial that succeeds is written there but what the caller writes.
-
-    Raises:
-        ValueError: a name is unknown to all three dataclasses.
-    """
-    values = {name: value for name, value in arguments.items() if name not in _DROPPED + _COMPILING}
-    if "warmup_ratio" in values:
-        values["warmup_steps"] = values.pop("warmup_ratio")
-    if isinstance(values.get("train_data"), str):
-        values["train_data"] = [values["train_data"]]
-    known = {each.name for part in _PARTS for each in fields(part)}
-    if unknown := sorted(values.keys() - known):
-        raise ValueError(f"every argument must be FlagEmbedding's or transformers', but got {', '.join(unknown)}")
-    return Arguments(*HfArgumentParser(_PARTS).parse_dict(_OURS | values | {"output_dir": output_dir}))
-
-
-def read_command_line(argv: Sequence[str] | None = None) -> Arguments:
-    """Reads FlagEmbedding's flags, and those for LoRA; None takes the process's own."""
-    parser = HfArgumentParser(_PARTS)
-    parser.set_defaults(**_OURS)
-    values = vars(parser.parse_args(argv))
-    return build_arguments(values, values["output_dir"])
 
 
 class Model(EncoderOnlyEmbedderM3Model):  # type: ignore[misc]

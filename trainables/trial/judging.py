@@ -12,8 +12,9 @@ from torch import Tensor
 
 from trainables.config import Report, RungReport, TrialConfig
 from trainables.files import new_folder, write_text
+from trainables.m3.arguments import Arguments, build_arguments
 from trainables.m3.base_models import BaseModels
-from trainables.m3.runner import Arguments, Model, build_arguments, load_model
+from trainables.m3.runner import Model, load_model
 from trainables.m3.tokens import fingerprint
 from trainables.names import CHECKPOINT, DATA, GUARD, HYBRID, MIXTURES, MTEB, TOKENS, mteb_file, scores_file
 from trainables.process import rank

@@ -7,8 +7,9 @@ import torch.distributed as dist
 
 from trainables.config import Progress, Report, RungReport, TrialConfig
 from trainables.files import remove_folder, settle_folder
+from trainables.m3.arguments import Arguments, build_arguments
 from trainables.m3.base_models import BaseModels
-from trainables.m3.runner import Arguments, Runner, build_arguments
+from trainables.m3.runner import Runner
 from trainables.names import CHECKPOINT, METRICS, RESUME, scores_file
 from trainables.process import agree, extensions_folder, process_group, rank, remove_stale_build_locks, world_size
 from trainables.trial.judging import Judge, token_cache

@@ -47,7 +47,7 @@ def libraries_agree(config: SearchConfig, *, gpu: bool) -> Iterator[None]:
         yield
         return
     with subprocess.Popen(
-        [sys.executable, "-m", "trainables.m3.checks"],
+        [sys.executable, "-m", "trainables.m3.arguments"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
