@@ -19,9 +19,9 @@ from tuner.errors import RequestError
 from tuner.interrupts import SearchStopped
 from tuner.run_dir.lease import LeaseLostError
 from tuner.run_dir.names import STUDY_FILE, part_name
+from tuner.run_dir.parts import parts_of
 from tuner.run_dir.safe_names import UnsafeNameError, part_of
 from tuner.run_dir.store import RunStore
-from tuner.run_dir.working_files import parts_of
 
 logger = logging.getLogger(__name__)
 

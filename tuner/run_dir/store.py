@@ -17,34 +17,18 @@ back. What stands there may have been written by anyone: `tuner.run_dir.safe_nam
 
 import contextlib
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from trainables.files import remove_folder, write_text
+from trainables.files import remove_folder
 from tuner.errors import RequestError
-from tuner.run_dir.garbage import Garbage, push_name
+from tuner.run_dir.garbage import Garbage
 from tuner.run_dir.lease import DriversLease, Lease
 from tuner.run_dir.names import LIVE_PAGE, RESULT_FILE, STATUS, TRIALS, trial_name
-from tuner.run_dir.object_storage import is_url, receive, send, working_directory
-from tuner.run_dir.prefix import Listing, Prefix, StoredFile, read_listing, to_json
+from tuner.run_dir.object_storage import is_url, working_directory
+from tuner.run_dir.parts import Parts, parts_of
+from tuner.run_dir.prefix import Prefix
 from tuner.run_dir.safe_names import inside, part_of
-from tuner.run_dir.working_files import file_names, opened, parts_of
-
-_LAST_SEEN = ".listings"
-"""Folder of the working directory with each part's listing as last pushed or pulled."""
-_ATTEMPTS = 3
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """A part as this working directory last saw it in storage, and which of its files it took."""
-
-    listing: Listing
-    held: set[str]
 
 
 class RunStore:
@@ -155,6 +139,7 @@ class MirroredRunStore(RunStore):
         self._own = Lease(self._prefix, self.local)
         self._lease = self._own if driver is None else DriversLease(self._prefix, driver)
         self._garbage = Garbage(self._prefix, self._own)
+        self._parts = Parts(self.local, self._prefix, lease=self._lease, garbage=self._garbage)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -170,13 +155,13 @@ class MirroredRunStore(RunStore):
 
     def push(self, paths: Iterable[str] | None = None) -> None:
         for part in parts_of(self.local) if paths is None else sorted({part_of(path) for path in paths}):
-            self._push_part(part)
+            self._parts.push(part)
 
     def pull(self, paths: Iterable[str] | None = None) -> bool:
         stored = self.stored_parts()
         if paths is None:
             paths = stored
-        found = [self._pull_part(part, wanted) for part, wanted in _by_part(paths).items() if part in stored]
+        found = [self._parts.pull(part, wanted) for part, wanted in _by_part(paths).items() if part in stored]
         return any(found)
 
     def remove(self, paths: Iterable[str]) -> None:
@@ -185,14 +170,11 @@ class MirroredRunStore(RunStore):
         stored = self._prefix.parts()
         for part, unwanted in _by_part(paths).items():
             if part in stored:
-                held = self._last_seen(part).held
-                listing = self._replace(part, partial(_without, folders=unwanted))
-                self._remember(part, _Seen(listing, held & listing.keys()))
+                self._parts.remove(part, unwanted)
 
     def forget(self, parts: Iterable[str]) -> None:
         for part in parts:
-            self._record_of(part).unlink(missing_ok=True)  # first: what is not held is not missed by a push
-            shutil.rmtree(self._place(part), ignore_errors=True)
+            self._parts.forget(part)
 
     def publish(self) -> None:
         for name, content_type in ((STATUS, "application/json"), (LIVE_PAGE, "text/html; charset=utf-8")):
@@ -213,113 +195,6 @@ class MirroredRunStore(RunStore):
             return self._prefix.parts()
         except OSError as error:
             raise RequestError([f"{self.url} cannot be read: {error}; check bucket, region and credentials"]) from error
-
-    def _push_part(self, part: str) -> None:
-        self._lease.check()
-        seen, pushed = self._last_seen(part), push_name()
-        files = self._send(part, file_names(self.local, part), seen.listing, pushed)
-        if _rebased(files, seen.listing, seen.held) == seen.listing:
-            return
-
-        def change(stored: Listing) -> Listing:
-            mine = files if stored == seen.listing else self._mended(part, files, pushed)
-            return _rebased(mine, stored, seen.held)
-
-        listing = self._replace(part, change)
-        self._remember(part, _Seen(listing, files.keys() & listing.keys()))
-
-    def _mended(self, part: str, files: Listing, pushed: str) -> Listing:
-        """`files` after someone else has pushed the part: what they replaced may be gone, and is sent again."""
-        there = self._prefix.existing(file.key for file in files.values())
-        lost = [path for path, file in files.items() if file.key not in there]
-        return {path: file for path, file in files.items() if file.key in there} | self._send(part, lost, {}, pushed)
-
-    def _send(self, part: str, paths: Iterable[str], before: Listing, pushed: str) -> Listing:
-        """Brings files to storage, those that are in `before` as they are excepted."""
-        files: Listing = {}
-        for path in paths:
-            key = f"{part}/{pushed}/{path.removeprefix(part).strip('/') or part}"
-            with contextlib.suppress(FileNotFoundError):  # the trial replaced or removed it in the meantime
-                files[path] = self._send_file(path, key, before.get(path))
-        return files
-
-    def _send_file(self, path: str, key: str, before: StoredFile | None) -> StoredFile:
-        with opened(self.local / path) as (source, mtime_ns):
-            if before and (before.size, before.mtime_ns) == (os.fstat(source.fileno()).st_size, mtime_ns):
-                return before
-            size, sha256 = send(source, self._prefix.files, self._prefix.path(key))
-        return StoredFile(path, key, size, sha256, mtime_ns)
-
-    def _replace(self, part: str, change: Callable[[Listing], Listing]) -> Listing:
-        """Puts `change` of a part's listing in its place, where it is still what was read; returns what is there then.
-
-        Storage cannot be asked to replace a listing only if it is as it was. So it is read again just before, nothing
-        that it named is removed at once, and a push that finds another's listing brings back what it lacks.
-        """
-        for _ in range(_ATTEMPTS):
-            before = self._prefix.listing(part)
-            after = change(before)
-            if after == before:
-                return after
-            self._garbage.replaced(part, _keys(before) - _keys(after))
-            self._lease.check()
-            if self._prefix.listing(part) == before:
-                self._prefix.write_listing(part, after)
-                return after
-        raise OSError(f"{self.url}: {part} is being written by another process at the same time")
-
-    def _pull_part(self, part: str, paths: Sequence[str]) -> bool:
-        seen = self._last_seen(part)
-        for attempt in range(1, _ATTEMPTS + 1):
-            listing = self._prefix.listing(part)
-            wanted = {path for path in listing if _lies_in(path, paths)}
-            here = {path for path in seen.held & listing.keys() if self._place(path).exists()}
-            try:
-                for path in wanted - here if listing == seen.listing else wanted | here:
-                    self._pull_file(listing[path])
-                break
-            except FileNotFoundError:  # its writer pushed the part again and dropped what the old listing named
-                if attempt == _ATTEMPTS:
-                    raise
-        for path in seen.held - listing.keys():
-            self._place(path).unlink(missing_ok=True)
-        self._remember(part, _Seen(listing, wanted | here))
-        return bool(wanted)
-
-    def _pull_file(self, file: StoredFile) -> None:
-        target = self._place(file.path)
-        if target.exists() and (target.stat().st_size, target.stat().st_mtime_ns) == (file.size, file.mtime_ns):
-            return
-        arriving = target.with_name(f".{target.name}.arriving")
-        got = receive(self._prefix.files, self._prefix.path(file.key), arriving)
-        if got != (file.size, file.sha256):
-            arriving.unlink()
-            raise OSError(
-                f"{self.url}: {file.key} must have {file.size} bytes and SHA-256 {file.sha256}, but has {got[0]} and "
-                f"{got[1]}; delete listings/{part_of(file.path)}.json there to go on without {part_of(file.path)}"
-            )
-        os.utime(arriving, ns=(file.mtime_ns, file.mtime_ns))
-        arriving.replace(target)
-
-    def _place(self, path: str) -> Path:
-        """Where in the working directory a file of storage lies."""
-        return inside(self.local, path, self.url)
-
-    def _record_of(self, part: str) -> Path:
-        return self._place(f"{_LAST_SEEN}/{part}.json")
-
-    def _last_seen(self, part: str) -> _Seen:
-        path = self._record_of(part)
-        if not path.exists():
-            return _Seen({}, set())
-        record = json.loads(path.read_bytes())
-        listing = read_listing(json.dumps(record["listing"]).encode(), part, str(path))
-        return _Seen(listing, set(record["held"]) & listing.keys())
-
-    def _remember(self, part: str, seen: _Seen) -> None:
-        path = self._record_of(part)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps({"listing": to_json(seen.listing), "held": sorted(seen.held)}))
 
 
 def open_run_dir(url: str, driver: str | None = None) -> RunStore:
@@ -386,20 +261,3 @@ def _by_part(paths: Iterable[str]) -> dict[str, list[str]]:
     for path in sorted(paths):
         parts.setdefault(part_of(path), []).append(path)
     return parts
-
-
-def _lies_in(path: str, folders: Sequence[str]) -> bool:
-    return any(path == folder or path.startswith(f"{folder}/") for folder in folders)
-
-
-def _without(listing: Listing, folders: Sequence[str]) -> Listing:
-    return {path: file for path, file in listing.items() if not _lies_in(path, folders)}
-
-
-def _rebased(files: Listing, stored: Listing, held: set[str]) -> Listing:
-    """A listing of `files` and of what else is `stored`: nothing that this working directory once had and has not."""
-    return files | {path: file for path, file in stored.items() if path not in held | files.keys()}
-
-
-def _keys(listing: Listing) -> set[str]:
-    return {file.key for file in listing.values()}
