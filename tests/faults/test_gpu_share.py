@@ -15,7 +15,7 @@ from tests.support import fake
 from tests.support.fake import open_agenda
 from tuner.cluster.connection import connected, slots_for
 from tuner.cluster.executor import run_on_ray
-from tuner.cluster.slot import Slot
+from tuner.cluster.slot import Slot, WorkerGroup
 from tuner.request.config import SearchConfig
 from tuner.study.study import read_studies
 
@@ -25,13 +25,18 @@ CONFIG = SearchConfig(
 )
 
 
-class WithoutNccl(Slot):
+class GroupWithoutNccl(WorkerGroup):
     """On a machine without CUDA, Train's workers with a GPU still ask for NCCL: this one line is not tested here."""
 
-    def _trainer(self) -> TorchTrainer:
-        trainer = super()._trainer()
+    def _trainer(self, trial: str) -> TorchTrainer:
+        trainer = super()._trainer(trial)
         trainer.backend_config = TorchConfig(backend="gloo")  # type: ignore[attr-defined]
         return trainer
+
+
+class WithoutNccl(Slot):
+    def _new_group(self) -> WorkerGroup:
+        return GroupWithoutNccl(self._slots, self._train, self._box)
 
 
 def test_two_trials_train_on_one_card_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

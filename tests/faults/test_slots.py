@@ -14,7 +14,7 @@ from tests.support.left_over import left_over
 from trainables.config import Train
 from tuner.cluster.connection import cores
 from tuner.cluster.executor import run_in_process, run_on_ray
-from tuner.cluster.slot import Slot, Slots, shortage
+from tuner.cluster.slot import Slot, Slots, WorkerGroup, shortage
 from tuner.interrupts import SearchStopped
 from tuner.request.config import SearchConfig
 from tuner.schedule.agenda import Agenda
@@ -86,15 +86,16 @@ def test_a_group_whose_controller_has_no_place_is_given_up(monkeypatch: pytest.M
     slot._box = SimpleNamespace(
         event=SimpleNamespace(remote=lambda _: None), status=SimpleNamespace(remote=lambda: status)
     )
-    slot._group, slot._waited, over = threading.Thread(target=lambda: over.wait()), 0.0, threading.Event()
-    slot._group.start()
+    slot._group, slot._waited, over = WorkerGroup(slot._slots, steady, slot._box), 0.0, threading.Event()
+    slot._group._thread = threading.Thread(target=lambda: over.wait())
+    slot._group._thread.start()
     monkeypatch.setattr("tuner.cluster.slot.ray.get", lambda value: value)
-    monkeypatch.setattr(slot, "_shortage", lambda: "nothing is free")
+    monkeypatch.setattr(slot._group, "shortage", lambda: "nothing is free")
     said = [slot._next_event() for _ in range(341)]
     over.set()
     assert [event["event"] for event in said] == ["waiting"] * 340 + ["failed"]
     assert (said[-1]["kind"], said[-1]["message"]) == ("no_resources", "no worker group in 341 s: nothing is free")
-    assert not slot._group.is_alive()  # the next job gets a group of its own
+    assert not slot._group.is_alive  # the next job gets a group of its own
 
 
 @pytest.mark.slow

@@ -183,15 +183,15 @@ def test_a_lease_that_is_written_after_another_took_it_is_given_up(
     """The first looks, sleeps, and writes; the second has taken the place in between."""
     first, second = new_machine(), new_machine()
     first._own.take()
-    write_lease = first._own._write
+    write_lease = first._own._leases.write
     with suppress(SearchStopped), _left_open() as open_later:
 
-        def after_a_sleep(key: str = "") -> None:
+        def after_a_sleep(name: str) -> None:
             time.sleep(soon_stale)
             open_later(second.held())
-            write_lease(key)
+            write_lease(name)
 
-        monkeypatch.setattr(first._own, "_write", after_a_sleep)
+        monkeypatch.setattr(first._own._leases, "write", after_a_sleep)
         first._own.renew()
         leases = [path for path in objects(url) if path.startswith("leases/")]
         assert leases == [f"leases/{second.lease}"]
@@ -224,7 +224,7 @@ class Paused:
     def __init__(self, store: MirroredRunStore, before: int, meanwhile: Callable[[], None]) -> None:
         self._prefix, self._before, self._meanwhile = store._prefix, before, meanwhile
         self.requests = 0
-        store._own._prefix = self  # type: ignore[assignment]
+        store._own._leases._prefix = self  # type: ignore[assignment]
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._prefix, name)

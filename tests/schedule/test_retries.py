@@ -8,7 +8,7 @@ import pytest
 
 from trainables.config import TrialConfig
 from trainables.failures import SOUND, FailureKind, Planned, StorageAway, failure_kind
-from tuner.cluster.slot import Slot, Slots
+from tuner.cluster.slot import Slot, Slots, WorkerGroup
 from tuner.schedule.retries import ATTEMPTS, Failure, Retries, Tries
 
 ARGUMENTS = {"per_device_train_batch_size": 2, "train_group_size": 4}
@@ -142,6 +142,7 @@ def test_after_an_error_the_next_attempt_is_in_a_fresh_process(
     """An error of CUDA stays with its process: every later trial would meet it there."""
     slot, ended = object.__new__(Slot), list[bool]()
     slot._slots = Slots(count=1, workers=1, cpus=1, gpus=1, folder=tmp_path)
-    monkeypatch.setattr(slot, "_end_workers", lambda: ended.append(True))
+    slot._group = WorkerGroup(slot._slots, lambda *_: None, None)
+    monkeypatch.setattr(slot._group, "end_workers", lambda: ended.append(True))
     slot._after_failure(kind)
     assert ended == [True] * ends

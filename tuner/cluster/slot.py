@@ -76,48 +76,59 @@ class Slots:
         return {name: self.workers * amount for name, amount in self.resources.items()}
 
 
-class Slot(tune.Trainable):
-    """A Tune actor and its worker group. With reused actors, the next job only changes the configuration."""
+class WorkerGroup:
+    """The worker processes of a slot, which Ray Train starts and ends, one group after the other.
 
-    def setup(self, config: dict[str, Any], slots: Slots, train: Train) -> None:  # type: ignore[override]
-        os.environ[_START_TIMEOUT] = str(slots.start_seconds)
-        self._slots, self._train, self._job, self._pending = slots, train, config["job"], ""
-        here = on_node(ray.get_runtime_context().get_node_id())
-        self._name, self._placement_group = f"{MAILBOX}{uuid.uuid4()}", ""
-        self._box: Any = Mailbox.options(name=self._name, label_selector=here).remote()  # type: ignore[attr-defined]
-        self._groups, self._group, self._waited = 0, threading.Thread(), 0.0
-        self._group_error: BaseException | None = None
+    Args:
+        slots: How large a group is, and what it may use.
+        train: What does a job.
+        box: The slot's mailbox.
+    """
 
-    def step(self) -> dict[str, Any]:
-        if self._pending == "":
-            self._begin()
-        elif self._pending == RUNG:
-            ray.get(self._box.answer.remote(True))
-        result = self._next_event()
-        self._pending = result["event"]
-        self._placement_group = self._placement_group or ray.get(self._box.status.remote())["placement_group"]
-        return {**result, "mailbox": self._name, "placement_group": self._placement_group}
+    def __init__(self, slots: Slots, train: Train, box: Any) -> None:
+        self._slots, self._train, self._box = slots, train, box
+        self._number, self._thread = 0, threading.Thread()
+        self.error: BaseException | None = None
+        """What the last group ended with."""
 
-    def _begin(self) -> None:
-        if not self._group.is_alive():
-            self._start_group()
-        ray.get(self._box.submit.remote(self._job))
+    @property
+    def is_alive(self) -> bool:
+        """Whether the last group has not ended."""
+        return self._thread.is_alive()
 
-    def _start_group(self) -> None:
-        self._groups, self._waited, self._group_error = self._groups + 1, 0.0, None
-        self._placement_group = ""
-        ray.get(self._box.expect.remote(self._groups))
-        self._group = threading.Thread(target=self._fit, args=(self._trainer(),), daemon=True)
-        self._group.start()
+    def start(self, trial: str) -> None:
+        """Starts a new group, which is called after Tune's trial; it joins when its processes are there."""
+        self._number, self.error = self._number + 1, None
+        ray.get(self._box.expect.remote(self._number))
+        self._thread = threading.Thread(target=self._fit, args=(self._trainer(trial),), daemon=True)
+        self._thread.start()
 
-    def _trainer(self) -> TorchTrainer:
+    def wait(self) -> None:
+        """Waits for its end, but not for ever."""
+        self._thread.join(_END_SECONDS)
+
+    def leave(self) -> None:
+        """Leaves a group alone whose controller has no place, and so does not end by itself."""
+        self._thread = threading.Thread()
+
+    def end_workers(self) -> None:
+        """Ends the workers, frozen ones too: Train then frees what the group holds."""
+        for worker in ray.get(self._box.workers.remote()):
+            ray.kill(worker)
+        self.wait()
+
+    def shortage(self) -> str:
+        """Says why the group does not start."""
+        return shortage(self._slots, ray.cluster_resources(), ray.available_resources())  # type: ignore[no-untyped-call]
+
+    def _trainer(self, trial: str) -> TorchTrainer:
         """A group that fails ends: starting the next one is the slot's part."""
-        slots, name = self._slots, f"group-{self.trial_id}-{self._groups}"
+        slots, name = self._slots, f"group-{trial}-{self._number}"
         return TorchTrainer(
             worker_loop,
             train_loop_config={
                 "mailbox": self._box,
-                "group": self._groups,
+                "group": self._number,
                 "threads": max(1, round(slots.cpus)),
                 "gpus": slots.gpus,
                 "train": self._train,
@@ -149,7 +160,38 @@ class Slot(tune.Trainable):
         try:
             trainer.fit()
         except BaseException as error:
-            self._group_error = error
+            self.error = error
+
+
+class Slot(tune.Trainable):
+    """A Tune actor and its worker group. With reused actors, the next job only changes the configuration."""
+
+    def setup(self, config: dict[str, Any], slots: Slots, train: Train) -> None:  # type: ignore[override]
+        os.environ[_START_TIMEOUT] = str(slots.start_seconds)
+        self._slots, self._train, self._job, self._pending = slots, train, config["job"], ""
+        here = on_node(ray.get_runtime_context().get_node_id())
+        self._name, self._placement_group = f"{MAILBOX}{uuid.uuid4()}", ""
+        self._box: Any = Mailbox.options(name=self._name, label_selector=here).remote()  # type: ignore[attr-defined]
+        self._group, self._waited = self._new_group(), 0.0
+
+    def _new_group(self) -> WorkerGroup:
+        return WorkerGroup(self._slots, self._train, self._box)
+
+    def step(self) -> dict[str, Any]:
+        if self._pending == "":
+            self._begin()
+        elif self._pending == RUNG:
+            ray.get(self._box.answer.remote(True))
+        result = self._next_event()
+        self._pending = result["event"]
+        self._placement_group = self._placement_group or ray.get(self._box.status.remote())["placement_group"]
+        return {**result, "mailbox": self._name, "placement_group": self._placement_group}
+
+    def _begin(self) -> None:
+        if not self._group.is_alive:
+            self._waited, self._placement_group = 0.0, ""
+            self._group.start(self.trial_id)
+        ray.get(self._box.submit.remote(self._job))
 
     # What the group says, and what it does not say
 
@@ -160,56 +202,42 @@ class Slot(tune.Trainable):
                 self._after_failure(event["kind"])
             return dict(event)
         status = ray.get(self._box.status.remote())
-        if not self._group.is_alive():
+        if not self._group.is_alive:
             return self._not_started() if status["joined"] < self._slots.workers else self._ended()
         for sign, limit in (("silent", self._slots.silence_seconds), ("idle", self._slots.idle_seconds)):
             rank, seconds = status[sign]
             if seconds > limit:
-                return self._frozen(f"worker {rank} of the group was {sign} for {seconds:.0f} s, and was ended")
+                self._group.end_workers()
+                return _failed(
+                    "worker_lost", f"worker {rank} of the group was {sign} for {seconds:.0f} s, and was ended"
+                )
         self._waited = 0.0 if status["joined"] else self._waited + self._slots.poll_seconds
         if self._waited > self._slots.start_seconds + _JOIN_SECONDS:
-            return self._given_up()
-        note = f"waiting for a worker group: {self._shortage()}" if self._waited > _SAY_SECONDS else ""
+            self._group.leave()
+            return self._no_group(self._waited)
+        note = f"waiting for a worker group: {self._group.shortage()}" if self._waited > _SAY_SECONDS else ""
         return {"event": WAITING, "position": status["position"], "scoring": status["scoring"], "note": note}
 
     def _after_failure(self, kind: FailureKind) -> None:
         """The next attempt is in a fresh process, unless this one cannot have suffered."""
         if self._slots.workers > 1 and kind != "preempted":
-            self._group.join(_END_SECONDS)  # its workers wait in a collective: Train ends them
+            self._group.wait()  # its workers wait in a collective: Train ends them
         elif kind not in SOUND:
-            self._end_workers()
+            self._group.end_workers()
 
     def _not_started(self) -> dict[str, Any]:
-        error = self._group_error
+        error = self._group.error
         if error is not None and "startup timed out" not in str(error):
             return self._ended()
         return self._no_group(self._slots.start_seconds)
 
-    def _given_up(self) -> dict[str, Any]:
-        """Leaves a group alone whose controller has no place, and so does not end by itself."""
-        self._group = threading.Thread()
-        return self._no_group(self._waited)
-
     def _no_group(self, seconds: float) -> dict[str, Any]:
-        return _failed("no_resources", f"no worker group in {seconds:.0f} s: {self._shortage()}")
+        return _failed("no_resources", f"no worker group in {seconds:.0f} s: {self._group.shortage()}")
 
     def _ended(self) -> dict[str, Any]:
-        error = self._group_error
+        error = self._group.error
         kind: FailureKind = "out_of_memory" if _NODE_MEMORY in str(error) else "worker_lost"
         return _failed(kind, f"the worker group ended: {one_line(error) if error else 'without an error'}")
-
-    def _frozen(self, message: str) -> dict[str, Any]:
-        self._end_workers()
-        return _failed("worker_lost", message)
-
-    def _end_workers(self) -> None:
-        """Ends the workers, frozen ones too: Train then frees what the group holds."""
-        for worker in ray.get(self._box.workers.remote()):
-            ray.kill(worker)
-        self._group.join(_END_SECONDS)
-
-    def _shortage(self) -> str:
-        return shortage(self._slots, ray.cluster_resources(), ray.available_resources())  # type: ignore[no-untyped-call]
 
     # The end of a job, and of the slot
 
@@ -229,8 +257,8 @@ class Slot(tune.Trainable):
     def cleanup(self) -> None:
         self._stop_current()
         ray.get(self._box.close.remote())
-        if self._group.is_alive():
-            self._group.join(_END_SECONDS)
+        if self._group.is_alive:
+            self._group.wait()
         ray.kill(self._box)
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:  # noqa: ARG002

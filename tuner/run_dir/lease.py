@@ -38,6 +38,42 @@ class LeaseLostError(OSError):
     """The search that a worker belongs to has lost its run directory to another search."""
 
 
+class _Leases:
+    """The objects that searches leave for each other below a prefix: leases, questions, signs of ended ones.
+
+    Args:
+        prefix: The run directory in storage.
+    """
+
+    def __init__(self, prefix: Prefix) -> None:
+        self._prefix = prefix
+
+    def times(self) -> dict[str, int]:
+        """Returns the names that are there, with the storage's times of them in nanoseconds."""
+        found = {lease.key.removeprefix(f"{LEASES}/"): lease.mtime_ns for lease in self._prefix.objects(LEASES)}
+        return {name: when for name, when in found.items() if "/" not in name and _NAME.fullmatch(name)}
+
+    def write(self, name: str) -> None:
+        """Writes a lease or a question of this process."""
+        owner = f"process {os.getpid()} on {socket.gethostname()}"
+        self._prefix.write(f"{LEASES}/{name}", json.dumps({"owner": owner}).encode())
+
+    def sign_ended(self, name: str) -> None:
+        """Writes that the lease `name` was given up."""
+        self._prefix.write(f"{LEASES}/{name.removesuffix('.json')}.ended", b"{}")
+
+    def remove(self, name: str) -> None:
+        """Removes one, where it is there."""
+        self._prefix.remove(f"{LEASES}/{name}")
+
+    def owner(self, name: str) -> str:
+        """Returns who wrote a lease, in words."""
+        try:
+            return ascii(json.loads(self._prefix.read(f"{LEASES}/{name}"))["owner"]).strip("'")
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return "which is just ending"
+
+
 class Lease:
     """One search's right to write below a prefix.
 
@@ -47,7 +83,7 @@ class Lease:
     """
 
     def __init__(self, prefix: Prefix, local: Path) -> None:
-        self._prefix, self._url, self._local = prefix, prefix.url, local
+        self._leases, self._url, self._local = _Leases(prefix), prefix.url, local
         self.name = ""
         """The object's name, where this search holds the lease; workers look for it."""
         self._renewed, self._lost, self._renewing = 0.0, False, threading.Lock()
@@ -97,7 +133,7 @@ class Lease:
             SearchStopped: Another search has it.
             OSError: Storage cannot be reached.
         """
-        found = _leases(self._prefix)
+        found = self._leases.times()
         if self.name not in found:
             self.renew()  # it finds that another has it
         self.require()
@@ -128,38 +164,36 @@ class Lease:
         with self._renewing:
             started = _now()
             if self._is_ours():
-                self._write()  # after a pause here another may have taken the place, and even given it up again
+                self._leases.write(
+                    self.name
+                )  # after a pause here another may have taken the place, and even given it up again
             if not self._is_ours():
                 self._lost = True
-                self._prefix.remove(self._key)
+                self._leases.remove(self.name)
             self._renewed = started
-
-    @property
-    def _key(self) -> str:
-        return f"{LEASES}/{self.name}"
 
     def _ask(self) -> int:
         """Refuses beside a search that lives; returns the generation that comes next."""
-        question = f"{LEASES}/{self._owner()}.asks"
-        self._write(question)
+        question = f"{self._owner()}.asks"
+        self._leases.write(question)
         try:
-            found = _leases(self._prefix)
-            self._refuse_beside(_ages(found, f"{self._owner()}.asks"))
+            found = self._leases.times()
+            self._refuse_beside(_ages(found, question))
         finally:
-            self._prefix.remove(question)
+            self._leases.remove(question)
         return 1 + max(map(_generation, found))
 
     def _try_to_take(self, generation: int) -> bool:
         """Takes the lease with a generation that was the next one a moment ago; returns whether it still was."""
         self.name, started = f"{generation:06d}-{self._owner()}.json", _now()
-        self._write()
-        found = _leases(self._prefix)
+        self._leases.write(self.name)
+        found = self._leases.times()
         if self.name in found:
             self._refuse_beside(_ages(found, self.name))
         if _outlives(found, self.name):
             for name in found.keys() - {self.name}:
                 if not name.endswith(".asks"):  # whoever asks removes it
-                    self._prefix.remove(f"{LEASES}/{name}")
+                    self._leases.remove(name)
             self._renewed, self._lost = started, False
             return True
         self._give_up()
@@ -171,7 +205,7 @@ class Lease:
         if not living:
             return
         name, age = min(living.items(), key=lambda item: item[1])
-        owner = self._who(name)
+        owner = self._leases.owner(name)
         self._give_up()
         raise RequestError(
             [
@@ -180,14 +214,8 @@ class Lease:
             ]
         )
 
-    def _who(self, name: str) -> str:
-        try:
-            return ascii(json.loads(self._prefix.read(f"{LEASES}/{name}"))["owner"]).strip("'")
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return "which is just ending"
-
     def _is_ours(self) -> bool:
-        return _outlives(_leases(self._prefix), self.name)
+        return _outlives(self._leases.times(), self.name)
 
     def _keep(self, over: threading.Event) -> None:
         while not over.wait(_RENEW_SECONDS) and not self._lost:
@@ -198,21 +226,17 @@ class Lease:
             except Exception as error:  # `check` asks again before anything is written
                 logger.warning("the lease of %s was not renewed: %s", self._url, error)
 
-    def _write(self, key: str = "") -> None:
-        owner = f"process {os.getpid()} on {socket.gethostname()}"
-        self._prefix.write(key or self._key, json.dumps({"owner": owner}).encode())
-
     def _end(self) -> None:
         """Gives the lease up, and leaves a sign that its generation was: one that slept must not take it for free."""
         if self.name and not self._lost:
             with contextlib.suppress(OSError):
-                self._prefix.write(self._key.removesuffix(".json") + ".ended", b"{}")
+                self._leases.sign_ended(self.name)
         self._give_up()
 
     def _give_up(self) -> None:
         if self.name:
             with contextlib.suppress(OSError):  # it is another's already, or will soon be too old to count
-                self._prefix.remove(self._key)
+                self._leases.remove(self.name)
         self.name = ""
 
     def _owner(self) -> str:
@@ -231,7 +255,7 @@ class DriversLease:
     """
 
     def __init__(self, prefix: Prefix, name: str) -> None:
-        self._prefix, self._name = prefix, name
+        self._leases, self._url, self._name = _Leases(prefix), prefix.url, name
 
     def check(self) -> None:
         """Asks storage whether the driver's search still has the run directory; before anything is written.
@@ -240,14 +264,8 @@ class DriversLease:
             LeaseLostError: Another search has it.
             OSError: Storage cannot be reached.
         """
-        if not _outlives(_leases(self._prefix), self._name):
-            raise LeaseLostError(_taken(self._prefix.url))
-
-
-def _leases(prefix: Prefix) -> dict[str, int]:
-    """The names of leases, questions and signs of ended ones, with the storage's times of them in nanoseconds."""
-    found = {lease.key.removeprefix(f"{LEASES}/"): lease.mtime_ns for lease in prefix.objects(LEASES)}
-    return {name: when for name, when in found.items() if "/" not in name and _NAME.fullmatch(name)}
+        if not _outlives(self._leases.times(), self._name):
+            raise LeaseLostError(_taken(self._url))
 
 
 def _ages(found: dict[str, int], mine: str) -> dict[str, float]:

@@ -104,6 +104,60 @@ class WholeCorpusStage(ScoringStage):
         return True
 
 
+class _Models:
+    """The models that may be scored: the base model, and what trials have made of it.
+
+    Args:
+        config: The search.
+        study: Its trials.
+        run_dir: Where their folders are.
+    """
+
+    def __init__(self, config: SearchConfig, study: SearchStudy, run_dir: Path) -> None:
+        self._config, self._study, self._run_dir = config, study, run_dir
+        self.own = own_settings(config.arguments)
+
+    def best(self) -> list[int]:
+        """Returns the numbers of the trials that become finalists, the best first."""
+        return selection.finalists(self._study.search, max(1, self._config.finalist_count), self._run_dir)
+
+    def finalists(self) -> list[int]:
+        """Returns the trials that become finalists and the winner, each once."""
+        return list(dict.fromkeys([*self.best(), self.winner()]))
+
+    def bases(self, numbers: Sequence[int]) -> dict[str, dict[str, Any]]:
+        """Returns the base model as it is, and as each of the trials `numbers` encodes: folder -> settings."""
+        trials = self.trials()
+        settings = [settings_of(arguments_of(trials[number]), self.own) for number in numbers]
+        return {base_folder(each): each for each in ({}, *settings)}
+
+    def winner(self) -> int:
+        """Returns the number of the trial that wins."""
+        number = selection.winner(
+            self._study.search,
+            self._study.finalists,
+            run_dir=self._run_dir,
+            tolerance=self._config.guard_tolerance,
+            own=self.own,
+        )
+        assert number is not None, "finalists were retrained, so one of them wins"
+        return number
+
+    def those_there(self, numbers: Sequence[int]) -> Iterator[tuple[str, dict[str, Any], str | None]]:
+        """Yields those of `numbers` whose weights are there."""
+        yield from (model for number in numbers if (model := self.one(number))[2])
+
+    def one(self, number: int) -> tuple[str, dict[str, Any], str | None]:
+        """Returns folder name, parameters and weights of a trial; None where its weights are gone."""
+        name = trial_name(number)
+        weights = weights_of(self._run_dir, number)
+        return name, arguments_of(self.trials()[number]), str(weights) if weights.is_dir() else None
+
+    def trials(self) -> list[FrozenTrial]:
+        """Returns all trials of the search."""
+        return self._study.search.get_trials(deepcopy=False)
+
+
 class Scorings:
     """Finds what is left to score once the finalists are retrained.
 
@@ -115,7 +169,7 @@ class Scorings:
 
     def __init__(self, config: SearchConfig, study: SearchStudy, *, configs: TrialConfigs) -> None:
         self._config, self._study, self._make, self._run_dir = config, study, configs.make, configs.run_dir
-        self._own = own_settings(config.arguments)
+        self._models = _Models(config, study, configs.run_dir)
 
     def stages(self, jobs: Jobs) -> list[Stage]:
         """Returns the stages in their order; `jobs` are those of the search."""
@@ -131,39 +185,27 @@ class Scorings:
         if not self._study.pool:
             return []
         known = whole_corpus(self._study.search)
-        numbers = dict.fromkeys([*self._best(), *self._study.users])
-        models = self._models([number for number in numbers if number not in known])
+        numbers = dict.fromkeys([*self._models.best(), *self._study.users])
+        models = self._models.those_there([number for number in numbers if number not in known])
         return [self._make(name, params, split="dev", checkpoint=path) for name, params, path in models]
 
     def _encoding_jobs(self) -> list[TrialConfig]:
         """The base model on dev, encoded as each of the finalists is: what training gave is measured from there."""
         return [
             self._make(name, settings, split="dev")
-            for name, settings in self._bases(self._finalists()).items()
+            for name, settings in self._models.bases(self._models.finalists()).items()
             if settings and not (self._run_dir / TRIALS / name / scores_file("dev")).exists()
         ]
 
     def _guard_jobs(self) -> list[TrialConfig]:
         """The base model, also as the finalists encode, and the finalists on the guards."""
-        numbers = self._finalists()
-        bases = [(name, settings, None) for name, settings in self._bases(numbers).items()]
+        numbers = self._models.finalists()
+        bases = [(name, settings, None) for name, settings in self._models.bases(numbers).items()]
         return [
             self._make(name, params, split=None, checkpoint=checkpoint, guards=self._config.guard)
-            for name, params, checkpoint in [*bases, *self._models(numbers)]
+            for name, params, checkpoint in [*bases, *self._models.those_there(numbers)]
             if not self._knows(name, self._config.guard)
         ]
-
-    def _best(self) -> list[int]:
-        return selection.finalists(self._study.search, max(1, self._config.finalist_count), self._run_dir)
-
-    def _finalists(self) -> list[int]:
-        return list(dict.fromkeys([*self._best(), self._winner()]))
-
-    def _bases(self, numbers: Sequence[int]) -> dict[str, dict[str, Any]]:
-        """The base model as it is, and as each of the trials `numbers` encodes: folder -> settings."""
-        trials = self._trials()
-        settings = [settings_of(arguments_of(trials[number]), self._own) for number in numbers]
-        return {base_folder(each): each for each in ({}, *settings)}
 
     def _knows(self, name: str, asked: Sequence[str]) -> bool:
         """Whether the model in RUN/trials/`name` was scored on the guards `asked`."""
@@ -172,12 +214,12 @@ class Scorings:
 
     def _mixture_jobs(self) -> list[TrialConfig]:
         """The winner mixed with the base model, on dev and guards."""
-        number = self._winner()
+        number = self._models.winner()
         wanted = {task_name(guard) for guard in self._config.guard}
         known = guards.read_mixtures(self._run_dir, number, self._config.metric)
         if not self._config.guard or (known and wanted <= known[0].guard.keys()):
             return []
-        name, params, checkpoint = self._model(number)
+        name, params, checkpoint = self._models.one(number)
         kind: dict[str, Any] = {"checkpoint": checkpoint, "guards": self._config.guard, "alphas": guards.ALPHAS}
         return [self._make(name, params, **kind)] if checkpoint else []
 
@@ -187,21 +229,21 @@ class Scorings:
         The base model as it is, as the winner encodes, and with the settings that it is best used with. An earlier
         search's model, too.
         """
-        winner, config = self._winner(), self._config
-        held = (config.guard_tolerance, self._own)
+        winner, config = self._models.winner(), self._config
+        held = (config.guard_tolerance, self._models.own)
         mixed = selection.chosen_mixture(self._run_dir, self._study.search, winner, config.metric, *held)
-        bases = self._bases([winner])
+        bases = self._models.bases([winner])
         settings = selection.best_settings(self._run_dir, self._study.search, config.metric, *held)
         bases[base_folder(settings)] = settings
         jobs = [self._make(name, each, split="test") for name, each in bases.items()]
         if mixed is not None:
-            _, params, checkpoint = self._model(winner)
+            _, params, checkpoint = self._models.one(winner)
             name = mixture_name(winner, mixed.alpha)
             kind: dict[str, Any] = {"checkpoint": checkpoint, "alpha": mixed.alpha, "guards": self._config.guard}
             job = self._make(name, params, split="test", **kind)
             jobs.append(self._guards_of(job) if self._is_tested(job) else job)
-        users = [t.number for t in self._trials() if t.user_attrs.get(ROLE) == USER]
-        models = self._models(sorted({*users, *([winner] if mixed is None else [])}))
+        users = [t.number for t in self._models.trials() if t.user_attrs.get(ROLE) == USER]
+        models = self._models.those_there(sorted({*users, *([winner] if mixed is None else [])}))
         jobs += [self._make(name, params, split="test", checkpoint=path) for name, params, path in models]
         jobs += self._previous_jobs()
         return [job for job in jobs if not (self._is_tested(job) and self._knows(job.name, job.guards))]
@@ -222,27 +264,3 @@ class Scorings:
         folder = Path(job.directory)
         saved = job.alpha is None or (folder / CHECKPOINT).is_dir()
         return saved and (folder / scores_file("test")).exists()
-
-    def _winner(self) -> int:
-        number = selection.winner(
-            self._study.search,
-            self._study.finalists,
-            run_dir=self._run_dir,
-            tolerance=self._config.guard_tolerance,
-            own=self._own,
-        )
-        assert number is not None, "finalists were retrained, so one of them wins"
-        return number
-
-    def _models(self, numbers: Sequence[int]) -> Iterator[tuple[str, dict[str, Any], str | None]]:
-        """Yields those of `numbers` whose weights are there."""
-        yield from (model for number in numbers if (model := self._model(number))[2])
-
-    def _model(self, number: int) -> tuple[str, dict[str, Any], str | None]:
-        """Returns folder name, parameters and weights of a trial; None where its weights are gone."""
-        name = trial_name(number)
-        weights = weights_of(self._run_dir, number)
-        return name, arguments_of(self._trials()[number]), str(weights) if weights.is_dir() else None
-
-    def _trials(self) -> list[FrozenTrial]:
-        return self._study.search.get_trials(deepcopy=False)

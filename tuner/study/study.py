@@ -151,17 +151,11 @@ class SearchStudy:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the user's own value may lie outside of a range
             suggested = suggest(self._space, trial, self._context)
-        return trial, self._written_down(trial, self._own(suggested) if role_of(trial) == USER else suggested)
+        return trial, _written_down(trial, self._own(suggested) if role_of(trial) == USER else suggested)
 
     def _own(self, suggested: Mapping[str, Any]) -> dict[str, Any]:
         """The user's settings, also of what the space derives from others."""
         return {name: self._context.start[name] for name in suggested if name in self._context.start}
-
-    @staticmethod
-    def _written_down(trial: Trial, arguments: dict[str, Any]) -> dict[str, Any]:
-        if arguments != trial.params:
-            trial.set_user_attr(ARGUMENTS, arguments)
-        return arguments
 
     def _again(self, known: FrozenTrial) -> Trial:
         trial = Trial(self.search, known._trial_id)
@@ -185,6 +179,13 @@ class SearchStudy:
             return None
         done = self.search.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
         return next((t for t in done if t.number < trial.number and t.params and arguments_of(t) == dict(params)), None)
+
+
+def _written_down(trial: Trial, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Keeps arguments with a trial where they are not what was suggested, and returns them."""
+    if arguments != trial.params:
+        trial.set_user_attr(ARGUMENTS, arguments)
+    return arguments
 
 
 class Retrainings:
