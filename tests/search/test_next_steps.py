@@ -1,4 +1,4 @@
-"""What is advised where the base model is kept."""
+"""What the terminal advises where the base model is kept."""
 
 import dataclasses
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.report_fixtures import build_run
-from tuner.verdict.advice import next_steps
+from tuner.search.next_steps import next_steps
 from tuner.verdict.result import Verdict
 
 

@@ -19,9 +19,9 @@ from tuner.run_dir.names import BEST, REPORT_FILE, TRAIN_SCRIPT, trial_path
 from tuner.schedule.agenda import Agenda
 from tuner.schedule.retries import Failure
 from tuner.search.dashboard_note import note_verdict
+from tuner.search.next_steps import next_steps
 from tuner.search.wording import clock, shown
 from tuner.study.study import read_studies
-from tuner.verdict.advice import next_steps
 from tuner.verdict.decision import FINE_TUNE, interval, range_notes, scored_on, sentence, settings_notes
 from tuner.verdict.judge import judge
 from tuner.verdict.previous import previous_notes

@@ -1,0 +1,44 @@
+"""What is worth trying next, as the terminal says it."""
+
+import shlex
+from collections.abc import Iterator
+
+from tuner.verdict.advice import Advice, ForgetLess, MoreQueries, MoreTrials, TrainMoreGently, UseSettings, of_verdict
+from tuner.verdict.result import Verdict
+
+
+def next_steps(result: Verdict, run_dir: str, *, planned: int) -> Iterator[str]:
+    """Yields lines for the gravest of the reasons to keep the base model; nothing where fine-tuning is recommended.
+
+    Args:
+        result: The verdict.
+        run_dir: The run directory, as seen from where the search was started.
+        planned: How many trials were asked for.
+    """
+    found = [(advice.because, advice) for advice in of_verdict(result, planned=planned) if advice.because]
+    gravest = min((because for because, _ in found), default=None)
+    for because, advice in found:
+        if because == gravest:
+            yield from _lines(advice, run_dir)
+
+
+def _lines(advice: Advice, run_dir: str) -> Iterator[str]:
+    match advice:
+        case ForgetLess():
+            yield (
+                "forget less: lower learning rates, or --guard_constraint, with which the sampler avoids such settings"
+            )
+        case TrainMoreGently():
+            yield "try lower learning rates and fewer epochs (--search_space), and check the positives of your data"
+            yield "the report lists the test queries that got worse"
+        case MoreQueries():
+            yield "give more test queries (--eval_data): smaller gains are told from chance with them"
+        case MoreTrials(made=made, planned=planned):
+            more = (
+                f"--num_trials {2 * made}"
+                if made >= planned
+                else f"--time_budget LONGER ({made} of {planned} trials ran)"
+            )
+            yield f"look further: python -m tuner.search --resume {shlex.quote(run_dir)} {more}"
+        case UseSettings():
+            yield "use the base model with the settings above: training adds nothing to them for certain"
