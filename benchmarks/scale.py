@@ -38,6 +38,7 @@ from tuner.cluster.executor import run_on_ray
 from tuner.cluster.slot import Slots
 from tuner.request.config import SearchConfig
 from tuner.schedule.agenda import Agenda
+from tuner.schedule.jobs import TrialConfigs
 from tuner.study.storage import open_storage
 from tuner.study.study import SearchStudy
 
@@ -171,7 +172,7 @@ def main() -> None:
             space=load_search_space("m3"),
             context=Context(rows=ROWS, negatives=7, start=START),
         )
-        agenda = Agenda(config, study, run_dir=run_dir, arguments=START, eval_data="eval")
+        agenda = Agenda(study, TrialConfigs(search=config, run_dir=run_dir, arguments=START, eval_data="eval"))
         ends, cpu = [time.perf_counter()], [time.process_time()]
 
         def ended() -> None:

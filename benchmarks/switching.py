@@ -40,6 +40,7 @@ from tuner.data.example import example_arguments, write_example
 from tuner.request.arguments import honoured, translated
 from tuner.request.config import SearchConfig
 from tuner.schedule.agenda import Agenda
+from tuner.schedule.jobs import TrialConfigs
 from tuner.study.storage import open_storage
 from tuner.study.study import SearchStudy
 
@@ -117,13 +118,9 @@ class Bench:
         )
         started = time.time()
         with connected(config):
-            agenda = Agenda(
-                config,
-                study,
-                run_dir=run_dir,
-                arguments={**self.arguments, **START},
-                eval_data=str(self.eval_data),
-            )
+            arguments = {**self.arguments, **START}
+            configs = TrialConfigs(search=config, run_dir=run_dir, arguments=arguments, eval_data=str(self.eval_data))
+            agenda = Agenda(study, configs)
             slots = Slots(count=1, workers=1, cpus=cores(), gpus=0, folder=run_dir / ".ray")
             log = run_dir / "log.jsonl"
             run_on_ray(agenda, slots, train=functools.partial(logged, log=str(log), seconds=seconds))

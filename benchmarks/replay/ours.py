@@ -21,6 +21,7 @@ from tuner.cluster.executor import run_in_process
 from tuner.interrupts import Interrupted
 from tuner.request.config import SearchConfig
 from tuner.schedule.agenda import Agenda
+from tuner.schedule.jobs import TrialConfigs
 from tuner.study.strategy import Strategy
 from tuner.study.study import SearchStudy
 
@@ -68,7 +69,7 @@ def replay_ours(
             context=Context(rows=10**9, negatives=10**9, start=task.arguments(user)),
             strategy=strategy,
         )
-        agenda = Agenda(config, study, run_dir=Path(folder), arguments={}, eval_data=folder)
+        agenda = Agenda(study, TrialConfigs(search=config, run_dir=Path(folder), arguments={}, eval_data=folder))
         with contextlib.suppress(_Spent, Exhausted):
             run_in_process(agenda, _Reader(task, trace, most, restarts=restarts).train)
     return trace

@@ -2,6 +2,7 @@
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from tuner.request.storage_url import redacted
 from tuner.run_dir.object_storage import url_problem
 from tuner.run_dir.store import RunStore, open_run_dir
 from tuner.schedule.agenda import Agenda
+from tuner.schedule.jobs import TrialConfigs
 from tuner.search.run import main
 
 TOKEN, PASSWORD = "hf_0123456789", "correct-horse"
@@ -43,7 +45,8 @@ def test_nothing_that_a_search_writes_or_sends_holds_them(secret_flags: list[str
     plan = make_plan(config, run_dir, lambda _: None)
     write_config(plan.config, plan.run_dir, secret_flags)
     study = open_study(config.replace(storage=None), run_dir)
-    agenda = Agenda(config, study, run_dir=run_dir, arguments=plan.arguments, eval_data=plan.dataset.eval_data)
+    held: dict[str, Any] = {"run_dir": run_dir, "arguments": plan.arguments, "eval_data": plan.dataset.eval_data}
+    agenda = Agenda(study, TrialConfigs(search=config, **held))
     run_in_process(agenda, fake_train)
 
     written = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}

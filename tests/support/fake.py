@@ -16,6 +16,7 @@ from trainables.scoring.measures import Scores
 from tuner.request.config import SearchConfig
 from tuner.run_dir.mirror import Mirror
 from tuner.schedule.agenda import Agenda
+from tuner.schedule.jobs import TrialConfigs
 from tuner.study.storage import open_storage
 from tuner.study.study import SearchStudy
 
@@ -127,8 +128,8 @@ def new_agenda(
     clock: Callable[[], float] = time.monotonic,
     mirror: Mirror | None = None,
 ) -> Agenda:
-    eval_data = str(run_dir / "eval")
-    return Agenda(config, study, run_dir=run_dir, arguments=START, eval_data=eval_data, mirror=mirror, clock=clock)
+    configs = TrialConfigs(search=config, run_dir=run_dir, arguments=START, eval_data=str(run_dir / "eval"))
+    return Agenda(study, configs, mirror=mirror, clock=clock)
 
 
 def open_agenda(

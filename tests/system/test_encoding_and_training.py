@@ -23,6 +23,7 @@ from tuner.request.arguments import honoured
 from tuner.request.asked import write_config
 from tuner.request.config import SearchConfig
 from tuner.schedule.agenda import Agenda
+from tuner.schedule.jobs import TrialConfigs
 from tuner.search.conclusion import conclude
 from tuner.study.storage import open_storage
 from tuner.study.study import SearchStudy
@@ -82,7 +83,10 @@ def _search(config: SearchConfig, run_dir: Path) -> str:
         context=plan.context,
     )
     asked = honoured(plan.arguments, gpu=False)[0]
-    agenda = Agenda(config, study, run_dir=run_dir, arguments=asked, eval_data=plan.dataset.eval_data)
+    agenda = Agenda(
+        study,
+        TrialConfigs(search=config, run_dir=run_dir, arguments=asked, eval_data=plan.dataset.eval_data),
+    )
     base = BaseModels()
 
     def train(job: TrialConfig, report: Report, progress: Progress) -> None:

@@ -17,6 +17,7 @@ from tuner.request.arguments import honoured
 from tuner.request.asked import write_config
 from tuner.request.config import SearchConfig
 from tuner.schedule.agenda import Agenda
+from tuner.schedule.jobs import TrialConfigs
 from tuner.search.conclusion import conclude
 from tuner.study.storage import open_storage
 from tuner.study.study import SearchStudy, read_studies
@@ -55,7 +56,7 @@ def test_two_objectives_with_a_guard_as_constraint(tmp_path: Path) -> None:
         "arguments": honoured(plan.arguments, gpu=False)[0],
         "eval_data": plan.dataset.eval_data,
     }
-    agenda, base = Agenda(config.replace(guard=plan.guards), study, **held), BaseModels()
+    agenda, base = Agenda(study, TrialConfigs(search=config.replace(guard=plan.guards), **held)), BaseModels()
 
     def train(job: TrialConfig, report: Report, progress: Progress) -> None:
         run_trial(job, report, base=base, progress=progress)

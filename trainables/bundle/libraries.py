@@ -84,18 +84,27 @@ def check_bundle(
         if multi_vector:
             tokens = token_vectors(multi_vector, settings, sample, trust_remote_code=trust_remote_code)
             agreements |= _agreements("sentence-transformers", {"colbert": tokens.flat}, flag)
+    _require_agreement(agreements)
+    if multi_vector:
+        _require_equal_scores(tokens, flag["colbert"])
+    return agreements
+
+
+def _require_agreement(agreements: Mapping[str, float]) -> None:
     if differing := {name: value for name, value in agreements.items() if not value > LEAST_AGREEMENT}:
         values = ", ".join(f"{name} {value:.6f}" for name, value in differing.items())
         raise EmbeddingsDifferError(
             f"an exported model must embed as it did in training (agreement > {LEAST_AGREEMENT}), but got {values}: "
             "the installed library pools, truncates or normalises otherwise; nothing was exported"
         )
-    if multi_vector and not (largest := largest_difference(tokens, flag["colbert"])) <= LARGEST_DIFFERENCE:
+
+
+def _require_equal_scores(tokens: "TokenVectors", flag: Sequence[npt.NDArray[np.float32]]) -> None:
+    if not (largest := largest_difference(tokens, flag)) <= LARGEST_DIFFERENCE:
         raise EmbeddingsDifferError(
             f"sentence-transformers' colbert scores must differ from FlagEmbedding's by {LARGEST_DIFFERENCE} at most, "
             f"but one differs by {largest:.6f}; nothing was exported"
         )
-    return agreements
 
 
 def _agreements(library: str, found: Vectors, expected: Vectors) -> dict[str, float]:

@@ -82,16 +82,17 @@ class Layout:
                 "shapes": ((len(queries), sides[0] - 1), (len(passages), sides[1] - 1)),
                 "slots": _as_tensor(np.concatenate([found[found >= 0] for found in (slots[p.tokens] for p in parts)])),
                 "groups": [
-                    part.common(slots >= 0, columns, len(vocabulary))
-                    | (
-                        part.packed(every, places, self.padding_position)
-                        if self._end_to_end
-                        else part.padded(every, places, self.pad_token_id)
-                    )
+                    part.common(slots >= 0, columns, len(vocabulary)) | self._laid_out(part, every, places)
                     for part in parts
                 ],
             },
         }
+
+    def _laid_out(self, part: "_Part", every: "_Texts", places: npt.NDArray[Any]) -> dict[str, Any]:
+        """Returns what belongs to packed rows alone, or to padded ones."""
+        if self._end_to_end:
+            return part.packed(every, places, self.padding_position)
+        return part.padded(every, places, self.pad_token_id)
 
     @property
     def _end_to_end(self) -> bool:

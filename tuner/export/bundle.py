@@ -8,6 +8,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -72,31 +73,19 @@ def write_bundle(
     """
     check_onnx(onnx, int8)
     run = read_run(run_dir, trial, trust_remote_code=trust_remote_code)
-    if run.needs_trust:
-        raise RequestError(
-            [
-                f"{run_dir}: the winner was trained with --trust_remote_code, and code beside its weights would run "
-                "here; give --trust_remote_code again if you trust whoever can write there"
-            ]
-        )
-    if run.is_base and gpus is not None:
-        raise RequestError([f"--gpus {gpus}: is for train.sh, and the base model has none; name a trial with --trial"])
-    with new_folder(to.resolve()) as folder:  # of a link, the folder that it names
+    _require_right_request(run, run_dir, gpus)
+    with new_folder(to.resolve()) as folder, _removed_where_it_fails(folder):  # of a link, the folder that it names
         graphs = partial(_graphs, run, folder, int8) if onnx else lambda: None
-        try:
-            if run.is_base:
-                _write_base(run, folder, graphs)
-            else:
-                _write_trained(run, folder, gpus or run.workers, graphs)
-                if with_data:
-                    copy_data(run, folder)
-            run.result.write(folder)
-            _write_text(folder / CHECKSUMS, "".join(_checksums(folder)))
-            if verify:
-                _verify(run, folder)
-        except BaseException:
-            shutil.rmtree(folder)
-            raise
+        if run.is_base:
+            _write_base(run, folder, graphs)
+        else:
+            _write_trained(run, folder, gpus or run.workers, graphs)
+            if with_data:
+                copy_data(run, folder)
+        run.result.write(folder)
+        _write_text(folder / CHECKSUMS, "".join(_checksums(folder)))
+        if verify:
+            _verify(run, folder)
     return to
 
 
@@ -131,6 +120,28 @@ def check_room(to: Path) -> None:
         raise RequestError([f"--to {to}: is the folder you are in; name a new one"])
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise RequestError([f"--to {to}: must be a new or empty folder, but something is there; name another"])
+
+
+def _require_right_request(run: FinishedRun, run_dir: Path, gpus: int | None) -> None:
+    """Refuses what cannot be written of a model, before anything is."""
+    if run.needs_trust:
+        raise RequestError(
+            [
+                f"{run_dir}: the winner was trained with --trust_remote_code, and code beside its weights would run "
+                "here; give --trust_remote_code again if you trust whoever can write there"
+            ]
+        )
+    if run.is_base and gpus is not None:
+        raise RequestError([f"--gpus {gpus}: is for train.sh, and the base model has none; name a trial with --trial"])
+
+
+@contextmanager
+def _removed_where_it_fails(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
 
 
 def _write_trained(run: FinishedRun, folder: Path, workers: int, graphs: Callable[[], Graphs | None]) -> None:

@@ -1,7 +1,7 @@
 """The search space, tried out before a search: what it cannot do is told before anything starts."""
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import optuna
@@ -63,12 +63,19 @@ def rehearse(name: str, space: SearchSpace, context: Context) -> dict[str, list[
     """
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     study.enqueue_trial(dict(context.start))
-    returned: list[dict[str, Any]] = []
+    returned = _suggested(name, space, context, study)
+    varied = {name for arguments in returned for name in arguments}
+    if problems := list(_problems(study.trials, returned, varied, context.start)):
+        raise RequestError([f"--search_space {name}: {problem}" for problem in problems])
+    return {argument: _seen(argument, returned, study.trials) for argument in varied}
+
+
+def _suggested(name: str, space: SearchSpace, context: Context, study: optuna.Study) -> list[dict[str, Any]]:
+    """Returns the arguments of some trials."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # as in the search
-            for _ in range(_TRIALS):
-                returned.append(suggest(typed(name, space), study.ask(), context))
+            return [suggest(typed(name, space), study.ask(), context) for _ in range(_TRIALS)]
     except RequestError:
         raise
     except Exception as error:
@@ -79,20 +86,21 @@ def rehearse(name: str, space: SearchSpace, context: Context) -> dict[str, list[
                 "a trial, so the space must hold them (context.with_start and context.bounds add them)"
             ]
         ) from error
-    suggested = {name for trial in study.trials for name in trial.params}
-    varied = {name for arguments in returned for name in arguments}
-    problems = [
-        *_misplaced({name: returned[0].get(name, own) for name, own in study.trials[0].params.items()}, context.start),
-        *(f"{argument} is no argument of FlagEmbedding or transformers" for argument in _unknown(varied)),
-        *(
+
+
+def _problems(
+    trials: Sequence[FrozenTrial], returned: Sequence[Mapping[str, Any]], varied: Set[str], start: Mapping[str, Any]
+) -> Iterator[str]:
+    """Yields what is wrong with a space that returned the arguments `varied`, the user's own settings first."""
+    suggested = {name for trial in trials for name in trial.params}
+    yield from _misplaced({name: returned[0].get(name, own) for name, own in trials[0].params.items()}, start)
+    for argument in _unknown(varied):
+        yield f"{argument} is no argument of FlagEmbedding or transformers"
+    for argument in _unknown(suggested - varied):
+        yield (
             f"it suggests {argument}, which is no argument, so that your own settings cannot be a trial of it; suggest "
             "the argument itself, with log=True or choices, and return what follows from it"
-            for argument in _unknown(suggested - varied)
-        ),
-    ]
-    if problems:
-        raise RequestError([f"--search_space {name}: {problem}" for problem in problems])
-    return {argument: _seen(argument, returned, study.trials) for argument in varied}
+        )
 
 
 def _seen(argument: str, returned: Sequence[Mapping[str, Any]], trials: Sequence[FrozenTrial]) -> list[Any]:

@@ -5,17 +5,14 @@ of them; it asks its stages, and tells each what came of its own. Whatever must 
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 from optuna.trial import TrialState
 
 from trainables.config import RungReport, TrialConfig
 from trainables.tally import Position
 from tuner.interrupts import SearchStopped
-from tuner.request.config import SearchConfig
 from tuner.run_dir.mirror import Mirror
 from tuner.run_dir.names import TRIALS
 from tuner.run_dir.store import RunStore
@@ -38,11 +35,8 @@ class Agenda:
     """Hands out jobs and takes in their rungs and ends.
 
     Args:
-        config: The search.
-        study: Its trials.
-        run_dir: Where trials' folders are.
-        arguments: FlagEmbedding's arguments that hold for every trial, as this machine can honour them.
-        eval_data: BEIR folder with dev and test.
+        study: The search's trials.
+        configs: Makes the jobs' configurations: what the search is, and where.
         trial_bytes: What a trial may write while it runs.
         mirror: Keeps object storage up to date. None: the run directory is where it is to be.
         clock: Seconds, monotonic.
@@ -50,16 +44,14 @@ class Agenda:
 
     def __init__(
         self,
-        config: SearchConfig,
         study: SearchStudy,
+        configs: TrialConfigs,
         *,
-        run_dir: Path,
-        arguments: Mapping[str, Any],
-        eval_data: str,
         trial_bytes: int = 0,
         mirror: Mirror | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        config, run_dir = configs.search, configs.run_dir
         self._config, self._clock = config, clock
         self._study, self._mirror = study, mirror or Mirror(RunStore(str(run_dir), run_dir))
         self._budget = TimeBudget(
@@ -73,8 +65,7 @@ class Agenda:
         self._suggestions = Suggestions(
             config, study, jobs=self._jobs, budget=self._budget, folders=self._folders, weights=self._weights
         )
-        configs = TrialConfigs(search=config, run_dir=run_dir, arguments=arguments, eval_data=eval_data)
-        pool = CandidatePool(config, study, run_dir=run_dir, eval_data=eval_data)
+        pool = CandidatePool(config, study, run_dir=run_dir, eval_data=configs.eval_data)
         self._search = SearchStage(config, study, self._suggestions, configs=configs, jobs=self._jobs, pool=pool)
         retrainings = RetrainingStage(
             config, study, configs=configs, jobs=self._jobs, budget=self._budget, weights=self._weights, pool=pool

@@ -16,6 +16,7 @@ from tuner.run_dir.mirror import Mirror
 from tuner.run_dir.store import RunStore
 from tuner.schedule.agenda import Agenda
 from tuner.schedule.disk import trial_bytes
+from tuner.schedule.jobs import TrialConfigs
 from tuner.schedule.pool import require_pool
 from tuner.search.conclusion import conclude, without_winner
 from tuner.search.live import LivePage
@@ -89,12 +90,10 @@ def _new_agenda(
 ) -> Agenda:
     arguments, warnings = honoured(plan.arguments, gpu=slots.gpus > 0)
     session.warn(warnings)
+    configs = TrialConfigs(search=config, run_dir=plan.run_dir, arguments=arguments, eval_data=plan.dataset.eval_data)
     return Agenda(
-        config,
         study,
-        run_dir=plan.run_dir,
-        arguments=arguments,
-        eval_data=plan.dataset.eval_data,
+        configs,
         trial_bytes=trial_bytes(plan.weights_bytes),
         mirror=mirror,
     )
