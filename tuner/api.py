@@ -105,6 +105,7 @@ def run(config: SearchConfig, *, console: Console | None = None) -> Result:
     from tuner.request.command_line import resumed
     from tuner.request.config import EXAMPLE_DEFAULTS
     from tuner.search.run import run_search
+    from tuner.search.terminal import new_console
 
     if config.resume or config.again:
         config = resumed(config)
@@ -112,7 +113,7 @@ def run(config: SearchConfig, *, console: Console | None = None) -> Result:
         unset = {k: v for k, v in EXAMPLE_DEFAULTS.items() if getattr(config, k) == getattr(SearchConfig, k)}
         config = config.replace(**unset)
     argv: list[str] | None = [] if config == SearchConfig(**EXAMPLE_DEFAULTS) else None
-    return Result(run_search(config, argv, console or Console(highlight=False)))
+    return Result(run_search(config, argv, console or new_console()))
 
 
 def load(run_dir: str | Path) -> Result:

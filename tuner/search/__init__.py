@@ -2,7 +2,8 @@
 
 `run` is the way from the command line to a plan, `driver` the way from there to the verdict, both in one `session`.
 `place` is where a search goes, `progress` says what goes on in the terminal, in the words of `wording`, and `live` on a
-page, `provenance` writes down where it ran, `conclusion` ends it with the `next_steps`, `dashboard_note` tells optuna-dashboard.
+page, `provenance` writes down where it ran, `conclusion` ends it with the `next_steps`, `terminal` prints,
+`dashboard_note` tells optuna-dashboard.
 
 Uses: every room of tuner.
 """

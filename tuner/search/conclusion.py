@@ -2,7 +2,8 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -20,6 +21,7 @@ from tuner.schedule.agenda import Agenda
 from tuner.schedule.retries import Failure
 from tuner.search.dashboard_note import note_verdict
 from tuner.search.next_steps import next_steps
+from tuner.search.terminal import say
 from tuner.search.wording import clock, shown
 from tuner.study.study import read_studies
 from tuner.verdict.decision import FINE_TUNE, interval, range_notes, scored_on, sentence, settings_notes
@@ -109,39 +111,38 @@ def _report(config: SearchConfig, run_dir: Path, console: Console) -> None:
     try:
         write_report(run_dir, config.storage)
     except Exception as error:  # a picture that cannot be drawn must not cost a finished search
-        console.print(
+        say(
+            console,
             f"warning: report.html could not be written ({type(error).__name__}: {error}); "
             f"try again with: python -m tuner.report {run_dir}",
-            style="yellow",
-            markup=False,
-            soft_wrap=True,
+            "yellow",
         )
 
 
 def _say(result: Verdict, console: Console, *, slots: int) -> None:
     """Says the verdict and what it rests on."""
-    best, say = result.best, _sayer(console)
+    best, tell = result.best, partial(say, console)
     assert best is not None, "a search without a winner has no conclusion"
-    say("")
-    say(f"verdict     {result.verdict}", "bold green" if result.verdict == FINE_TUNE else "bold yellow")
+    tell("")
+    tell(f"verdict     {result.verdict}", "bold green" if result.verdict == FINE_TUNE else "bold yellow")
     for line in [result.reason, *map(sentence, [*settings_notes(result), *previous_notes(result)])]:
-        say(f"            {line}")
+        tell(f"            {line}")
     for line in _scores(result):
-        say(line)
+        tell(line)
     if result.ties:
         tied = ", ".join(map(str, result.ties))
         level = result.noise or 0.0
-        say(f"tie         on dev with trial {tied}: their means are closer than the noise between seeds, {level:.4f}")
+        tell(f"tie         on dev with trial {tied}: their means are closer than the noise between seeds, {level:.4f}")
     for note in range_notes(result.range_ends):
-        say(f"range       {note}")
+        tell(f"range       {note}")
     if best.alpha is not None and result.mixtures is not None:
-        say(f"mixture     {result.mixtures.reason}")
+        tell(f"mixture     {result.mixtures.reason}")
     if scored := scored_on(result):
-        say(f"scored      {scored}")
+        tell(f"scored      {scored}")
     counts = result.trials
     trained = f"{counts.complete - 1} trained to the end, {counts.pruned} stopped early, {counts.failed} failed"
-    say(f"trials      {trained} (and the base model)")
-    say(f"time        {_time(result.seconds, slots)}")
+    tell(f"trials      {trained} (and the base model)")
+    tell(f"time        {_time(result.seconds, slots)}")
 
 
 def _scores(result: Verdict) -> Iterator[str]:
@@ -177,20 +178,20 @@ def _time(seconds: Mapping[str, float], slots: int) -> str:
 
 def _say_where(result: Verdict, run_dir: Path, console: Console, config: SearchConfig, *, refused: bool) -> None:
     """Says where what the verdict recommends is found; a worse model is not offered."""
-    best, say, home = result.best, _sayer(console), _from_here(run_dir)
+    best, tell, home = result.best, partial(say, console), _from_here(run_dir)
     assert best is not None, "a search without a winner has no conclusion"
     tuned = result.verdict == FINE_TUNE
     if refused:
         if tuned:
-            say(f"checkpoint  {trial_path(home, best.folder) / CHECKPOINT}")
-        say(f"export      python -m tuner.export {shlex.quote(str(home))} --to DIR tries again")
+            tell(f"checkpoint  {trial_path(home, best.folder) / CHECKPOINT}")
+        tell(f"export      python -m tuner.export {shlex.quote(str(home))} --to DIR tries again")
     else:
-        say(f'use it      SentenceTransformer("{home / BEST}"){"" if tuned else ", which is the base model"}')
+        tell(f'use it      SentenceTransformer("{home / BEST}"){"" if tuned else ", which is the base model"}')
     if tuned and not refused:
-        say(f"retrain     {_base_of(config)}bash {shlex.quote(str(home / BEST / TRAIN_SCRIPT))}")
+        tell(f"retrain     {_base_of(config)}bash {shlex.quote(str(home / BEST / TRAIN_SCRIPT))}")
     for place, step in enumerate(next_steps(result, str(home), planned=config.num_trials)):
-        say(f"{'' if place else 'next':<12}{step}")
-    say(f"report      {home / REPORT_FILE}")
+        tell(f"{'' if place else 'next':<12}{step}")
+    tell(f"report      {home / REPORT_FILE}")
 
 
 def _base_of(config: SearchConfig) -> str:
@@ -202,13 +203,6 @@ def _base_of(config: SearchConfig) -> str:
 def _from_here(path: Path) -> Path:
     """As it is typed where the search was started."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def _sayer(console: Console) -> Callable[..., None]:
-    def say(line: str, style: str = "") -> None:
-        console.print(line, style=style, markup=False, soft_wrap=True)
-
-    return say
 
 
 def _score(value: float | None) -> str:

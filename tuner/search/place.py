@@ -17,6 +17,7 @@ from tuner.run_dir.ownership import require_apart, require_ours
 from tuner.run_dir.replaced import forget_replaced, holds_search, keep_replaced, set_aside
 from tuner.run_dir.store import RunStore
 from tuner.run_dir.written import holds_trials
+from tuner.search.terminal import say
 
 
 def require_place(config: SearchConfig, store: RunStore, argv: Sequence[str] | None) -> str:
@@ -82,7 +83,7 @@ def make_room(config: SearchConfig, store: RunStore, console: Console) -> None:
         forget_replaced(store.local)
     elif kept := keep_replaced(store.local, time.strftime("%Y%m%d-%H%M%S")):
         line = f"the search before is kept: python -m tuner.search --resume {kept} goes on with it"
-        console.print(line, markup=False, soft_wrap=True)
+        say(console, line)
 
 
 def example(config: SearchConfig, run_dir: Path, *, fresh: bool = True) -> SearchConfig:

@@ -14,6 +14,7 @@ from tuner.errors import printable
 from tuner.schedule.agenda import Agenda
 from tuner.schedule.jobs import Row
 from tuner.search import wording
+from tuner.search.terminal import say
 
 _STYLES = {"running": "cyan", "pruned": "dim", "paused": "dim", "failed": "red", "retried": "yellow"}
 _TABLE_ROWS = 18
@@ -123,7 +124,7 @@ class Progress:
     def _say(self, line: str) -> None:
         self._spoke = time.monotonic()
         now = time.strftime("%Y-%m-%d %H:%M:%S")
-        self._console.print(f"{now}  {printable(line)}", highlight=False, soft_wrap=True, markup=False)
+        say(self._console, f"{now}  {printable(line)}")
 
     # Live table
 

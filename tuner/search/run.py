@@ -38,6 +38,7 @@ from tuner.run_dir.ownership import held, scratch
 from tuner.run_dir.store import open_run_dir
 from tuner.search.place import example, require_place, require_study_of, room, same_request
 from tuner.search.session import Session
+from tuner.search.terminal import new_console, say
 from tuner.versions import versions
 
 if TYPE_CHECKING:
@@ -48,8 +49,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None, *, train: "Train | None" = None) -> int:
     """Runs the command, with `train` as for `run_search`; returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    console = Console(highlight=False)
-    errors = Console(stderr=True, highlight=False)
+    console, errors = new_console(), new_console(stderr=True)
     try:
         config = parse(arguments)
         if config.submit:
@@ -58,17 +58,17 @@ def main(argv: Sequence[str] | None = None, *, train: "Train | None" = None) -> 
             run_search(config, arguments, console, train=train)
     except RequestError as error:
         for finding in error.findings:
-            errors.print(f"error: {finding}", markup=False, soft_wrap=True)
+            say(errors, f"error: {finding}")
         return EXIT_REQUEST
     except AllTrialsFailedError as error:
-        errors.print(str(error), markup=False, soft_wrap=True)
+        say(errors, str(error))
         return EXIT_ALL_FAILED
     except BundleRefusedError as error:
-        errors.print(f"error: {error}", markup=False, soft_wrap=True)
+        say(errors, f"error: {error}")
         return EXIT_STOPPED
     except Interrupted as interrupted:
         if not interrupted.told:
-            errors.print(interrupted.farewell, markup=False, soft_wrap=True)
+            say(errors, interrupted.farewell)
         return interrupted.exit_code
     return EXIT_DONE
 
@@ -163,7 +163,7 @@ def _planned(config: SearchConfig, session: Session, scratch: Path | None) -> "P
     run_dir = session.store.local
     config = _with_study_name(config, run_dir)
     with nullcontext() if session.train else libraries_agree(config, gpu=has_gpu(config)):
-        return make_plan(config, run_dir, lambda line: session.console.print(line, markup=False), scratch=scratch)
+        return make_plan(config, run_dir, session.say, scratch=scratch)
 
 
 def _with_study_name(config: SearchConfig, run_dir: Path) -> SearchConfig:

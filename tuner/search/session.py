@@ -14,6 +14,7 @@ from tuner.interrupts import Interrupted
 from tuner.request.command_line import code_flags
 from tuner.request.config import SearchConfig
 from tuner.run_dir.store import RunStore
+from tuner.search.terminal import say
 
 if TYPE_CHECKING:
     from trainables.config import Train
@@ -37,7 +38,7 @@ class Session:
 
     def say(self, line: str, style: str = "") -> None:
         """Prints a line as it is."""
-        self.console.print(line, style=style, markup=False, soft_wrap=True)
+        say(self.console, line, style)
 
     def warn(self, lines: Sequence[str]) -> None:
         """Prints warnings."""

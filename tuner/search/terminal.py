@@ -1,0 +1,13 @@
+"""The terminal: how lines get there, wherever in a search they come from."""
+
+from rich.console import Console
+
+
+def new_console(*, stderr: bool = False) -> Console:
+    """Returns a console for lines and tables of a search; of `stderr`, for its errors."""
+    return Console(stderr=stderr, highlight=False, markup=False)
+
+
+def say(console: Console, line: str, style: str = "") -> None:
+    """Prints a line as it is, also on a console of the caller's: brackets are no markup, and long lines stay whole."""
+    console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
