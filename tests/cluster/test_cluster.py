@@ -11,7 +11,7 @@ import pytest
 
 from tuner.cluster.autoscaling import NodeType, Prospect, launched
 from tuner.cluster.connection import address_of, connected, fitting_slots, rays_folder
-from tuner.cluster.slot import Slots, _environment
+from tuner.cluster.slot import Slots, worker_environment
 from tuner.errors import RequestError
 from tuner.request.config import SearchConfig
 
@@ -210,16 +210,27 @@ def _answers(address: str, token: str | None) -> bool:
     return subprocess.run(asked, env=environment | has, capture_output=True, timeout=60, check=False).returncode == 0
 
 
-def test_workers_on_gpus_have_what_cuda_reads_when_it_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_workers_on_gpus_have_what_cuda_reads_when_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Segments that grow are for a card of one's own: beside others the driver would say that it is full."""
-    for name in ("PYTORCH_CUDA_ALLOC_CONF", "CUBLAS_WORKSPACE_CONFIG"):
+    for name in ("PYTORCH_CUDA_ALLOC_CONF", "CUBLAS_WORKSPACE_CONFIG", "GOMP_SPINCOUNT"):
         monkeypatch.delenv(name, raising=False)
-    whole, share = (Slots(count=1, workers=1, cpus=1, gpus=gpus, folder=tmp_path) for gpus in (1, 0.5))
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     determinism = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-    assert _environment(whole) == determinism | {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
-    assert _environment(share) == determinism
+    assert worker_environment(gpus=1) == determinism | {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+    assert worker_environment(gpus=0.5) == determinism
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:512")
-    assert _environment(whole)["PYTORCH_CUDA_ALLOC_CONF"] == "max_split_size_mb:512"
+    assert worker_environment(gpus=1)["PYTORCH_CUDA_ALLOC_CONF"] == "max_split_size_mb:512"
+
+
+def test_threads_that_wait_leave_the_core_to_others_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside another process on two cores, training took three times as long as it had to."""
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    assert worker_environment(gpus=0) == {"GOMP_SPINCOUNT": "10000"}
+    monkeypatch.setenv("GOMP_SPINCOUNT", "500")
+    assert worker_environment(gpus=0) == {"GOMP_SPINCOUNT": "500"}
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert worker_environment(gpus=0) == {}
 
 
 @pytest.mark.ray

@@ -31,6 +31,11 @@ _END_SECONDS = 30.0
 _SAY_SECONDS = 20.0
 _NODE_MEMORY = "running low on memory"  # Ray's memory monitor, as it kills a worker
 _JOIN_SECONDS = 300.0
+_SPINS = "10000"
+"""How long threads of libgomp wait for each other before they sleep; by default 300,000 turns, some 10 ms.
+
+Where others use the same cores, the one that is waited for is often not running, and those that turn keep it from it.
+"""
 """From a group's place to its first worker: processes start and import, from a cold disk or under load."""
 _START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 
@@ -143,7 +148,7 @@ class WorkerGroup:
             run_config=RunConfig(
                 name=name,
                 storage_path=str(slots.folder.resolve()),
-                worker_runtime_env={"env_vars": _environment(slots)} if slots.gpus else None,
+                worker_runtime_env={"env_vars": worker_environment(gpus=slots.gpus)},
                 failure_config=FailureConfig(  # type: ignore[call-arg]
                     max_failures=0, controller_failure_limit=0, max_preemption_failures=0
                 ),
@@ -268,11 +273,16 @@ class Slot(tune.Trainable):
         """Nothing to load: a trial's own folder holds its state."""
 
 
-def _environment(slots: Slots) -> dict[str, str]:
-    """Returns what CUDA and PyTorch read when they start; what the user has set stays."""
-    # the base model is scored in the same process before a trial asks for determinism
-    ours = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-    if slots.gpus >= 1:  # every step has other shapes; beside others on a card, the driver would run out of memory
+def worker_environment(*, gpus: float) -> dict[str, str]:
+    """Returns what OpenMP, CUDA and PyTorch read when a worker starts; what the user has set stays.
+
+    Args:
+        gpus: Of one worker.
+    """
+    ours = {} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": _SPINS}
+    if gpus:  # the base model is scored in the same process before a trial asks for determinism
+        ours["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    if gpus >= 1:  # every step has other shapes; beside others on a card, the driver would run out of memory
         ours["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
     return {name: os.environ.get(name, value) for name, value in ours.items()}
 

@@ -96,7 +96,7 @@ def example_arguments() -> dict[str, Any]:
         "temperature": 0.02,
         "train_group_size": 2,
         "per_device_train_batch_size": 8,
-        "num_train_epochs": 0.5,
+        "num_train_epochs": 0.25,
     }
 
 

@@ -27,7 +27,7 @@ EXAMPLE_DEFAULTS: Mapping[str, Any] = {
     "finalist_seeds": 1,
     "keep_checkpoints": 2,
     "pruner": "successive_halving",
-    "rungs": (0.25, 0.5, 1.0),
+    "rungs": (0.5, 1.0),
 }
 """The search's own defaults where the embedded example runs: it is to end within 5 minutes on 2 cores.
 
