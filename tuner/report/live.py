@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-
 from trainables.names import LOG
 from trainables.scoring.metric import Metric
 from tuner.report.about import log_of
