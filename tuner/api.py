@@ -95,7 +95,7 @@ def run(config: SearchConfig, *, console: Console | None = None) -> Result:
     Args:
         config: What is asked; ``SearchConfig()`` is the embedded example. With `resume` or `again`, what that run was
             asked, and of this what is not a default.
-        console: Where progress is shown. None: standard output, or the notebook cell.
+        console: Where progress is said. None: standard output. A notebook's cell also shows the live page.
 
     Returns:
         The finished search. With `dry_run` there is none: nothing is left where nothing was.
