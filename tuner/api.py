@@ -13,7 +13,7 @@ from trainables.names import CHECKPOINT
 from tuner.export.bundle import best_arguments, check_room, write_bundle
 from tuner.export.finished_run import read_run
 from tuner.request.config import SearchConfig
-from tuner.run_dir.names import CONFIG_FILE, RESULT_FILE
+from tuner.run_dir.names import CONFIG_FILE, REPORT_FILE, RESULT_FILE
 from tuner.run_dir.store import run_folder, trial_folder
 from tuner.verdict.result import Verdict, bundle_of
 
@@ -37,6 +37,13 @@ class Result:
     @functools.cached_property
     def _found(self) -> "Verdict":
         return Verdict.from_dict(self.summary)
+
+    def _repr_html_(self) -> str | None:
+        """What a notebook shows of it: its report, where there is one."""
+        from tuner.report.templates import framed
+
+        report = self.run_dir / REPORT_FILE
+        return framed(report.read_text("utf-8"), height=800, title="report") if report.is_file() else None
 
     @property
     def verdict(self) -> str:
@@ -88,7 +95,7 @@ def run(config: SearchConfig, *, console: Console | None = None) -> Result:
     Args:
         config: What is asked; ``SearchConfig()`` is the embedded example. With `resume` or `again`, what that run was
             asked, and of this what is not a default.
-        console: Where progress is shown. None: standard output, or the notebook cell.
+        console: Where progress is said. None: standard output. A notebook's cell also shows the live page.
 
     Returns:
         The finished search. With `dry_run` there is none: nothing is left where nothing was.

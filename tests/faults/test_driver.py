@@ -132,7 +132,7 @@ def test_ctrl_c_saves_the_running_trial(flags: list[str], tmp_path: Path) -> Non
     time.sleep(4)
     driver.process.send_signal(signal.SIGINT)
     assert driver.end() == 130
-    assert f"Go on with: python -m tuner.search --resume {tmp_path / 'run'}" in driver.out.read_text().replace("\n", "")
+    assert f"Go on with:python -m tuner.search --resume {tmp_path / 'run'}" in driver.out.read_text().replace("\n", "")
     assert (tmp_path / "run" / "trials" / "0001" / "saved.txt").exists()
     assert driver.orphans() == []
     assert _states(tmp_path)[1] == "RUNNING"

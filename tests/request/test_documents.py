@@ -14,7 +14,15 @@ from tuner.errors import EXIT_REQUEST
 from tuner.request.command_line import parse
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ("README.md", "README.zh.md", "AGENTS.md", "docs/recipes.md", "docs/cluster.md", "docs/lora.md")
+DOCUMENTS = (
+    "README.md",
+    "README.zh.md",
+    "AGENTS.md",
+    "docs/recipes.md",
+    "docs/faq.md",
+    "docs/cluster.md",
+    "docs/lora.md",
+)
 _COMMAND = re.compile(r"^(?:    |\+)(?:[A-Z_]+=\S+ )*python -m (tuner\.(?:search|data)\b.*)", re.MULTILINE)
 
 

@@ -97,7 +97,7 @@ def test_every_command_has_help_and_a_version(room: str, flag: str, capsys: pyte
     [
         ("--nproc_per_node 2 --train_data a", "--nproc_per_node is torchrun's: write --gpus_per_trial N"),
         ("torchrun -m FlagEmbedding.finetune.embedder.encoder_only.m3 --train_data a", "Leave out `torchrun"),
-        ("--train_data a --guard", "^--guard: needs a value; see --help$"),
+        ("--train_data a --guard", r"^--guard: needs a value, DIR\|TASK; see --help$"),
         ("--versoin", "did you mean --version"),
         ("--zzz 1", "--zzz is no argument of the search, FlagEmbedding or transformers; see --help"),
     ],

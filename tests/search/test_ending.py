@@ -124,3 +124,12 @@ def test_the_end_says_the_gain_over_base_and_over_yours_and_what_the_time_went_t
 
 def _seconds(clock: str) -> int:
     return sum(int(digits) * 60**place for place, digits in enumerate(reversed(clock.split(":"))))
+
+
+def test_a_notebook_shows_a_result_as_its_report(tmp_path: Path) -> None:
+    result = tuner.api.load(build_run(tmp_path / "run"))
+    assert result._repr_html_() is None  # no report yet: what Python prints of it is shown
+    (result.run_dir / "report.html").write_text('<p title="a">0.5 > 0.4</p>', "utf-8")
+    shown = result._repr_html_()
+    assert shown is not None
+    assert 'srcdoc="&lt;p title=&#34;a&#34;&gt;0.5 &gt; 0.4&lt;/p&gt;"' in shown

@@ -74,7 +74,7 @@ def test_a_search_that_is_taken_up_again_says_how_to_go_on(
     )
     assert main(["--resume", str(tmp_path)]) == exit_code
     said = capsys.readouterr()
-    assert f"Go on with: python -m tuner.search --resume {tmp_path}" in said.out
+    assert f"Go on with:\npython -m tuner.search --resume {tmp_path}" in said.out
     assert said.err == ""
 
 
@@ -90,7 +90,7 @@ def test_a_signal_while_ray_starts(
     """There is a study by then."""
     monkeypatch.setattr("tuner.cluster.connection.ray.init", lambda **_: signal.raise_signal(number))
     assert main(asked) == exit_code
-    assert f"Go on with: python -m tuner.search --resume {tmp_path / 'run'}" in capsys.readouterr().out
+    assert f"Go on with:\npython -m tuner.search --resume {tmp_path / 'run'}" in capsys.readouterr().out
 
 
 @SIGNALS
@@ -123,7 +123,7 @@ def test_a_signal_while_the_result_is_written(
     monkeypatch.setattr("tuner.search.driver.run_on_ray", run)
     monkeypatch.setattr("tuner.search.driver.conclude", conclude)
     assert main(asked) == exit_code
-    assert f"Go on with: python -m tuner.search --resume {tmp_path / 'run'}" in capsys.readouterr().out
+    assert f"Go on with:\npython -m tuner.search --resume {tmp_path / 'run'}" in capsys.readouterr().out
 
 
 def test_how_to_go_on_is_said_once(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_how_to_go_on_is_said_once(tmp_path: Path) -> None:
         raise SearchStopped("the disk is full")
     assert console.export_text() == (
         "stopped: the disk is full; nothing that was finished is lost. "
-        f"Go on with: python -m tuner.search --resume {tmp_path}\n"
+        f"Go on with:\npython -m tuner.search --resume {tmp_path}\n"
     )
 
 

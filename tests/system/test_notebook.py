@@ -1,6 +1,8 @@
-"""The example notebook, executed cell by cell on a tiny model."""
+"""The example notebook: executed cell by cell on a tiny model, and as it is stored, with what it showed."""
 
+import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,23 @@ import pytest
 from tests.support.m3_fixtures import make_model, make_rows
 
 NOTEBOOK = Path(__file__).parents[2] / "examples" / "search.ipynb"
+_ABSOLUTE_PATH = re.compile(r"""(?<=[\s"'=(`])/\w[\w.-]*/[\w.-]+""")
+
+
+def test_what_is_stored_was_shown_in_order_by_one_run_without_errors() -> None:
+    cells = [cell for cell in json.loads(NOTEBOOK.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    assert all(cell["outputs"] for cell in cells[1:])
+    kinds = {output["output_type"] for cell in cells for output in cell["outputs"]}
+    assert kinds == {"stream", "display_data", "execute_result"}
+
+
+def test_what_is_stored_names_no_place_of_a_machine_and_is_readable_anywhere() -> None:
+    text = NOTEBOOK.read_text("utf-8")
+    assert _ABSOLUTE_PATH.findall("at /opt/x/y, <a href=/b> 1/2 ./c/d https://e/f") == ["/opt/x"]
+    assert _ABSOLUTE_PATH.findall(text.replace("\\n", " ").replace('\\"', '"').replace("&#39;", "'")) == []
+    assert "widget" not in text
+    assert len(text) < 300_000
 
 
 @pytest.mark.slow
@@ -34,14 +53,39 @@ def test_the_example_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     NotebookClient(notebook, timeout=360, resources={"metadata": {"path": str(tmp_path)}}).execute()
 
-    shown = [_text(cell) for cell in notebook.cells if cell.cell_type == "code"]
-    assert '<iframe srcdoc="' in _html(notebook.cells[3])
-    assert "The search has ended" in _html(notebook.cells[3])
-    assert any(verdict in shown[2] for verdict in ("fine-tune", "keep the base model"))
-    assert "95% interval" in shown[4]
-    assert "(1, 16)" in shown[-1]
-    trained = shown[2].startswith("fine-tune")  # else the bundle is the base model, which nothing trains again
-    assert (tmp_path / "bundle" / "train.sh").is_file() == trained
+    cells = {_asked(cell): cell for cell in notebook.cells if cell.cell_type == "code"}
+    page, report = _html(cells["begun"]), _html(cells["result"])
+    assert '<iframe srcdoc="' in page
+    assert "The search has ended" in page
+    assert "\nverdict     " in _stdout(cells["begun"])  # plain lines, one output together
+    assert "Queries that moved" in report or "What got worse" in report
+    assert any(verdict in _text(cells["verdict"]) for verdict in ("fine-tune", "keep the base model"))
+    assert "over base model: " in _text(cells["gain"])
+    assert "95% interval" in _text(cells["gain"])
+    assert "'sentence_pooling_method'" in _text(cells["best_config"])
+    assert "Remove an element from a set" in _text(cells["similarities"])
+    trained = "fine-tune" in _text(cells["verdict"])  # else best/ is the base model, which nothing trains again
+    assert (tmp_path / "run" / "best" / "train.sh").is_file() == trained
+
+
+_MARKS = {
+    "begun": "tuner.run(",
+    "verdict": "print(result.verdict)",
+    "gain": 'print(f"over',
+    "best_config": "result.best_config",
+    "similarities": "SentenceTransformer(",
+}
+
+
+def _asked(cell: object) -> str:
+    """What a cell is for, by what stands in it."""
+    source = cell["source"]  # type: ignore[index]
+    return next((name for name, mark in _MARKS.items() if mark in source), source)
+
+
+def _stdout(cell: object) -> str:
+    """What a cell printed."""
+    return "".join(output.get("text", "") for output in cell["outputs"] if output.get("name") == "stdout")  # type: ignore[index]
 
 
 def _html(cell: object) -> str:

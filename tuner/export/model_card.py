@@ -18,6 +18,7 @@ from tuner.export.train_script import called, memory_note, tokens_note
 from tuner.run_dir.object_storage import is_url
 from tuner.verdict.decision import KEEP, sentence, settings_notes
 from tuner.verdict.encoding import shown_settings
+from tuner.versions import __version__
 
 _TEMPLATE = "model_card_template.md"
 _PACKAGES = (
@@ -88,6 +89,7 @@ def _card(run: FinishedRun, arguments: Mapping[str, Any], bundle: Path, **traini
         prompts=prompts(run),
         seeds=", ".join(f"{item.seed}: {item.dev:.4f}" for item in run.best.seeds),
         packages={package: version(package) for package in (*_PACKAGES, *["peft"] * run.has_adapters)},
+        program=f"m3-tuner {__version__}",
         **training,
     )
 
@@ -103,8 +105,9 @@ def _is_local(run: FinishedRun) -> bool:
 
 
 def _name(run: FinishedRun) -> str:
-    name = _base_name(run).rpartition("/")[2]
-    return name if run.is_base else f"{name}-fine-tuned"
+    above, _, name = _base_name(run).rpartition("/")
+    named = above if above and name == "model" else name
+    return named if run.is_base else f"{named}-fine-tuned"
 
 
 def _header(run: FinishedRun) -> str:

@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from trainables.names import LOG
 from trainables.scoring.metric import Metric
 from tuner.report.about import log_of
 from tuner.report.figures import history, rungs_picture
 from tuner.report.scene import Scene
 from tuner.report.standings import WAITING, Standing, leader, of_role, parameter_names
-from tuner.report.templates import environment
+from tuner.report.templates import environment, framed
 from tuner.run_dir.names import LIVE_PAGE, REPORT_FILE, STATUS, trial_path
 from tuner.study.trials import BASE, USER
 
@@ -205,8 +203,7 @@ def live_page(run_dir: Path, status: Status, *, base_url: str = "", reloads: boo
 def in_a_cell(run_dir: Path, status: Status, base_url: str) -> str:
     """Returns the page in a frame of its own, for a notebook's cell, whoever serves that."""
     page = live_page(run_dir, status, base_url=base_url, reloads=False)
-    frame = '<div><iframe srcdoc="{}" style="border: 0; width: 100%; height: 640px" title="search"></iframe></div>'
-    return str(Markup(frame).format(page))
+    return framed(page, height=640, title="search")
 
 
 def _contents(run_dir: Path, status: Status, base_url: str, reloads: bool) -> Mapping[str, Any]:

@@ -31,6 +31,18 @@ def environment() -> jinja2.Environment:
     return found
 
 
+def framed(page: str, *, height: int, title: str) -> str:
+    """Returns a whole page in a frame of its own, for a notebook's cell, whoever serves that.
+
+    Args:
+        page: The page's HTML.
+        height: Of the frame, in pixels.
+        title: What a screen reader calls the frame.
+    """
+    frame = '<div><iframe srcdoc="{}" style="border: 0; width: 100%; height: {}px" title="{}"></iframe></div>'
+    return str(Markup(frame).format(str(page), height, title))
+
+
 def _score(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
 

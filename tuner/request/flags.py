@@ -79,7 +79,10 @@ class Parser(argparse.ArgumentParser):
     """Raises what is wrong as a RequestError."""
 
     def error(self, message: str) -> NoReturn:
-        raise RequestError([re.sub(r"^argument (--\w+)\S*: expected .*", r"\1: needs a value; see --help", message)])
+        if lacking := re.match(r"argument (--\w+)\S*: expected ", message):
+            form = self._option_string_actions[lacking[1]].metavar
+            message = f"{lacking[1]}: needs a value, {form}; see --help"
+        raise RequestError([message])
 
 
 class _Format(argparse.RawDescriptionHelpFormatter):

@@ -1,6 +1,5 @@
-"""What the user sees while a search runs: a live table in a terminal or notebook, plain lines elsewhere."""
+"""What the user sees while a search runs: a live table in a terminal, plain lines elsewhere."""
 
-import importlib.util
 import threading
 import time
 from types import TracebackType
@@ -22,8 +21,6 @@ _PINNED = 2
 """The base model and the user's own settings stay in sight."""
 _QUIET_SECONDS = 60.0
 """How often plain lines say what goes on where nothing has ended: a log that nobody watches is to stay short."""
-_WATCHED_SECONDS = 8.0
-"""The same in a notebook without widgets, which somebody does watch."""
 
 
 class Progress:
@@ -45,10 +42,8 @@ class Progress:
         self._stop = threading.Event()
         self._told: set[tuple[int, str]] = set()
         self._spoke = self._started
-        self._pause = _WATCHED_SECONDS if console.is_jupyter else _QUIET_SECONDS
-        has_widgets = console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
-        live = console.is_terminal or has_widgets
-        self._live = Live(get_renderable=self._table, console=console, refresh_per_second=2) if live else None
+        is_live = console.is_terminal  # a notebook is none: its cell has the live page
+        self._live = Live(get_renderable=self._table, console=console, refresh_per_second=2) if is_live else None
         self._thread = threading.Thread(target=self._talk, daemon=True)
 
     def __enter__(self) -> "Progress":
@@ -74,7 +69,7 @@ class Progress:
     def _talk(self) -> None:
         while not self._stop.wait(0.5):
             self._say_changes()
-            if time.monotonic() - self._spoke > self._pause:
+            if time.monotonic() - self._spoke > _QUIET_SECONDS:
                 self._say(self._heartbeat())
 
     def _say_changes(self) -> None:

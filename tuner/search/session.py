@@ -61,8 +61,9 @@ class Session:
             yield
         except Interrupted as interrupted:
             if not interrupted.told:
-                how = "nothing that was finished is lost. Go on with: python -m tuner.search --resume"
-                self.say(f"{interrupted.farewell}; {how} {self.again(config)}", "bold")
+                kept = "nothing that was finished is lost. Go on with:"
+                self.say(f"{interrupted.farewell}; {kept}", "bold")
+                self.say(f"python -m tuner.search --resume {self.again(config)}", "bold")
             interrupted.told = True
             if mirror is not None:
                 mirror.leave()

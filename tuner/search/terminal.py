@@ -4,8 +4,14 @@ from rich.console import Console
 
 
 def new_console(*, stderr: bool = False) -> Console:
-    """Returns a console for lines and tables of a search; of `stderr`, for its errors."""
-    return Console(stderr=stderr, highlight=False, markup=False)
+    """Returns a console for lines and tables of a search; of `stderr`, for its errors.
+
+    In a notebook its lines are plain, too: Rich would make an output of the cell of each.
+    """
+    console = Console(stderr=stderr, highlight=False, markup=False)
+    if not console.is_jupyter:
+        return console
+    return Console(stderr=stderr, highlight=False, markup=False, force_jupyter=False, force_terminal=False)
 
 
 def say(console: Console, line: str, style: str = "") -> None:
