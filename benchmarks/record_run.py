@@ -12,7 +12,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from benchmarks.record_data import BOTH, TASKS, WARMUP_RATIO, Job, full_steps, queries_of
 from benchmarks.recorded_table import FRACTIONS, Floats
-from trainables.failures import NonFiniteLoss
 from trainables.m3.arguments import build_arguments
 from trainables.m3.base_models import BaseModels
 from trainables.m3.runner import Model, Runner, load_model
@@ -45,8 +44,7 @@ class _Scored(TrainerCallback):
         if not count:
             return
         assert self.runner is not None
-        if not math.isfinite(float(self.runner.trainer.loss_sum)):
-            raise NonFiniteLoss("the training loss is not finite")
+        self.runner.trainer.check_loss()
         with self.runner.whole_model() as model:
             self.scores += [self._score(model)] * count
 

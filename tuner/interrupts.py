@@ -1,6 +1,7 @@
 """What ends a search before its time: Ctrl-C, SIGTERM, or a machine that cannot go on. It ends in order."""
 
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -9,6 +10,8 @@ from tuner.errors import EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_TERMINATED
 
 _EXIT_CODES = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_TERMINATED}
 _GRACE_SECONDS = {EXIT_INTERRUPTED: 30.0, EXIT_TERMINATED: 1.0, EXIT_STOPPED: 5.0}
+_SAME_SECONDS = 0.1
+"""Signals that come this close together are one: `timeout` sends its own to the process, and then to its group."""
 
 
 class Interrupted(BaseException):
@@ -81,8 +84,13 @@ def interruptible() -> Iterator[Callable[[], None]]:
 def _first_signal(react: Callable[[int], None]) -> Iterator[None]:
     """Reacts to the first SIGINT or SIGTERM of a block; a second one ends the process."""
     before = {number: signal.getsignal(number) for number in _EXIT_CODES}
+    taken: list[int] = []
 
     def take_in(number: int, _frame: FrameType | None) -> None:
+        if taken:
+            return
+        taken.append(number)
+        time.sleep(_SAME_SECONDS)
         for other in _EXIT_CODES:
             signal.signal(other, signal.SIG_DFL)
         react(number)

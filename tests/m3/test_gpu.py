@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from tests.m3.test_loss_scaling import OVERFLOWS, STEPS, scaled
 from tests.m3.test_m3_parity import UNIFIED, arguments, trained
 from tests.support.m3_fixtures import make_model, make_rows
 from trainables import varlen
@@ -109,6 +110,42 @@ def test_a_step_asks_the_device_for_nothing(
         finally:
             torch.cuda.set_sync_debug_mode("default")
         assert loss.isfinite()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_torch", "adamw_torch_fused"])
+def test_what_overflows_in_float16_is_skipped_as_upstream_skips_it(optimizer: str, root: Path, tmp_path: Path) -> None:
+    """In float64, where nothing overflows but what is made to."""
+    values = arguments(root, max_steps=STEPS, optim=optimizer, warmup_steps=0, logging_steps=3)
+    (theirs, expected, _), (ours, found, _) = (
+        scaled(name, values, tmp_path, OVERFLOWS) for name in ("upstream", "ours")
+    )
+    assert ours.changed == [step not in OVERFLOWS for step in range(STEPS)]
+    assert ours.skipped == [1, 2, 0, 1, 0, 0, 0, 1, 2, 0, 0, 0]
+    assert (ours.changed, ours.scales, ours.rates) == (theirs.changed, theirs.scales, theirs.rates)
+    assert ours.logged == pytest.approx(theirs.logged, rel=1e-6)
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-7, atol=1e-9)
+
+
+def test_a_whole_step_in_float16_asks_the_device_for_nothing(root: Path, tmp_path: Path) -> None:
+    """Whether it is skipped stays on the device, too: a fused optimizer looks there."""
+    values = arguments(root, **UNIFIED, fp16=True, optim="adamw_torch_fused", max_steps=1)
+    with trial_process(tmp_path / "log.txt"):
+        runner = Runner(build_arguments(values, str(tmp_path / "out")), BaseModels(), [], tmp_path / "tokens")
+        trainer = runner.trainer
+        trainer.train()
+        batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            trainer.training_step(trainer.model_wrapped, batch)
+            trainer.scaling.on_pre_optimizer_step()
+            trainer.optimizer.step()
+            trainer.scaling.on_optimizer_step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert trainer.scaling.is_on
+        trainer.check_loss()
 
 
 def test_layers_are_checkpointed_only_where_memory_is_wanting(root: Path, tmp_path: Path) -> None:

@@ -12,11 +12,13 @@ import yaml
 from tests.support.browser import needs_browser, opened
 from tests.support.fake import METRIC, PARETO, fake_train, open_agenda
 from tests.support.report_fixtures import CHINESE, HOSTILE, OUT_OF_MEMORY, WARNING, build_run
+from tests.support.storage_fixtures import stored
 from tuner.cluster.executor import run_in_process
 from tuner.errors import EXIT_DONE, EXIT_REQUEST
 from tuner.report.command import main
 from tuner.report.page import write_report
 from tuner.request.config import SearchConfig
+from tuner.run_dir.store import run_folder
 
 
 @pytest.fixture(scope="module")
@@ -361,3 +363,12 @@ def test_the_base_model_with_the_winners_settings_has_a_line_of_its_own(run_dir:
     assert "Use these settings: --sentence_pooling_method mean." in text
     assert "Gain over the base model, encoded alike" in text
     assert "Together +0." in text
+
+
+def test_the_copy_of_a_run_in_storage_links_to_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files have other names there: the page would lead nowhere."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    run, url = build_run(tmp_path / "run", gain=0.2, seeds=1), f"file://{tmp_path}/bucket/run"
+    stored(run, url)
+    assert "<dt>Files</dt>" in write_report(run).read_text()
+    assert "<dt>Files</dt>" not in write_report(run_folder(url)).read_text()

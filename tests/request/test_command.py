@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.support.storage_fixtures import stored
 from tuner.errors import RequestError
 from tuner.request.command_line import code_flags, parse, resumed
 from tuner.request.config import SearchConfig
@@ -175,13 +176,25 @@ def test_a_search_that_began_again_is_resumed_without_the_one_before(tmp_path: P
     assert parse(["--resume", str(tmp_path)]).again == str(tmp_path / "1")
 
 
+def test_a_search_in_storage_begins_again_as_one_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "first"))
+    run = _finished(tmp_path / "1")
+    stored(run, url := f"file://{tmp_path}/bucket/1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "second"))
+    here, there = (parse(["--again", place, "--num_trials", "9"]) for place in (str(run), url))
+    assert there == here.replace(again=url, warm_start=(url,))
+    (run / "result.json").unlink()
+    stored(run, url := f"file://{tmp_path}/bucket/2")
+    with pytest.raises(RequestError, match=r"its search has not ended \(no result.json\)"):
+        parse(["--again", url])
+
+
 def test_what_cannot_begin_again_is_refused(tmp_path: Path) -> None:
     run = _finished(tmp_path / "1")
     (run / "result.json").unlink()
     for line, said in (
         (["--again", str(run)], r"1: its search has not ended \(no result.json\); --resume .*1 ends it"),
         (["--again", str(tmp_path)], "no search was begun there"),
-        (["--again", "s3://bucket/1"], "copy the run here"),
         (["--again", str(run), "--resume", str(run)], "--again begins a new search, and --resume goes on with one"),
     ):
         with pytest.raises(RequestError, match=said) as caught:

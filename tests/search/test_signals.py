@@ -1,6 +1,8 @@
 """Ctrl-C and SIGTERM before and after the running search; tests/faults has those that come while it runs."""
 
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -157,3 +159,22 @@ def test_a_running_search_is_left_where_it_asks() -> None:
                 check()
         with pytest.raises(Interrupted):
             signal.raise_signal(signal.SIGTERM)
+
+
+TWICE = """
+import os, signal, sys, threading, time
+from tuner.interrupts import Interrupted, interruptible
+with interruptible() as check:
+    threading.Timer(float(sys.argv[1]), os.kill, (os.getpid(), signal.SIGTERM)).start()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(1)
+    try:
+        check()
+    except Interrupted as interrupted:
+        sys.exit(interrupted.exit_code)
+"""
+
+
+@pytest.mark.parametrize(("seconds", "exit_code"), [(0.02, 143), (0.5, -signal.SIGTERM)])
+def test_a_second_signal_ends_at_once_unless_it_is_the_first_to_the_group(seconds: float, exit_code: int) -> None:
+    assert subprocess.run([sys.executable, "-c", TWICE, str(seconds)], check=False).returncode == exit_code

@@ -1,11 +1,13 @@
 """Earlier searches as priors: their best settings are drawn near, and are no trials of the search."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.support.fake import START, fake_train, new_study, open_agenda
+from tests.support.storage_fixtures import stored
 from tuner.cluster.executor import run_in_process
 from tuner.errors import RequestError
 from tuner.request.config import SearchConfig
@@ -27,6 +29,17 @@ def test_a_lesson_is_the_best_of_an_earlier_search(tmp_path: Path) -> None:
     assert lesson.params[0]["learning_rate"] == START["learning_rate"]  # the optimum of the fake score
     assert lesson.gain == pytest.approx(0.2)
     assert "learned from" in str(lesson)
+
+
+def test_a_lesson_is_read_from_storage_as_from_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "first"))
+    (tmp_path / "run").mkdir()
+    stored(_earlier(tmp_path / "run"), url := f"file://{tmp_path}/bucket/run")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "second"))
+    (there,), (here,) = read_lessons([url]), read_lessons([str(tmp_path / "run")])
+    assert there == replace(here, run_dir=url)
+    with pytest.raises(RequestError, match=f"{url}-away"):
+        read_lessons([f"{url}-away"])
 
 
 def test_what_is_no_search_is_refused_all_at_once(tmp_path: Path) -> None:

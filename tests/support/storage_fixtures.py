@@ -1,9 +1,11 @@
 """What tests of run directories in storage write, and what they find there."""
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 from tuner.run_dir.object_storage import file_system
-from tuner.run_dir.store import MirroredRunStore, RunStore
+from tuner.run_dir.store import MirroredRunStore, RunStore, open_run_dir
 
 NewMachine = Callable[..., MirroredRunStore]
 """Opens the run directory as a machine with an empty disk does; a worker names its driver's lease."""
@@ -22,6 +24,14 @@ def contents(store: RunStore) -> dict[str, str]:
     paths = (path for path in sorted(store.local.rglob("*")) if path.is_file())
     names = {path.relative_to(store.local).as_posix(): path for path in paths}
     return {name: path.read_text() for name, path in names.items() if not name.startswith(".")}
+
+
+def stored(run_dir: Path, url: str) -> None:
+    """Brings a run directory of this machine to storage, as a search with that ``--run_dir`` leaves it there."""
+    store = open_run_dir(url)
+    shutil.copytree(run_dir, store.local, dirs_exist_ok=True)
+    with store.held():
+        store.push()
 
 
 def objects(url: str) -> list[str]:

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from tests.support.report_fixtures import METRIC, build_run
+from tests.support.storage_fixtures import stored
 from trainables.scoring.measures import Scores
 from tuner.data.splits import fingerprint
 from tuner.request.config import SearchConfig
@@ -67,7 +68,7 @@ def _write_scores(run: Path, folder: str, values: Mapping[str, float]) -> None:
 
 def test_what_the_earlier_model_knows_is_left_out_of_the_comparison(earlier: Path, run: Path) -> None:
     """It has 1 on the three queries that it knows, and 0.25 or 0.5 on the 47 others, by turns."""
-    found = earlier_model(earlier, run)
+    found = earlier_model(str(earlier), run)
     assert found.weights is not None
     assert Path(found.weights).parent.parent == earlier / "trials"
     assert found.settings["query_max_len"] == 48
@@ -109,7 +110,7 @@ def test_why_there_is_no_comparison_is_said(
     change: Callable[[Path], object], said: str, earlier: Path, run: Path
 ) -> None:
     change(earlier)
-    found = earlier_model(earlier, run)
+    found = earlier_model(str(earlier), run)
     if found.seen is None:
         _write_scores(run, PREVIOUS_FOLDER, dict.fromkeys(TEXTS, 0.5))
     result = previous(run, "0002", METRIC, seed=0)
@@ -121,7 +122,7 @@ def test_why_there_is_no_comparison_is_said(
 def test_too_few_new_queries_are_not_compared_on(earlier: Path, run: Path) -> None:
     rows = [json.dumps({"query": text, "pos": ["It."]}) for text in TEXTS[:40]]
     (earlier / "data" / "train" / "001-more.jsonl").write_text("\n".join(rows))
-    earlier_model(earlier, run)
+    earlier_model(str(earlier), run)
     _write_scores(run, PREVIOUS_FOLDER, dict.fromkeys(TEXTS, 0.5))
     result = previous(run, "0002", METRIC, seed=0)
     assert result is not None
@@ -158,3 +159,20 @@ def test_the_sentence_follows_the_interval(old: float, said: str) -> None:
     assert note.startswith(said)
     assert note.endswith("; left out: 3 queries that it was trained or chosen on")
     assert "on 50 test queries" in note
+
+
+def test_the_earlier_search_may_lie_in_storage(
+    earlier: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "first"))
+    stored(earlier, url := f"file://{tmp_path}/bucket/earlier")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "second"))
+    found = earlier_model(url, run)
+    assert found.run_dir == url
+    assert found.seen == tuple(sorted(_id(text) for text in TEXTS[:3]))
+    assert found.weights is not None
+    assert Path(found.weights).is_relative_to(tmp_path / "second")
+    assert (
+        earlier_model(f"{url}-away", tmp_path / "other").note
+        == "its result.json and config.yaml are gone, or cannot be read"
+    )

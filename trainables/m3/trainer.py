@@ -1,5 +1,6 @@
 """A trainer whose state on disk is everything that its next step depends on."""
 
+import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -8,16 +9,23 @@ from typing import Any
 from unittest import mock
 
 import torch
+import torch.distributed as dist
 import transformers.trainer
 from torch import Tensor, nn
 from transformers import PrinterCallback
 from transformers import Trainer as HuggingFaceTrainer
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
+from trainables.failures import NonFiniteLoss
 from trainables.m3.host_copies import HostCopies
+from trainables.m3.loss_scaling import SKIPPED_FOR_GOOD, LossScaling, gives_up
+from trainables.process import world_size
 
 _WEIGHTS, _OPTIMIZER, _SCHEDULER = "weights.pt", "optimizer.pt", "scheduler.pt"
 """Files of a state, where DeepSpeed does not write its own."""
+
+_DIVERGED = "the training loss and its gradients must be finite, but they were not"
+_ADVICE = "lower learning_rate, or raise temperature"
 
 
 class ResumableTrainer(HuggingFaceTrainer):
@@ -25,6 +33,12 @@ class ResumableTrainer(HuggingFaceTrainer):
 
     Transformers' own states lack what M3 needs: the weights under the names of the training model, the step that
     self-distillation starts by, and the draws of negatives for the batch that the loader has made ahead.
+
+    Attributes:
+        loss_sum: (), of the forward passes since it was last set to 0. Under a loss scaler those whose loss is not
+            finite are left out.
+        loss_count: forward passes that it is of.
+        left_out: (), how many of them were left out.
     """
 
     model: Any
@@ -37,15 +51,80 @@ class ResumableTrainer(HuggingFaceTrainer):
         self.remove_callback(PrinterCallback)
         self.loss_sum = torch.zeros((), device=self.args.device)
         self.loss_count = 0
+        self.left_out = torch.zeros((), device=self.args.device)
         self.batches = 0
+        self.scaling = LossScaling(self)
+        self.add_callback(self.scaling)
+        self._logged_from, self._logged_sum = -1, torch.zeros((), device=self.args.device)
         self._host_copies = HostCopies()
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         result = super().compute_loss(model, inputs, *args, **kwargs)
-        self.loss_sum += (result[0] if isinstance(result, tuple) else result).detach()
+        loss = (result[0] if isinstance(result, tuple) else result).detach()
+        if self.scaling.is_on:
+            finite = loss.isfinite()
+            loss = torch.where(finite, loss, 0.0)
+            self.left_out += ~finite
+        self.loss_sum += loss
         self.loss_count += 1
         self.batches += 1
         return result
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Trains on a batch; returns its loss, for the log.
+
+        Raises:
+            NonFiniteLoss: DeepSpeed has no lower loss scale left to try.
+        """
+        try:
+            loss: Tensor = super().training_step(*args, **kwargs)
+        except Exception as error:
+            if not gives_up(error):
+                raise
+            raise NonFiniteLoss(f"{_DIVERGED} at the lowest loss scale: {_ADVICE}") from error
+        return self._for_log(loss) if self.scaling.is_on else loss
+
+    def _for_log(self, loss: Tensor) -> Tensor:
+        """Replaces a loss that is not finite as `logging_nan_inf_filter` does, which would wait for the device."""
+        if self._logged_from != self._globalstep_last_logged:
+            self._logged_from, self._logged_sum = self._globalstep_last_logged, torch.zeros_like(loss)
+        usual = self._logged_sum / (1 + self.state.global_step - self._logged_from)
+        loss = torch.where(loss.isfinite(), loss, usual)
+        self._logged_sum = self._logged_sum + loss
+        return loss
+
+    def check_loss(self) -> None:
+        """Checks that training can lead somewhere; waits for the device once.
+
+        Raises:
+            NonFiniteLoss: a loss was not finite, or, under a loss scaler, as many steps in a row were skipped as no
+                scale can help.
+        """
+        step = self.state.global_step
+        if self.scaling.is_on:
+            if (skipped := int(self.scaling.skipped)) >= SKIPPED_FOR_GOOD:
+                raise NonFiniteLoss(f"{_DIVERGED} in {skipped} steps up to step {step}, at any loss scale: {_ADVICE}")
+        elif not math.isfinite(float(self.loss_sum)):
+            raise NonFiniteLoss(f"the training loss must be finite, but it was not at or before step {step}: {_ADVICE}")
+
+    def take_mean_loss(self) -> float:
+        """Returns the mean loss since it was last taken, over all workers.
+
+        Raises:
+            NonFiniteLoss: as `check_loss`, or none of the losses was finite. No scale takes part in a loss, and skipped
+                steps leave the weights as they are: none of the losses after would be.
+        """
+        self.check_loss()
+        taken = torch.stack([self.loss_sum, self.loss_count - self.left_out])
+        if world_size() > 1:
+            dist.all_reduce(taken)
+        self.loss_sum, self.loss_count = torch.zeros_like(self.loss_sum), 0
+        self.left_out = torch.zeros_like(self.left_out)
+        mean = float(taken[0] / taken[1])
+        if not math.isfinite(mean):
+            step = self.state.global_step
+            raise NonFiniteLoss(f"the mean training loss must be finite, but it is {mean} at step {step}: {_ADVICE}")
+        return mean
 
     @property
     def resumable(self) -> bool:
@@ -68,6 +147,8 @@ class ResumableTrainer(HuggingFaceTrainer):
                 "self_distill_step": self.model.step,
                 "loss_sum": self.loss_sum.cpu(),
                 "loss_count": self.loss_count,
+                "left_out": self.left_out.cpu(),
+                "skipped": self.scaling.skipped.cpu(),
                 "weights": weight_sums(self.model),
             },
             folder / f"position-{self.args.process_index}.pt",
@@ -102,6 +183,8 @@ class ResumableTrainer(HuggingFaceTrainer):
         self.model.step = position["self_distill_step"]
         self.loss_sum = position["loss_sum"].to(self.args.device)
         self.loss_count = position["loss_count"]
+        self.left_out = position["left_out"].to(self.args.device)
+        self.scaling.skipped = position["skipped"].to(self.args.device)
         self._expected_weights = position["weights"]
         self.data_collator.start(self.batches)
         _move_to(self.train_dataset, self.batches)

@@ -8,12 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trainables.config import Progress, Report, RungReport, TrialConfig, TrialInterrupted
-from trainables.failures import NonFiniteLoss
 from trainables.files import new_folder, write_text
 from trainables.m3.runner import Model, Runner
 from trainables.names import CHECKPOINT, scores_file
@@ -81,12 +78,12 @@ class Rungs(TrainerCallback):
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:  # noqa: ARG002
         """Writes the trainer's figures to the log, and checks the loss while it is on the host anyway."""
         logger.info("step %d of %d: %s", state.global_step, state.max_steps, json.dumps(kwargs["logs"], default=str))
-        self._check_loss(state.global_step)
+        self._trainer.check_loss()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Stands at a rung, or goes on."""
         if args.device.type == "cpu" or state.global_step % LOOK_EVERY == 0:  # a GPU is waited for, now and then
-            self._check_loss(state.global_step)
+            self._trainer.check_loss()
         interrupted = self._is_interrupted(state)
         due = self._due(state)
         if due:
@@ -115,7 +112,7 @@ class Rungs(TrainerCallback):
 
     def _stand(self, due: list[int], state: TrainerState) -> bool:
         """Scores once, reports every rung that is due; returns whether to go on."""
-        loss = self._mean_loss(state.global_step)
+        loss = self._trainer.take_mean_loss()
         with self._runner.whole_model() as model:
             with self._clock.measure("scoring"):
                 scores = self._judge.rung_scores(model)
@@ -169,23 +166,3 @@ class Rungs(TrainerCallback):
                 model.save(str(folder))
             pooled = self._config.pool is not None
             write_text(self._folder / scores_file(scores.split, pooled=pooled), scores.to_json())
-
-    def _check_loss(self, step: int) -> None:
-        trainer = self._trainer
-        if not math.isfinite(float(trainer.loss_sum)):
-            raise NonFiniteLoss(
-                f"the training loss must be finite, but it was not at or before step {step}: "
-                "lower learning_rate, or raise temperature"
-            )
-
-    def _mean_loss(self, step: int) -> float:
-        """Returns the mean loss since the rung before, over all workers."""
-        trainer = self._trainer
-        self._check_loss(step)
-        mean = trainer.loss_sum / max(trainer.loss_count, 1)
-        if world_size() > 1:
-            dist.all_reduce(mean)
-            mean /= world_size()
-        trainer.loss_sum = torch.zeros_like(trainer.loss_sum)
-        trainer.loss_count = 0
-        return float(mean)

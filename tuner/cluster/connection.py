@@ -1,5 +1,6 @@
 """The Ray cluster that a search runs on: a local one, started and stopped here, or one that is there already."""
 
+import functools
 import itertools
 import logging
 import math
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, services
+from ray._private.utils import detect_fate_sharing_support
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
 from tuner.cluster.autoscaling import Prospect, prospect
@@ -89,7 +91,7 @@ def _on_cluster(address: str) -> Iterator[None]:
 @contextmanager
 def _on_this_machine() -> Iterator[None]:
     with private_folder() as folder, _on_loopback(), _with_a_token_of_its_own(folder):
-        with _told("Ray cannot be started here"), _known_to_its_processes():
+        with _told("Ray cannot be started here"), _known_to_its_processes(), _out_of_this_group():
             ray.init(
                 address="local",  # without it, Ray would join a cluster that happens to run here
                 num_cpus=cores(),
@@ -179,6 +181,25 @@ def _on_loopback() -> Iterator[None]:
             yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = had
+
+
+@contextmanager
+def _out_of_this_group() -> Iterator[None]:
+    """Starts the processes of a cluster in a group of their own.
+
+    ``timeout`` and others send SIGTERM to the search's whole group: Ray would be gone before a trial could save its
+    state. That Ray ends with the search does not hang on the group: Linux kills its processes when this one is gone,
+    and elsewhere, where a reaper of Ray's kills the group, they stay in it.
+    """
+    if not detect_fate_sharing_support():  # type: ignore[no-untyped-call]
+        yield
+        return
+    popen = services.ConsolePopen
+    services.ConsolePopen = functools.partial(popen, process_group=0)  # type: ignore[assignment,misc]
+    try:
+        yield
+    finally:
+        services.ConsolePopen = popen  # type: ignore[misc]
 
 
 def rays_folder(config: SearchConfig, run_dir: Path) -> Path:

@@ -7,6 +7,7 @@ from typing import Any
 
 from trainables.names import LOG
 from tuner.run_dir.names import BEST, CONFIG_FILE, RESULT_FILE, part_name, trial_name
+from tuner.run_dir.store import is_mirror
 from tuner.study.trials import SESSIONS
 
 _FOLDERS_SHOWN = 2
@@ -47,15 +48,20 @@ def about(
     ]
 
 
+def lies_beside(run_dir: Path, name: str) -> bool:
+    """Returns whether a file or folder of the run directory is found from the page; a bucket calls it otherwise."""
+    return (run_dir / name).exists() and not is_mirror(run_dir)
+
+
 def links(run_dir: Path) -> list[str]:
     """Returns what of the run directory lies beside the page and is worth opening."""
-    return [f"{name}/" if (run_dir / name).is_dir() else name for name in _LINKED if (run_dir / name).exists()]
+    return [f"{name}/" if (run_dir / name).is_dir() else name for name in _LINKED if lies_beside(run_dir, name)]
 
 
 def log_of(run_dir: Path, trial: int) -> str:
-    """Returns where a trial's log lies, seen from the run directory; empty where it has none."""
+    """Returns where a trial's log lies, seen from the page; empty where the page has none beside it."""
     name = f"{part_name(trial_name(trial))}/{LOG}"
-    return name if (run_dir / name).is_file() else ""
+    return name if lies_beside(run_dir, name) else ""
 
 
 def kept_settings(config: Mapping[str, Any], searched: Sequence[str]) -> list[tuple[str, Any]]:

@@ -13,12 +13,12 @@ from typing import Any
 
 from trainables.names import LOG
 from trainables.scoring.metric import Metric
-from tuner.report.about import log_of
+from tuner.report.about import lies_beside, log_of
 from tuner.report.figures import history, rungs_picture
 from tuner.report.scene import Scene
 from tuner.report.standings import WAITING, Standing, leader, of_role, parameter_names
 from tuner.report.templates import environment, framed
-from tuner.run_dir.names import LIVE_PAGE, REPORT_FILE, STATUS, trial_path
+from tuner.run_dir.names import LIVE_PAGE, REPORT_FILE, STATUS, part_name
 from tuner.study.trials import BASE, USER
 
 RUNNING, STOPPED, FINISHED = "running", "stopped", "finished"
@@ -221,8 +221,8 @@ def _contents(run_dir: Path, status: Status, base_url: str, reloads: bool) -> Ma
         "pictures": [history(scene), rungs_picture(scene, several=metric.is_pareto)],
         "trials": [{**vars(trial), "kind": scene.kind(trial), "log": log_of(run_dir, trial.number)} for trial in shown],
         "parameter_names": _names(shown),
-        "has_report": (run_dir / REPORT_FILE).is_file(),
-        "logs": {work.name: (trial_path(run_dir, work.name) / LOG).is_file() for work in status.work},
+        "has_report": lies_beside(run_dir, REPORT_FILE),
+        "logs": {work.name: lies_beside(run_dir, f"{part_name(work.name)}/{LOG}") for work in status.work},
     }
 
 

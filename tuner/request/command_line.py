@@ -117,20 +117,21 @@ def _named(again: Any) -> str | None:
 
 def _begun_again(run_dir: str, problems: list[str], *, asked: Collection[str]) -> dict[str, Any]:
     """What another search takes over from the finished one in `run_dir`; its best settings are where it begins."""
-    if is_url(run_dir):
-        problems.append(f"--again {run_dir}: must be a folder of this machine; copy the run here, and name the copy")
-        return {}
     values = _read_run(run_dir, problems, flag="--again")
     problems += _code_of_a_run(f"--again {run_dir}", values, asked=asked)
-    if values and not (Path(run_dir) / RESULT_FILE).is_file():
+    if values and not _local_file(f"{run_dir}/{RESULT_FILE}").is_file():
         problems.append(f"--again {run_dir}: its search has not ended (no result.json); --resume {run_dir} ends it")
     taken = {name: value for name, value in values.items() if name not in _OF_ONE_SEARCH}
-    return {**taken, "warm_start": [str(Path(run_dir).absolute())]}
+    return {**taken, "warm_start": [_from_anywhere(run_dir)]}
 
 
 def _absolute(again: str | None) -> dict[str, str]:
-    """`--again` as it is from anywhere: the new search is resumed from another directory, perhaps."""
-    return {"again": str(Path(again).absolute())} if again and not is_url(again) else {}
+    return {"again": _from_anywhere(again)} if again else {}
+
+
+def _from_anywhere(run_dir: str) -> str:
+    """A run as it is called from anywhere: the new search is resumed from another directory, perhaps."""
+    return run_dir if is_url(run_dir) else str(Path(run_dir).absolute())
 
 
 def _read_run(run_dir: str, problems: list[str], *, flag: str = "--resume") -> dict[str, Any]:

@@ -60,7 +60,7 @@ _ARGUMENTS: Mapping[str, str] = {
     "fix_encoder": "Do not train the encoder, only the sparse and ColBERT layers",
     "use_lora": "Train low-rank adapters of the encoder (LoRA) and the sparse and ColBERT layers, nothing else",
     "lora_rank": "Rank of the adapters",
-    "lora_alpha": "Adapters count lora_alpha / lora_rank times; twice the rank is usual",
+    "lora_alpha": "Adapters count lora_alpha / lora_rank times: 16 / 64 in FlagEmbedding, too; twice the rank is usual",
     "lora_dropout": "Dropout rate of what goes into the adapters",
     "target_modules": "Names of the encoder's linear layers that get adapters. None: all of them",
     # transformers' training
@@ -140,7 +140,7 @@ _ARGUMENTS: Mapping[str, str] = {
 
 _METAVARS: Mapping[str, str] = {
     "run_dir": "DIR|URL", "output_dir": "DIR|URL", "resume": "DIR|URL", "warm_start": "DIR|URL", "eval_data": "DIR|URL",
-    "again": "DIR",
+    "again": "DIR|URL",
     "guard": "DIR|TASK", "train_data": "FILE|DIR|URL", "model_name_or_path": "DIR|NAME|URL", "time_budget": "TIME",
     "ddp_timeout": "TIME", "disk_budget": "SIZE", "search_space": "NAME|FILE|MODULE:FUNCTION", "storage": "URL|FILE",
     "submit": "URL", "address": "ADDRESS", "metric": "METRIC", "deepspeed": "FILE", "price_per_hour": "PRICE",

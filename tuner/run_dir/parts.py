@@ -23,7 +23,7 @@ from tuner.run_dir.object_storage import receive, send
 from tuner.run_dir.prefix import Listing, Prefix, StoredFile, read_listing, to_json
 from tuner.run_dir.safe_names import inside, is_passed_over, part_of
 
-_LAST_SEEN = ".listings"
+LAST_SEEN = ".listings"
 """Folder of the working directory with each part's listing as last pushed or pulled."""
 _ATTEMPTS = 3
 
@@ -84,7 +84,7 @@ class _WorkingDirectory:
         shutil.rmtree(self.place(part), ignore_errors=True)
 
     def _record_of(self, part: str) -> Path:
-        return self.place(f"{_LAST_SEEN}/{part}.json")
+        return self.place(f"{LAST_SEEN}/{part}.json")
 
 
 class Parts:

@@ -26,7 +26,7 @@ from tuner.run_dir.garbage import Garbage
 from tuner.run_dir.lease import DriversLease, Lease
 from tuner.run_dir.names import LIVE_PAGE, RESULT_FILE, STATUS, TRIALS, trial_name
 from tuner.run_dir.object_storage import is_url, working_directory
-from tuner.run_dir.parts import Parts, parts_of
+from tuner.run_dir.parts import LAST_SEEN, Parts, parts_of
 from tuner.run_dir.prefix import Prefix
 from tuner.run_dir.safe_names import inside, part_of
 
@@ -225,6 +225,11 @@ def run_folder(location: str | Path, paths: Sequence[str] | None = None, *, tria
     if isinstance(store, MirroredRunStore) and not store.pull(_finished(store, trial) if paths is None else paths):
         raise RequestError([f"{location} holds no search"])
     return store.local
+
+
+def is_mirror(run_dir: Path) -> bool:
+    """Returns whether a run directory is the working copy of one on object storage, where files have other names."""
+    return (run_dir / LAST_SEEN).is_dir()
 
 
 def trial_folder(run_dir: Path, name: object) -> Path:

@@ -251,7 +251,7 @@ class Scorings:
     def _previous_jobs(self) -> Iterator[TrialConfig]:
         """The model of the earlier search, where this one began with `--again` and its weights are there."""
         if self._config.again:
-            earlier = earlier_model(Path(self._config.again), self._run_dir)
+            earlier = earlier_model(self._config.again, self._run_dir)
             if earlier.weights and Path(earlier.weights).is_dir():
                 params = {**earlier.settings, "model_name_or_path": earlier.weights}
                 yield self._make(PREVIOUS_FOLDER, params, split="test", checkpoint=earlier.weights)

@@ -14,9 +14,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from tuner.errors import RequestError, counted
 from tuner.run_dir.names import CONFIG_FILE, STUDY_FILE
+from tuner.run_dir.object_storage import is_url
+from tuner.run_dir.store import run_folder
 from tuner.study.study import read_studies
 from tuner.study.trials import BASE, DUPLICATE_OF, ROLE, arguments_of, value_of
 
+_READ = (CONFIG_FILE, STUDY_FILE)
 _BEST = 3
 """Trials of an earlier search that are drawn near."""
 
@@ -48,7 +51,7 @@ class Lesson:
 
 
 def read_lessons(run_dirs: Sequence[str]) -> list[Lesson]:
-    """Returns what each of `run_dirs` found.
+    """Returns what each of `run_dirs` found, paths or URLs.
 
     Raises:
         RequestError: A directory holds no search, or none of its trials came to its end.
@@ -56,7 +59,7 @@ def read_lessons(run_dirs: Sequence[str]) -> list[Lesson]:
     problems, lessons = list[str](), list[Lesson]()
     for run_dir in run_dirs:
         try:
-            lessons.append(_lesson(Path(run_dir)))
+            lessons.append(_lesson(run_dir))
         except RequestError as error:
             problems.extend(error.findings)
     if problems:
@@ -64,15 +67,16 @@ def read_lessons(run_dirs: Sequence[str]) -> list[Lesson]:
     return lessons
 
 
-def _lesson(run_dir: Path) -> Lesson:
-    config = run_dir / CONFIG_FILE
+def _lesson(run_dir: str) -> Lesson:
+    folder = run_folder(run_dir, _READ) if is_url(run_dir) else Path(run_dir)
+    config = folder / CONFIG_FILE
     if not config.is_file():
         raise RequestError([f"--warm_start {run_dir}: no search was made there (no config.yaml); name its --run_dir"])
     asked = yaml.safe_load(config.read_text("utf-8"))
     storage = asked.get("storage")
-    if storage is None and not (run_dir / STUDY_FILE).exists():
+    if storage is None and not (folder / STUDY_FILE).exists():
         raise RequestError([f"--warm_start {run_dir}: its study.db is missing; copy it there, or leave the run out"])
-    study, _ = read_studies(run_dir, storage, asked.get("study_name"))
+    study, _ = read_studies(folder, storage, asked.get("study_name"))
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     best = sorted(_trained(complete), key=value_of, reverse=True)
     if not best:
@@ -80,7 +84,7 @@ def _lesson(run_dir: Path) -> Lesson:
     arguments = asked.get("arguments") or {}
     base = [value_of(trial) for trial in complete if trial.user_attrs.get(ROLE) == BASE]
     return Lesson(
-        run_dir=str(run_dir),
+        run_dir=run_dir,
         model=str(arguments.get("model_name_or_path") or study.user_attrs.get("model") or "the example's model"),
         trials=len(best),
         gain=value_of(best[0]) - (base[0] if base else 0.0),

@@ -20,7 +20,7 @@ from trainables.scoring.heldout import read_qrels, read_queries
 from trainables.scoring.measures import Scores
 from trainables.scoring.settings import UNTRAINED_ARGUMENTS
 from tuner.data.splits import MIN_QUERIES, fingerprint
-from tuner.errors import counted
+from tuner.errors import RequestError, counted
 from tuner.request.asked import read_config
 from tuner.run_dir.names import (
     PREVIOUS_FOLDER,
@@ -29,6 +29,8 @@ from tuner.run_dir.names import (
     is_trial,
     trial_path,
 )
+from tuner.run_dir.object_storage import is_url
+from tuner.run_dir.store import run_folder
 from tuner.verdict.decision import KEEP, SIGNIFICANT, interval, is_certain
 from tuner.verdict.result import Previous, Verdict, bundle_of
 from tuner.verdict.statistics import compare
@@ -53,15 +55,16 @@ class Earlier:
 
 
 _VALUES = TypeAdapter(Earlier)
-_UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError)
+_UNREADABLE = (RequestError, OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError)
 """What reading a folder raises that anyone may have written: it costs the comparison, never the search."""
 
 
-def earlier_model(again: Path, run_dir: Path) -> Earlier:
+def earlier_model(again: str, run_dir: Path) -> Earlier:
     """Returns the model that the search in `again` recommends, and writes it down in `run_dir`, once.
 
     Args:
-        again: The run directory of the earlier search. Anyone may have written it: no code is taken from it.
+        again: The run directory of the earlier search, a path or a URL, whose model is brought here. Anyone may have
+            written it: no code is taken from it.
         run_dir: That of this search, its data in place.
     """
     path = trial_path(run_dir, PREVIOUS_FOLDER) / PREVIOUS
@@ -125,9 +128,9 @@ def previous_notes(result: Verdict) -> list[str]:
     return [f"the best trial cannot be told from {name}: {measured}{left}"]
 
 
-def _found(again: Path, run_dir: Path) -> Earlier:
-    home = str(again)
+def _found(home: str, run_dir: Path) -> Earlier:
     try:
+        again = run_folder(home) if is_url(home) else Path(home)
         result, config = Verdict.read(again), read_config(again)
     except _UNREADABLE:
         return Earlier(run_dir=home, note="its result.json and config.yaml are gone, or cannot be read")
