@@ -17,8 +17,8 @@ import torch
 from tests.support.fake import METRIC
 from trainables.config import TrialConfig
 from trainables.failures import failure_kind
-from trainables.m3 import host_copies
-from trainables.m3.host_copies import HostCopies
+from trainables.memory import host_copies
+from trainables.memory.host_copies import HostCopies
 from trainables.trial import states as states_module
 from trainables.trial.saving import Saving
 from trainables.trial.states import States

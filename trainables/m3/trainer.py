@@ -17,8 +17,8 @@ from transformers import Trainer as HuggingFaceTrainer
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
 from trainables.failures import NonFiniteLoss
-from trainables.m3.host_copies import HostCopies
 from trainables.m3.loss_scaling import SKIPPED_FOR_GOOD, LossScaling, gives_up
+from trainables.memory.host_copies import HostCopies
 from trainables.process import world_size
 
 _WEIGHTS, _OPTIMIZER, _SCHEDULER = "weights.pt", "optimizer.pt", "scheduler.pt"
