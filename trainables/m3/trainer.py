@@ -183,8 +183,9 @@ class ResumableTrainer(HuggingFaceTrainer):
         self.model.step = position["self_distill_step"]
         self.loss_sum = position["loss_sum"].to(self.args.device)
         self.loss_count = position["loss_count"]
-        self.left_out = position["left_out"].to(self.args.device)
-        self.scaling.skipped = position["skipped"].to(self.args.device)
+        if "skipped" in position:  # earlier versions' states count neither
+            self.left_out = position["left_out"].to(self.args.device)
+            self.scaling.skipped = position["skipped"].to(self.args.device)
         self._expected_weights = position["weights"]
         self.data_collator.start(self.batches)
         _move_to(self.train_dataset, self.batches)
