@@ -20,17 +20,21 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.recorded_table import Floats, RecordedTable
 from benchmarks.replay.peers import PEERS
 from benchmarks.replay.picture import draw
 from benchmarks.replay.regret import (
     RANDOM_TRIALS,
     WANTED,
+    Ends,
     Regret,
     chosen_without,
     full_cost,
     mean_curve,
     replay_all,
+    search_all,
     share_to_reach,
 )
 from benchmarks.replay.strategies import CANDIDATES, OURS
@@ -40,6 +44,9 @@ from benchmarks.replay.tasks import ReplayTask
 RECORDED = Path(__file__).with_name("recorded")
 _SHOWN = (1 / 32, 1 / 16, 1 / 8, 1 / 4)
 
+_TRIALS = (8, 16, 32)
+_FIXED = ("default", "before")
+
 Regrets = Mapping[tuple[str, str], Regret]
 
 
@@ -47,17 +54,26 @@ def main() -> None:
     """Replays, and prints what came of it."""
     options = _options()
     tasks = [ReplayTask(name=name, table=table) for name, table in _tables(options).items()]
-    names = [*PEERS, *dict.fromkeys([*options.strategies, "before"])]
+    names = [*PEERS, *dict.fromkeys([*options.strategies, *_FIXED])]
     regrets = replay_all(tasks, names, replays=options.replays, processes=options.processes)
     for task in tasks:
         _say_task(task, names, regrets)
     candidates = [name for name in options.strategies if name != "before"]
     chosen = {task.name: chosen_without(task.name, candidates, regrets) for task in tasks}
     print("chosen on the other tasks: " + ", ".join(f"{name} for {task}" for task, name in chosen.items()))
+    wholes = max(2, options.replays // 4)
+    ends = search_all(tasks, _FIXED, options.trials, replays=wholes, processes=options.processes)
+    searches = {str(count): {name: _mean_end(tasks, name, count, ends) for name in _FIXED} for count in options.trials}
+    for count, found in searches.items():
+        print(f"whole searches of {count} trials, mean over tasks: {found}")
     if options.picture:
-        shown = {name: mean_curve(regrets[task.name, name] for task in tasks) for name in [*PEERS, "before"]}
-        draw({**shown, "ours": _of_chosen(chosen, regrets)}, options.picture)
-    print(json.dumps(_summary(tasks, chosen, regrets, options.replays)))
+        shown = {name: mean_curve(regrets[task.name, name] for task in tasks) for name in [*PEERS, *_FIXED]}
+        draw(
+            shown,
+            options.picture,
+            [(each["default"]["share"], each["default"]["regret"]) for each in searches.values()],
+        )
+    print(json.dumps({**_summary(tasks, chosen, regrets, options.replays), "searches": searches}))
 
 
 def _options() -> argparse.Namespace:
@@ -67,6 +83,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--replays", type=int, default=200, help="searches a strategy and task")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--strategies", nargs="+", choices=sorted(OURS), default=CANDIDATES)
+    parser.add_argument("--trials", type=int, nargs="*", default=_TRIALS, help="of whole searches")
     parser.add_argument("--picture", type=Path, help="SVG of regret over compute")
     return parser.parse_args()
 
@@ -111,6 +128,18 @@ def _of_chosen(chosen: Mapping[str, str], regrets: Regrets) -> Floats:
     return mean_curve(regrets[task, name] for task, name in chosen.items())
 
 
+def _mean_end(
+    tasks: Sequence[ReplayTask], name: str, trials: int, ends: Mapping[tuple[str, str, int], Ends]
+) -> dict[str, float]:
+    """Share of the compute of 60 random full trials, and regret on dev and test, of whole searches."""
+    own = [ends[task.name, name, trials] for task in tasks]
+    means = {"share": 4, "regret": 5, "regret_test": 5}
+    columns = ([each.share for each in own], [each.dev for each in own], [each.test for each in own])
+    return {
+        key: round(float(np.mean(column)), digits) for (key, digits), column in zip(means.items(), columns, strict=True)
+    }
+
+
 def _summary(
     tasks: Sequence[ReplayTask], chosen: Mapping[str, str], regrets: Regrets, replays: int
 ) -> dict[str, object]:
@@ -128,7 +157,7 @@ def _summary(
             "compute_vs_tpe_full": over_tpe,
         }
 
-    eighth = {name: sum(regrets[task.name, name].at(WANTED)[0] for task in tasks) / len(tasks) for name in ("before",)}
+    eighth = {name: sum(regrets[task.name, name].at(WANTED)[0] for task in tasks) / len(tasks) for name in _FIXED}
     ours = sum(regrets[task, name].at(WANTED)[0] for task, name in chosen.items()) / len(chosen)
     return {
         "tasks": [task.name for task in tasks],
@@ -136,7 +165,7 @@ def _summary(
         **ratios(_of_chosen(chosen, regrets)),
         "regret": round(ours, 5),
         "regret_random60": round(level, 5),
-        "before": {**ratios(of("before")), "regret": round(eighth["before"], 5)},
+        **{name: {**ratios(of(name)), "regret": round(eighth[name], 5)} for name in _FIXED},
     }
 
 

@@ -43,10 +43,11 @@ def replay_ours(
     sizes: str,
     user: int,
     seed: int,
-    most: float,
+    most: float = math.inf,
+    trials: int | None = None,
     restarts: bool = False,
 ) -> Trace:
-    """Searches `task` until it has cost `most` full trainings, or nothing is left.
+    """Searches `task` until it has cost `most` full trainings, or has come to its end.
 
     Args:
         task: What is searched.
@@ -56,11 +57,13 @@ def replay_ours(
         user: The configuration of the user's own settings, trial 1.
         seed: Of the search.
         most: Full trainings, scorings included.
+        trials: How many the search is planned with, the base model counted as one. None: all of the table.
         restarts: Whether a promoted trial is trained from its start, as where its state was not kept.
     """
     trace, taken = Trace(task=task), set[int]()
     space = snapping(task, task.distributions(sizes, own=task.arguments(user)), taken)
-    config = SearchConfig(num_trials=task.configs + 1, rungs=rungs, finalists=0, keep_checkpoints=0, seed=seed)
+    planned = task.configs + 1 if trials is None else trials
+    config = SearchConfig(num_trials=planned, rungs=rungs, finalists=0, keep_checkpoints=0, seed=seed)
     with tempfile.TemporaryDirectory(dir=_MEMORY if _MEMORY.is_dir() else None) as folder:
         study = SearchStudy(
             InMemoryStorage(),

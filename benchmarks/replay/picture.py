@@ -1,28 +1,38 @@
 """A small SVG of regret over compute, both on a log scale."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.recorded_table import Floats
-from benchmarks.replay.regret import SHARES
+from benchmarks.replay.regret import OURS_MOST, SHARES
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 720, 400, 64, 20, 130, 48
-_COLOURS: Mapping[str, str] = {"ours": "#c2410c", "before": "#9a9a9a"}
+_COLOURS: Mapping[str, str] = {"default": "#c2410c", "before": "#9a9a9a"}
 _OTHERS = ("#1d4ed8", "#0f766e", "#7c3aed", "#b45309", "#be185d", "#4d7c0f")
 
 
-def draw(curves: Mapping[str, Floats], path: Path) -> None:
-    """Draws mean regret on dev (shares,) of each strategy into `path`."""
+def draw(curves: Mapping[str, Floats], path: Path, ends: Iterable[tuple[float, float]] = ()) -> None:
+    """Draws mean regret on dev (shares,) of each strategy into `path`.
+
+    Args:
+        curves: By the strategy's name; our own are drawn as far as they are replayed.
+        path: Of the SVG.
+        ends: Shares and mean regrets of whole searches by the default, drawn as dots.
+    """
     low = max(1e-4, min(float(curve[curve > 0].min()) for curve in curves.values() if np.any(curve > 0)))
     high = max(float(curve.max()) for curve in curves.values())
     others = iter(_OTHERS)
     lines = [_line(name, curve, _COLOURS.get(name) or next(others), low, high) for name, curve in curves.items()]
     names = [_label(name, index, line) for index, (name, line) in enumerate(zip(curves, lines, strict=True))]
     axes = [*_across(), *_up(low, high)]
-    body = "\n".join([*axes, *(line[1] for line in lines), *names])
+    dots = [
+        f'<circle cx="{_x(share):.1f}" cy="{_y(regret, low, high):.1f}" r="4" fill="{_COLOURS["default"]}"/>'
+        for share, regret in ends
+    ]
+    body = "\n".join([*axes, *(line[1] for line in lines), *dots, *names])
     path.write_text(
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
         f'font-family="sans-serif" font-size="12">\n<rect width="100%" height="100%" fill="white"/>\n{body}\n</svg>\n',
@@ -41,8 +51,10 @@ def _y(regret: float, low: float, high: float) -> float:
 
 
 def _line(name: str, curve: Floats, colour: str, low: float, high: float) -> tuple[str, str]:
-    points = " ".join(f"{_x(s):.1f},{_y(r, low, high):.1f}" for s, r in zip(SHARES, curve, strict=True))
-    width = 3 if name == "ours" else 1.5
+    last = OURS_MOST if name in _COLOURS else 1.0
+    shown = [(share, regret) for share, regret in zip(SHARES, curve, strict=True) if share <= last]
+    points = " ".join(f"{_x(share):.1f},{_y(regret, low, high):.1f}" for share, regret in shown)
+    width = 3 if name == "default" else 1.5
     return colour, f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="{width}"/>'
 
 

@@ -19,7 +19,7 @@ SHARES = np.geomspace(1 / 64, 1.0, 97)
 WANTED = 1 / 8
 """Share at which a search is to be as good as they are."""
 _CHUNK = 10
-_OURS_MOST = 0.3
+OURS_MOST = 0.3
 """Share of it up to which our own strategies are replayed: beyond, the table is nearly exhausted."""
 
 
@@ -71,6 +71,42 @@ def replay_all(
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ends:
+    """Of whole searches of one strategy on one task: each (replays,)."""
+
+    share: Floats
+    """What they cost, as a share of 60 random full trials."""
+    dev: Floats
+    """The best of the table less what they ended with."""
+    test: Floats
+
+
+def search_all(
+    tasks: Sequence[ReplayTask], names: Sequence[str], trials: Sequence[int], *, replays: int, processes: int
+) -> dict[tuple[str, str, int], Ends]:
+    """Replays searches with each number of trials to their end; returns (task, strategy, trials) -> what came of it."""
+    jobs = [(task, name, count, replays) for task in tasks for name in names for count in trials]
+    with ProcessPoolExecutor(processes, initializer=_quiet) as pool:
+        ends = pool.map(_searches, *zip(*jobs, strict=True)) if jobs else []
+        return {(task.name, name, count): end for (task, name, count, _), end in zip(jobs, ends, strict=True)}
+
+
+def _searches(task: ReplayTask, name: str, trials: int, replays: int) -> Ends:
+    rows = []
+    for seed in range(replays):
+        trace = OURS[name].search(task, user=_user(task, seed), seed=seed, trials=trials)
+        dev, test = trace.regret_at(np.array([trace.cost]))
+        rows.append((trace.cost / full_cost(task), dev[0], test[0]))
+    share, dev, test = np.array(rows).T
+    return Ends(share=share, dev=dev, test=test)
+
+
+def _user(task: ReplayTask, seed: int) -> int:
+    """The user's own settings: any configuration of the table, the same for every strategy."""
+    return int(np.random.default_rng([seed, 1]).integers(task.configs))
+
+
 def _quiet() -> None:
     import logging
     import warnings
@@ -86,14 +122,13 @@ def _replays(task: ReplayTask, name: str, seeds: Iterable[int]) -> tuple[Floats,
 
 
 def _replay(task: ReplayTask, name: str, seed: int) -> tuple[Floats, Floats]:
-    """The user's own settings are any configuration of the table, the same for every strategy."""
-    user = int(np.random.default_rng([seed, 1]).integers(task.configs))
+    user = _user(task, seed)
     whole = full_cost(task)
     if name in PEERS:
-        most = whole * (_OURS_MOST if name in SLOW else 1.0)
+        most = whole * (OURS_MOST if name in SLOW else 1.0)
         trace = replay_peer(name, task, user=user, seed=seed, most=most)
     else:
-        trace = OURS[name].replay(task, user=user, seed=seed, most=whole * _OURS_MOST)
+        trace = OURS[name].replay(task, user=user, seed=seed, most=whole * OURS_MOST)
     return trace.regret_at(SHARES * whole)
 
 

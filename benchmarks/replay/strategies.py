@@ -22,6 +22,10 @@ class Ours:
         """Searches `task`; arguments as for `replay_ours`."""
         return replay_ours(task, self.strategy, rungs=self.rungs, sizes=self.sizes, user=user, seed=seed, most=most)
 
+    def search(self, task: ReplayTask, *, user: int, seed: int, trials: int) -> Trace:
+        """Searches `task` with so many trials, to the search's own end."""
+        return replay_ours(task, self.strategy, rungs=self.rungs, sizes=self.sizes, user=user, seed=seed, trials=trials)
+
 
 _PLAIN: dict[str, Any] = {
     "sampler": "tpe",

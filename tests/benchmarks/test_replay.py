@@ -113,3 +113,11 @@ def test_made_up_tables_have_the_recorded_format(tmp_path: Any) -> None:
     task = ReplayTask(name="synthetic", table=RecordedTable.load(tmp_path / "synthetic.npz"))
     assert task.dev.shape == (8, 5)
     assert not np.isnan(task.dev).any()
+
+
+def test_a_whole_search_ends_with_its_trials() -> None:
+    """Of three trials one is the base model, which costs nothing, and one the user's own settings."""
+    task = _task()
+    plain = Strategy(sampler="random", pruner="none", prior=False)
+    trace = replay_ours(task, plain, rungs=(1 / 2, 1.0), sizes=LINEAR, user=3, seed=1, trials=3)
+    assert (trace.trained, trace.scored) == (2.0, 4)
