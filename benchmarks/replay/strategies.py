@@ -29,7 +29,6 @@ class Ours:
 
 _PLAIN: dict[str, Any] = {
     "sampler": "tpe",
-    "user_competes": False,
     "prior": False,
     "exploit": 0.0,
     "extrapolate": False,
@@ -69,9 +68,6 @@ OURS: dict[str, Ours] = {
     "exploit": _ours(exploit=0.3),
     "extrapolate": _ours(extrapolate=True),
     "few_startup": _ours(startup_most=6, **_ALL),
-    "user_competes": _ours(**{**_ALL, "user_competes": True}),
-    "paired": _ours("paired"),
-    "halving_paired": _ours("halving_paired"),
     "one_rung_promotion": _ours("promotion", 8, (1 / 8, 1.0)),
     "gp": _ours(sampler="gp", **_ALL),
     "random_promotion": _ours(sampler="random"),

@@ -1,4 +1,4 @@
-"""Who goes on at a rung: by rank, by a paired test over queries, or after a pause."""
+"""Who goes on at a rung: by rank, at once or after a pause."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,19 +12,16 @@ from trainables.config import RungReport
 from trainables.scoring.measures import packed, unpacked
 from tuner.cluster.executor import run_in_process
 from tuner.request.config import SearchConfig
-from tuner.study.pruners import HalvingPruner, PairedPruner, PausingPruner, worse
+from tuner.study.pruners import HalvingPruner, PausingPruner
 from tuner.study.stopping import distinguishable, no_longer_pays
 from tuner.study.study import SearchStudy
 from tuner.study.trials import QUERIES, is_paused
 
 
-def _at_first_rung(values: Sequence[float], queries: Sequence[Sequence[float]] = ()) -> optuna.Study:
+def _at_first_rung(values: Sequence[float]) -> optuna.Study:
     study = optuna.create_study(direction="maximize")
-    for number, value in enumerate(values):
-        trial = study.ask()
-        trial.report(value, 1)
-        if queries:
-            trial.set_user_attr(f"{QUERIES}_1", packed(queries[number]))
+    for value in values:
+        study.ask().report(value, 1)
     return study
 
 
@@ -40,38 +37,27 @@ def _at_first_rung(values: Sequence[float], queries: Sequence[Sequence[float]] =
 )
 def test_one_of_four_goes_on_at_any_rung(values: Sequence[float], stops: bool) -> None:
     study = _at_first_rung(values)
-    pruner = HalvingPruner(4, user_competes=False)
+    pruner = HalvingPruner(4)
     assert pruner.prune(study, study.trials[-1]) is stops
 
 
-def test_the_users_own_settings_compete_where_they_are_told_to() -> None:
+def test_the_users_own_settings_are_no_rival() -> None:
+    """They train to their end whatever they score, as what is found is compared with them."""
     study = _at_first_rung([0.9, 0.5])
-    study.trials  # noqa: B018 - read once, as a resume does
+    assert HalvingPruner(4).prune(study, study.trials[-1])
     study._storage.set_trial_user_attr(study.trials[0]._trial_id, "role", "user")
-    last = study.trials[-1]
-    assert not HalvingPruner(4, user_competes=False).prune(study, last)
-    assert HalvingPruner(4, user_competes=True).prune(study, last)
+    assert not HalvingPruner(4).prune(study, study.trials[-1])
 
 
 def test_a_pausing_pruner_waits_for_the_fourth() -> None:
     study = _at_first_rung([0.9, 0.5, 0.4])
-    pruner = PausingPruner(4, user_competes=False)
+    pruner = PausingPruner(4)
     first = study.trials[0]
     assert pruner.prune(study, first)
     study.ask().report(0.6, 1)
     assert not pruner.prune(study, study.trials[0])
     assert pruner.promotes(study, first, least=0)
     assert not pruner.promotes(study, study.trials[1], least=1)
-
-
-def test_a_difference_that_is_noise_goes_on_and_one_that_is_not_stops() -> None:
-    """One query of four moves by 0.2: t = 1. All four move: no doubt."""
-    best, noisy, bad = [0.9, 0.7, 0.5, 0.3], [0.7, 0.7, 0.5, 0.3], [0.7, 0.5, 0.3, 0.1]
-    pruner = PairedPruner(0.1)
-    for values, stops in ((noisy, False), (bad, True)):
-        study = _at_first_rung([0.6, sum(values) / 4], [best, values])
-        assert pruner.prune(study, study.trials[-1]) is stops
-    assert not worse(best, bad, 0.1)
 
 
 def test_packed_queries_are_short_and_exact_to_three_digits() -> None:

@@ -67,7 +67,7 @@ class SearchConfig:
     """Who suggests settings, of Optuna's samplers: tpe, random, qmc or gp."""
     pruner: str = "promotion"
     """Who stops weak trials at a rung: promotion (continues them once they are among the best), successive_halving,
-    paired (by a test over dev's queries against the best), halving_paired (both), hyperband, median or none."""
+    hyperband, median or none."""
     reduction_factor: int = 2
     """With successive_halving and promotion, one trial in so many continues at each rung."""
     warm_start: tuple[str, ...] = ()

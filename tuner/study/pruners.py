@@ -4,20 +4,17 @@ Optuna's successive halving knows rungs at powers of its reduction factor alone,
 ``--rungs`` says, counted from 1. Every pruner is asked once a trial and rung, and answers from the study alone.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import optuna
 from optuna.pruners import BasePruner
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
-from scipy.stats import norm
 
-from trainables.scoring.measures import unpacked
 from tuner.run_dir.names import trial_name
 from tuner.study.strategy import Strategy
-from tuner.study.trials import PAUSED, PROMOTED, ROLE, USER, arguments_of, is_paused, queries_at
+from tuner.study.trials import PAUSED, PROMOTED, USER, arguments_of, is_paused, role_of
 
 
 class HalvingPruner(BasePruner):
@@ -27,8 +24,8 @@ class HalvingPruner(BasePruner):
     few, where it is the best.
     """
 
-    def __init__(self, reduction_factor: int, *, user_competes: bool) -> None:
-        self._reduction_factor, self._user_competes = reduction_factor, user_competes
+    def __init__(self, reduction_factor: int) -> None:
+        self._reduction_factor = reduction_factor
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Whether `trial` stops at the rung that it has reported last."""
@@ -38,8 +35,7 @@ class HalvingPruner(BasePruner):
         """Whether `trial` is among those that may go on from its last rung, at least `least` of all that came there."""
         rung = max(trial.intermediate_values)
         own = trial.intermediate_values[rung]
-        rivals = [t for t in others_at(study, trial, rung) if self._user_competes or t.user_attrs.get(ROLE) != USER]
-        values = [own, *(other.intermediate_values[rung] for other in rivals)]
+        values = [own, *(other.intermediate_values[rung] for other in _rivals(study, trial, rung))]
         places = max(least, len(values) // self._reduction_factor)
         return places > 0 and own >= sorted(values, reverse=True)[places - 1]
 
@@ -52,49 +48,10 @@ class PausingPruner(HalvingPruner):
         return not self.promotes(study, trial, least=0)
 
 
-class PairedPruner(BasePruner):
-    """Stops a trial that is worse than the best at the same rung for certain: by a paired test over dev's queries.
-
-    What cannot be told apart goes on. The test is Student's on the differences, whose means are close to normal for
-    the hundreds of queries that a dev set has.
-    """
-
-    def __init__(self, level: float) -> None:
-        self._level = level
-
-    def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        """Whether `trial` stops at the rung that it has reported last."""
-        rung = max(trial.intermediate_values)
-        rivals = [other for other in others_at(study, trial, rung) if queries_at(other, rung)]
-        own = queries_at(trial, rung)
-        if not rivals or not own:
-            return False
-        best = max(rivals, key=lambda other: other.intermediate_values[rung])
-        return worse(unpacked(own), unpacked(queries_at(best, rung)), self._level)
-
-
-class BothPruner(BasePruner):
-    """Stops what each of several pruners would stop."""
-
-    def __init__(self, *pruners: BasePruner) -> None:
-        self._pruners = pruners
-
-    def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        """Whether all of them stop `trial`."""
-        return all(pruner.prune(study, trial) for pruner in self._pruners)
-
-
-def others_at(study: Study, trial: FrozenTrial, rung: int) -> list[FrozenTrial]:
-    """Returns the other trials that have come to `rung`; the base model, which has no rungs, never has."""
-    trials = study.get_trials(deepcopy=False)
-    return [other for other in trials if other.number != trial.number and rung in other.intermediate_values]
-
-
-def worse(values: Sequence[float], rival: Sequence[float], level: float) -> bool:
-    """Whether `values` have a smaller mean than `rival`, query by query, at the one-sided `level`."""
-    differences = np.asarray(rival) - np.asarray(values)
-    error = differences.std(ddof=1) / np.sqrt(len(differences))
-    return bool(differences.mean() > norm.isf(level) * error)
+def _rivals(study: Study, trial: FrozenTrial, rung: int) -> list[FrozenTrial]:
+    """Returns the other suggestions that have come to `rung`: the base model never does, the user's settings always."""
+    others = (each for each in study.get_trials(deepcopy=False) if each.number != trial.number)
+    return [each for each in others if rung in each.intermediate_values and role_of(each) != USER]
 
 
 class PausedTrials:
@@ -147,17 +104,11 @@ def _standing(trial: FrozenTrial) -> tuple[int, float]:
     return rung, trial.intermediate_values[rung]
 
 
-def _halving(strategy: Strategy) -> BasePruner:
-    return HalvingPruner(strategy.reduction_factor, user_competes=strategy.user_competes)
-
-
 _PRUNERS: Mapping[str, Callable[[Strategy], BasePruner]] = {
-    "successive_halving": _halving,
-    "promotion": lambda strategy: PausingPruner(strategy.reduction_factor, user_competes=strategy.user_competes),
+    "successive_halving": lambda strategy: HalvingPruner(strategy.reduction_factor),
+    "promotion": lambda strategy: PausingPruner(strategy.reduction_factor),
     "hyperband": lambda _: optuna.pruners.HyperbandPruner(min_resource=1, max_resource=4, reduction_factor=2),
     "median": lambda _: optuna.pruners.MedianPruner(n_startup_trials=3),
-    "paired": lambda strategy: PairedPruner(strategy.paired_level),
-    "halving_paired": lambda strategy: BothPruner(_halving(strategy), PairedPruner(strategy.paired_level)),
     "none": lambda _: optuna.pruners.NopPruner(),
 }
 

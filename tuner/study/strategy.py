@@ -18,8 +18,6 @@ class Strategy:
     """A name in `tuner.study.pruners.pruner_names`."""
     reduction_factor: int = 2
     """One in so many trials goes on at each rung."""
-    user_competes: bool = False
-    """The user's own settings, which no pruner stops, count among those that a trial has to be better than."""
     startup_share: float = 1 / 3
     """Share of the trials that are drawn before TPE or the GP begin."""
     startup_most: int = 10
@@ -30,8 +28,6 @@ class Strategy:
     """Share of the trials after them that are drawn around the best so far."""
     extrapolate: bool = True
     """Stopped trials count with the value that they would have ended with, not as worse than every other."""
-    paired_level: float = 0.1
-    """The pruner `paired` stops what is worse than the best at the same rung at this one-sided level."""
 
     def startup(self, trials: int) -> int:
         """Returns how many trials, the user's own among them, come before the model in a search of `trials`."""
