@@ -38,6 +38,12 @@ def test_budgets_are_counted_in_examples(tmp_path: Path) -> None:
     assert not {"max_steps", "warmup_steps"} & set(plan.arguments)
 
 
+def test_rows_that_are_left_out_of_each_file_are_not_counted(tmp_path: Path) -> None:
+    """FlagEmbedding draws so many of a file; a budget of 4 steps of 10 rows is then 5 epochs of 8."""
+    plan = _plan(tmp_path, max_example_num_per_dataset=8, max_steps=4, per_device_train_batch_size=10)
+    assert (plan.context.rows, plan.context.start["num_train_epochs"]) == (8, 5.0)
+
+
 def test_what_the_user_gave_is_where_the_search_starts(tmp_path: Path) -> None:
     start = _plan(tmp_path, learning_rate=3e-6, train_group_size=4).context.start
     assert (start["learning_rate"], start["train_group_size"], start["temperature"]) == (3e-6, 4, 0.02)

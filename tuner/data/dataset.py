@@ -54,6 +54,11 @@ class Dataset:
     manifest: dict[str, Any]
     """What manifest.json holds: hashes, counts, splits, sizes, warnings."""
 
+    def rows_used(self, arguments: Mapping[str, Any]) -> int:
+        """Returns how many training rows an epoch has: `max_example_num_per_dataset` is the most of each file."""
+        most = arguments.get("max_example_num_per_dataset") or self.rows
+        return sum(min(file["rows"], most) for train in self.manifest["train"] for file in train["files"])
+
 
 def check(train_data: Sequence[str]) -> list[Finding]:
     """Checks every row of the training data.

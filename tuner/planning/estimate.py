@@ -92,7 +92,7 @@ def describe(plan: Plan) -> Iterator[str]:
     kept = max(config.keep_checkpoints, config.finalist_count, 1) + 1
     held = gigabytes(search_bytes(config, plan.weights_bytes, kept, plan.token_bytes))
     yield (
-        f"rungs       {rungs} of {plan.dataset.rows:,} rows x {plan.context.start['num_train_epochs']:g} epochs; "
+        f"rungs       {rungs} of {plan.context.rows:,} rows x {plan.context.start['num_train_epochs']:g} epochs; "
         f"{config.sampler} suggests, {config.pruner} stops"
     )
     yield from _space_lines(samples)

@@ -67,7 +67,7 @@ def limits_of(model: Path, config: SearchConfig, dataset: Dataset) -> Limits:
         raise RequestError(problems)
     return Limits(
         positions=positions,
-        rows=dataset.rows,
+        rows=dataset.rows_used(config.arguments),
         has_scores=dataset.has_scores,
         sources=dataset.manifest["train"],
         workers=config.workers,

@@ -294,8 +294,9 @@ def _context(
     config: SearchConfig, space: SearchSpace, arguments: Mapping[str, Any], dataset: data.Dataset
 ) -> tuple[Context, dict[str, list[Any]]]:
     """What `space` may know, the user's own value of every argument that it varies among it, and what it reaches."""
-    start = searchable_numbers(arguments, dataset.rows)
-    context = Context(rows=dataset.rows, negatives=dataset.negatives, start=start)
+    rows = dataset.rows_used(arguments)
+    start = searchable_numbers(arguments, rows)
+    context = Context(rows=rows, negatives=dataset.negatives, start=start)
     called, known = space_name(config), upstream_arguments()
     others = [known[name] for name in rehearse(called, space, context).keys() - start.keys() if name in known]
     own = {argument.name: arguments.get(argument.name, argument.default) for argument in others}

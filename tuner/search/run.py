@@ -176,7 +176,7 @@ def _with_study_name(config: SearchConfig, run_dir: Path) -> SearchConfig:
 def _say_plan(plan: "Plan", session: Session) -> None:
     session.warn(plan.warnings)
     slots = plan.config.concurrent_trials
-    session.say(_split(plan.dataset.manifest))
+    session.say(_split(plan.dataset.manifest, used=plan.context.rows))
     session.say(
         f"{counted(plan.config.num_trials, 'trial')}, {f'{slots} at a time' if slots > 1 else 'one by one'}, judged by "
         f"{plan.config.metric} on dev; run directory {plan.run_dir}"
@@ -185,15 +185,16 @@ def _say_plan(plan: "Plan", session: Session) -> None:
         session.say(str(lesson))
 
 
-def _split(manifest: Mapping[str, Any]) -> str:
-    """What the rows are used for, and what training does without."""
+def _split(manifest: Mapping[str, Any], *, used: int) -> str:
+    """What the rows are used for, and what training does without; `used` of them train each trial."""
     rows, held, judged = manifest["rows"], manifest.get("held_out_rows", 0), manifest["eval"]
     queries = f"{judged['queries']['dev']:,} dev and {counted(judged['queries']['test'], 'test query')}"
     if not held:
-        return f"{counted(rows, 'row')}, all of which train; {queries} of {judged['origin']} {judged.get('name', '')}"
+        train = f"{used:,} of them train" if used < rows else "all of which train"
+        return f"{counted(rows, 'row')}, {train}; {queries} of {judged['origin']} {judged.get('name', '')}"
+    train = f"{used:,} of {rows:,} train" if used < rows else f"{rows:,} train"
     return (
-        f"{counted(rows + held, 'row')}: {rows:,} train, {held:,} are held out for {queries} "
-        "(with --eval_data all rows train)"
+        f"{counted(rows + held, 'row')}: {train}, {held:,} are held out for {queries} (with --eval_data all rows train)"
     )
 
 
