@@ -15,6 +15,7 @@ from tuner.export.finished_run import read_run
 from tuner.request.config import SearchConfig
 from tuner.run_dir.names import CONFIG_FILE, REPORT_FILE, RESULT_FILE
 from tuner.run_dir.store import run_folder, trial_folder
+from tuner.run_dir.written import holds_trials
 from tuner.verdict.result import Verdict, bundle_of
 
 if TYPE_CHECKING:
@@ -135,7 +136,8 @@ def load(run_dir: str | Path) -> Result:
 def _loaded(run_dir: str | Path, trial: int | None = None) -> Result:
     folder = run_folder(run_dir, trial=trial)
     if not (folder / RESULT_FILE).is_file():
-        raise ValueError(f"{run_dir} holds no finished search (no result.json); --resume {run_dir} takes it up again")
+        begun = f"; --resume {run_dir} continues it" if holds_trials(folder) else ""
+        raise ValueError(f"{run_dir} holds no finished search (no {RESULT_FILE}){begun}")
     return Result(folder)
 
 

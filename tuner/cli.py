@@ -3,6 +3,7 @@
 import importlib
 import sys
 
+from tuner.errors import printable
 from tuner.versions import versions
 
 _VERBS = {
@@ -21,6 +22,8 @@ def main() -> int:
     if verb == "--version":
         print(versions())
         return 0
+    if verb not in ("", "-h", "--help"):
+        print(f"error: no command {printable(verb)!r}; there are {', '.join(_VERBS)}", file=sys.stderr)
     verbs = "\n".join(f"  {name:8} {text}" for name, text in _VERBS.items())
     print(f"usage: tuner VERB [--help] ...\n       tuner --version\n\n{verbs}")
     return 0 if verb in ("", "-h", "--help") else 2

@@ -242,7 +242,7 @@ class Slot(tune.Trainable):
     def _ended(self) -> dict[str, Any]:
         error = self._group.error
         kind: FailureKind = "out_of_memory" if _NODE_MEMORY in str(error) else "worker_lost"
-        return _failed(kind, f"the worker group ended: {one_line(error) if error else 'without an error'}")
+        return _failed(kind, f"the worker group ended: {_why(error)}")
 
     # The end of a job, and of the slot
 
@@ -300,8 +300,18 @@ def shortage(slots: Slots, total: dict[str, float], free: dict[str, float]) -> s
         lacking = [name for name, amount in needs.items() if have.get(name, 0.0) < amount]
         if lacking:
             found = ", ".join(f"{have.get(name, 0.0):g} {name}" for name in lacking)
-            return f"a group needs {words}, but {what} {found}"
+            held = "; a group that has just ended may hold it still" if have is free else ""
+            return f"a group needs {words}, but {what} {found}{held}"
     return f"a group needs {words}, which the cluster has, but perhaps not as {slots.workers} workers on its nodes"
+
+
+def _why(error: BaseException | None) -> str:
+    """What a group's end is told with: Ray's words for a worker that did not answer name no cause."""
+    if error is None:
+        return "without an error"
+    if "health check failed" in str(error):
+        return "a worker was gone, or did not answer; where it did not, the machine may be overloaded"
+    return one_line(error)
 
 
 def _failed(kind: FailureKind, message: str) -> dict[str, Any]:

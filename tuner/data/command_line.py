@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_version(parser)
     commands = parser.add_subparsers(required=True, metavar="check|mine")
     checking = commands.add_parser("check", help="check every row")
-    checking.add_argument("train_data", nargs="+", metavar="FILE", help="a file or a folder, as --train_data takes it")
+    checking.add_argument("train_data", nargs="+", metavar="FILE", help="a file or a folder; no URL")
     checking.set_defaults(run=_check)
     _add_mining(commands.add_parser("mine", help="give rows without negatives some, and remove false ones"))
     given = parser.parse_args(argv)

@@ -221,35 +221,37 @@ def _device(config: SearchConfig) -> tuple[str, float]:
 # Time
 
 
-def _time_lines(plan: Plan) -> list[str]:
+def _time_lines(plan: Plan) -> Iterator[str]:
     from tuner.cluster.connection import address_of
 
     config = plan.config
     if address_of(config):
-        return ["hours       not known: the first steps are timed where the workers run; plan on such a machine"]
+        yield "hours       not known: the first steps are timed where the workers run; plan on such a machine"
+        return
+    yield "probe       training and scoring a few steps of your settings, which may take minutes on a CPU"
     try:
         probe = run_probe(plan)
     except TimeoutError as error:
-        return [f"hours       not known: {error}"]
+        yield f"hours       not known: {error}"
+        return
     except RuntimeError as error:
         raise RequestError([f"the first steps of your own settings do not train: {error}"]) from error
     passages = scored_passages(plan)
     hours = search_hours(config, probe, scoring_seconds(plan, passages.corpus, probe.seconds_per_step), passages)
     on = f" (up to {passages.at_rungs:,} of {passages.corpus:,} passages)" if passages.is_pool else ""
-    lines = [
-        f"probe       {probe.seconds_per_step:.3g} s a step, {probe.steps:,} steps a trial, "
-        f"{gigabytes(probe.peak_bytes)} at the peak",
-        f"hours       about {_hours(hours.total)} in all, if every trial takes for a row what your settings take",
-        f"            {_listed({name: _hours(part) for name, part in hours.parts().items()})}{on}",
-    ]
+    yield (
+        f"            {probe.seconds_per_step:.3g} s a step, {probe.steps:,} steps a trial, "
+        f"{gigabytes(probe.peak_bytes)} at the peak"
+    )
+    yield f"hours       about {_hours(hours.total)} in all, if every trial takes for a row what your settings take"
+    yield f"            {_listed({name: _hours(part) for name, part in hours.parts().items()})}{on}"
     if config.time_budget_seconds is not None:
         verdict = "ends it earlier" if hours.total * 3600 > config.time_budget_seconds else "holds it"
-        lines.append(f"            --time_budget {config.time_budget} {verdict}")
+        yield f"            --time_budget {config.time_budget} {verdict}"
     if config.price_per_hour is not None:
         prices = {name: f"{part * config.price_per_hour:.2f}" for name, part in hours.parts().items()}
         whole = hours.total * config.price_per_hour
-        lines.append(f"price       about {whole:.2f} at {config.price_per_hour:g} an hour: {_listed(prices)}")
-    return lines
+        yield f"price       about {whole:.2f} at {config.price_per_hour:g} an hour: {_listed(prices)}"
 
 
 def _listed(parts: Mapping[str, str]) -> str:

@@ -101,7 +101,8 @@ class SearchConfig:
     study_name: str | None = None
     """Name of the study in --storage. None: the run directory's, and some digits."""
     address: str | None = None
-    """Ray cluster to run on: auto, or ray://HOST:10001. None: a local one that the search starts and stops."""
+    """Ray cluster to run on: auto, or ray://HOST:10001 (not tested). None: a local one, which the search starts and
+    stops."""
     gpus_per_trial: float | None = None
     """GPUs of one trial; below 1, trials share a card; 0 trains on the CPU. None: 1 where there is a GPU, else 0."""
     accelerator_type: str | None = None

@@ -8,6 +8,7 @@ from tuner.cluster.connection import connected, rays_folder, slots_for
 from tuner.cluster.executor import run_on_ray
 from tuner.cluster.slot import Slots
 from tuner.cluster.staging import on_any_machine
+from tuner.errors import counted
 from tuner.interrupts import interruptible, interrupting
 from tuner.planning.plan import Plan
 from tuner.request.arguments import honoured
@@ -24,6 +25,7 @@ from tuner.search.place import make_room
 from tuner.search.progress import Progress
 from tuner.search.provenance import Provenance
 from tuner.search.session import Session
+from tuner.search.wording import clock
 from tuner.study.claim import claim, facts, require_untaken
 from tuner.study.storage import PatientStorage, open_storage, readable
 from tuner.study.study import SearchStudy
@@ -55,6 +57,7 @@ def drive(plan: Plan, session: Session) -> None:
         slots = slots_for(config, rays_folder(config, plan.run_dir))
         make_room(config, session.store, session.console)
         agenda = _new_agenda(plan, config, study, mirror, session, slots)
+        _say_earlier(agenda, study, session)
         provenance = Provenance(study, config, slots)
         live = LivePage(agenda, study, config, session=session, mirror=mirror, provenance=provenance)
         with live:
@@ -114,6 +117,13 @@ def _run_jobs(
     check()
     if not agenda.has_winner:
         raise without_winner(agenda)
+
+
+def _say_earlier(agenda: Agenda, study: SearchStudy, session: Session) -> None:
+    """Says that a search goes on, so that nobody takes it for a new one."""
+    if agenda.earlier:
+        ended = len([row for row in agenda.earlier if row.state != "paused"])
+        session.say(f"going on: {counted(ended, 'job')} of this search ended before, in {clock(study.spent)}")
 
 
 def _say_left_out(agenda: Agenda, session: Session) -> None:
