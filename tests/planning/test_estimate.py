@@ -1,14 +1,18 @@
 """What a plan says a search would take, with numbers that can be multiplied by hand."""
 
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.support.m3_fixtures import make_eval, make_model, make_rows
 from trainables.deepspeed_config import DS_STAGE0
 from trainables.memory.plan import StepPlan
 from tuner.errors import RequestError
+from tuner.planning import estimate
 from tuner.planning.estimate import (
     Passages,
     Probe,
@@ -123,3 +127,17 @@ def test_an_optimizer_that_has_to_be_compiled_is_known() -> None:
     assert _compiles_optimizer(str(DS_STAGE0))
     assert not _compiles_optimizer({"optimizer": {"type": "AdamW", "params": {"torch_adam": True}}})
     assert not _compiles_optimizer({})
+
+
+def test_what_a_probe_has_started_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan that was stopped left DeepSpeed's compilers running."""
+    monkeypatch.setattr(estimate, "_PROBE_SECONDS", 1.0)
+    pid = tmp_path / "pid"
+    with pytest.raises(TimeoutError, match="took more than 1"):
+        estimate._run_in_a_group(["sh", "-c", f"sleep 60 & echo $! > {pid}; wait"], os.environ)
+    process = int(pid.read_text())
+    for _ in range(50):
+        if not psutil.pid_exists(process) or psutil.Process(process).status() == psutil.STATUS_ZOMBIE:
+            return
+        time.sleep(0.1)
+    pytest.fail("it goes on")

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -228,7 +229,10 @@ def _time_lines(plan: Plan) -> Iterator[str]:
     if address_of(config):
         yield "hours       not known: the first steps are timed where the workers run; plan on such a machine"
         return
-    yield "probe       training and scoring a few steps of your settings, which may take minutes on a CPU"
+    compiles = (
+        "; DeepSpeed compiles its optimizer first" if _compiles_optimizer(plan.arguments.get("deepspeed")) else ""
+    )
+    yield f"probe       a few steps of your settings, which may take minutes on a CPU{compiles}"
     try:
         probe = run_probe(plan)
     except TimeoutError as error:
@@ -280,20 +284,24 @@ def run_probe(plan: Plan) -> Probe:
             rungs=(1.0,),
         )
         command = [sys.executable, "-m", "trainables.trial.probe", json.dumps(job.to_dict())]
-        try:
-            done = subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                timeout=_PROBE_SECONDS,
-                check=False,
-                env=os.environ | {"CUDA_VISIBLE_DEVICES": _first_card()},
-            )
-        except subprocess.TimeoutExpired:
-            raise TimeoutError(f"the first 4 steps of your settings took more than {_PROBE_SECONDS} s") from None
+        done = _run_in_a_group(command, os.environ | {"CUDA_VISIBLE_DEVICES": _first_card()})
     if done.returncode != 0:
         raise RuntimeError((done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1])
     return Probe(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def _run_in_a_group(command: list[str], env: Mapping[str, str]) -> "subprocess.CompletedProcess[str]":
+    """Runs a command with whatever it starts, which ends with it: DeepSpeed's compilers outlive a process alone."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=env, start_new_session=True) as process:
+        try:
+            output, errors = process.communicate(timeout=_PROBE_SECONDS)
+        except BaseException as error:
+            os.killpg(process.pid, signal.SIGKILL)
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            raise TimeoutError(f"the first 4 steps of your settings took more than {_PROBE_SECONDS} s") from None
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
 def _first_card() -> str:
