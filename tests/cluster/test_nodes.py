@@ -96,7 +96,7 @@ def test_a_trial_outlives_one_of_its_two_nodes(machines: object, tmp_path: Path)
             search.wait()
     trial = read_studies(run_dir)[0].trials[1]
     assert trial.state.name == "COMPLETE"
-    assert list(trial.intermediate_values) == [1, 2, 3]
+    assert list(trial.intermediate_values) == [1, 2, 3, 4]
     assert trial.user_attrs["retries"][0].startswith("worker_lost: ")
 
 

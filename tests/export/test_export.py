@@ -359,7 +359,7 @@ def test_where_the_base_model_is_kept_the_bundle_is_the_base_model(
     card = (tmp_path / "trained" / "README.md").read_text().split("---\n", 2)[2]
     assert card.strip().startswith("# base-fine-tuned\n\n**Verdict: keep the base model.**")
     assert "those of trial 7, exported because they were asked for" in card
-    assert "| on test | base model, encoded alike |" in card
+    assert "| test set | base model, encoded alike |" in card
     assert (tmp_path / "trained" / "train.sh").exists()
     assert main([str(run), "--gpus", "2", "--to", str(tmp_path / "other")]) == 2
     assert "the base model has none; name a trial with --trial" in capsys.readouterr().err

@@ -21,7 +21,7 @@ from tuner.study.study import read_studies
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
 
-CONFIG = SearchConfig(num_trials=3, finalists=0, pruner="none")
+CONFIG = SearchConfig(num_trials=3, finalists=0, pruner="none", rungs=(0.25, 0.5, 1.0))
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from tuner.study.study import read_studies
 from tuner.study.trials import has_failed
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(580)]
-CONFIG = SearchConfig(num_trials=15, finalists=0, sampler="random", pruner="none")
+CONFIG = SearchConfig(num_trials=15, finalists=0, sampler="random", pruner="none", rungs=(0.25, 0.5, 1.0))
 
 
 def _search(run_dir: Path, slots: Slots, train: Train, config: SearchConfig = CONFIG) -> Agenda:

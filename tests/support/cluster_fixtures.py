@@ -3,10 +3,12 @@
 import contextlib
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -61,6 +63,7 @@ def _free_ports(count: int) -> list[int]:
 def running_head(folder: Path, cpus: int = 2) -> Iterator[Head]:
     """Starts ``ray start --head`` in `folder` with a token of its own, and ends its processes afterwards."""
     port, dashboard, agent, client = _free_ports(4)
+    place = tempfile.mkdtemp(prefix="head-", dir="/tmp")  # a socket's path may have 107 characters
     token = folder / "auth_token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
@@ -79,7 +82,7 @@ def running_head(folder: Path, cpus: int = 2) -> Iterator[Head]:
     command = (
         f"{RAY} start --head --block --num-cpus {cpus} --port {port} --ray-client-server-port {client} "
         f"--dashboard-host 127.0.0.1 --dashboard-port {dashboard} --dashboard-agent-listen-port {agent} "
-        f"--object-store-memory 200000000 --temp-dir {folder / 'r'}"
+        f"--object-store-memory 200000000 --temp-dir {place}"
     )
     log = (folder / "head.log").open("w")
     process = subprocess.Popen(
@@ -96,6 +99,7 @@ def running_head(folder: Path, cpus: int = 2) -> Iterator[Head]:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         log.close()
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _wait_for_dashboard(head: Head, process: subprocess.Popen[bytes], log: Path) -> None:
