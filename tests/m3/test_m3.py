@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from FlagEmbedding.finetune.embedder.encoder_only.m3 import EncoderOnlyEmbedderM3Model, EncoderOnlyEmbedderM3Runner
+from transformers import AutoModel
 
 from tests.support.m3_fixtures import make_model, make_rows, text
 from trainables.m3.arguments import build_arguments
@@ -38,6 +39,19 @@ def test_arguments_of_older_transformers_are_understood(root: Path) -> None:
     assert built.data.train_data == [str(root / "rows.jsonl")]
     assert built.training.logging_nan_inf_filter is False
     assert built.training.save_strategy == "no"
+
+
+def test_weights_in_16_bits_are_trained_in_float32(root: Path, tmp_path: Path) -> None:
+    """transformers 5 loads float16 where a folder says so: Adam's second moments were 0 there, and steps huge."""
+    half = AutoModel.from_pretrained(root / "model").half()
+    half.save_pretrained(tmp_path)
+    chosen = build_arguments(arguments(root, model_name_or_path=str(tmp_path)), "out").model
+    base = BaseModels()
+    for _ in range(2):  # as loaded, and as kept
+        encoder = base.model(EncoderOnlyEmbedderM3Runner.get_model, chosen)["model"]
+        assert {weight.dtype for weight in encoder.parameters()} == {torch.float32}
+        for name, weight in half.state_dict().items():
+            assert torch.equal(encoder.state_dict()[name], weight.float())
 
 
 def test_unknown_arguments_are_named(root: Path) -> None:

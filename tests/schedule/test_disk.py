@@ -62,6 +62,8 @@ def test_weights_are_counted_once(tmp_path: Path) -> None:
     (tmp_path / "model-1.safetensors").write_bytes(b"0" * 10)
     (tmp_path / "model-2.safetensors").write_bytes(b"0" * 15)
     assert weights_bytes(tmp_path) == 25
+    (tmp_path / "config.json").write_text('{"torch_dtype": "bfloat16"}')
+    assert weights_bytes(tmp_path) == 50  # trials write float32
 
 
 def test_fewer_checkpoints_are_kept_to_stay_within_the_budget(tmp_path: Path) -> None:

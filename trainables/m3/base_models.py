@@ -59,10 +59,22 @@ class BaseModels:
         base = self._models.get(key)
         if base is None or base.random:
             before = torch.get_rng_state()
-            parts = load(*key)
+            parts = _in_float32(load(*key))
             self._models[key] = _as_base(parts, before)
             return parts
         return _copy(base)
+
+
+def _in_float32(parts: dict[str, Any]) -> dict[str, Any]:
+    """Returns the parts with an encoder in float32, as FlagEmbedding's trainer had it with transformers 4.
+
+    transformers 5 loads the precision that a folder's config.json names; Adam's steps are lost in weights of 16 bits.
+    ZeRO's third stage has its own (parameters with a `ds_id`).
+    """
+    encoder: nn.Module = parts["model"]
+    if not any(hasattr(weight, "ds_id") for weight in encoder.parameters()):
+        encoder.float()
+    return parts
 
 
 def _as_base(parts: dict[str, Any], before: Tensor) -> _Base:

@@ -32,6 +32,7 @@ from tuner.schedule.disk import gigabytes, search_bytes
 from tuner.schedule.time_budget import final_scorings
 
 _SAMPLES = 200
+_FLOAT32 = 4  # bytes
 _PROBE_SECONDS = 900
 
 
@@ -148,8 +149,9 @@ def _memory_lines(plan: Plan, samples: Sequence[Mapping[str, Any]]) -> list[str]
 
     own_code = bool(plan.arguments.get("trust_remote_code"))
     model = AutoConfig.from_pretrained(plan.arguments["model_name_or_path"], trust_remote_code=own_code)
-    parameters = round(plan.weights_bytes / (2 if "16" in str(model.dtype) else 4))
-    shape = Shape.of(model, parameters=parameters, colbert_dim=int(plan.arguments.get("colbert_dim") or -1))
+    shape = Shape.of(
+        model, parameters=round(plan.weights_bytes / _FLOAT32), colbert_dim=int(plan.arguments.get("colbert_dim") or -1)
+    )
     device, has = _device(plan.config)
 
     def step(values: Mapping[str, Any], limit: float) -> StepPlan:

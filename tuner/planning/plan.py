@@ -27,7 +27,7 @@ from tuner.request.config import SECRETS, SearchConfig
 from tuner.request.taken_over import taken_over
 from tuner.run_dir.names import GUARDS, MANIFEST
 from tuner.run_dir.object_storage import is_url
-from tuner.schedule.disk import fit_to_disk, token_bytes, weights_bytes
+from tuner.schedule.disk import fit_to_disk, stored_dtype, token_bytes, weights_bytes
 from tuner.study.claim import check_claim, facts
 from tuner.study.lessons import Lesson, read_lessons
 from tuner.study.pruners import pruner_names
@@ -130,12 +130,19 @@ def _look(
         lengths, said = fitting_lengths(limits.positions, arguments)
         arguments = {**arguments, **lengths}
         context, reached = _context(config, space, arguments, dataset)
-        warnings = [*said, *check_limits(limits, arguments, reached, space_name(config))]
+        warnings = [*said, *_precision(Path(model)), *check_limits(limits, arguments, reached, space_name(config))]
         check_adapters(arguments, reached, Path(model))
         if config.resume:
             check_claim(facts(config, dataset), run_dir, config.storage, config.study_name)
         dataset = _in_place(dataset, data_folder)
     return _Found(dataset=dataset, model=model, arguments=arguments, context=context, warnings=warnings)
+
+
+def _precision(model: Path) -> list[str]:
+    dtype = stored_dtype(model)
+    if "16" not in dtype:
+        return []
+    return [f"--model_name_or_path {model.name}: its weights are in {dtype}; they are trained, and written, in float32"]
 
 
 def _of_every_trial(found: _Found) -> dict[str, Any]:

@@ -46,10 +46,17 @@ def token_bytes(eval_data: Path, passage_max_len: int) -> int:
 
 
 def weights_bytes(model: Path) -> int:
-    """Returns the size of the weights in a model folder, in float32's or whatever precision they are in."""
+    """Returns the size of a model folder's weights in float32, which trials train and write."""
     files = [file for pattern in ("*.safetensors", "pytorch_model*.bin") for file in model.glob(pattern)]
     whole = [file for file in files if file.suffix == ".safetensors"] or files
-    return sum(file.stat().st_size for file in whole)
+    return sum(file.stat().st_size for file in whole) * (2 if "16" in stored_dtype(model) else 1)
+
+
+def stored_dtype(model: Path) -> str:
+    """Returns the precision that a model folder's config.json names, ``float32`` where it names none."""
+    file = model / "config.json"
+    config = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
 
 
 def fit_to_disk(config: SearchConfig, weights: int, run_dir: Path, tokens: int = 0) -> tuple[SearchConfig, list[str]]:
