@@ -25,7 +25,7 @@ STATES = {
 
 def test_one_sentence_says_it_all() -> None:
     assert status().sentence == (
-        "Trial 7 of 16. Best so far 0.7246 on dev (trial 2) against the base model's 0.6879, +0.0367; not yet tested. "
+        "Trial 6 of 15. Best so far 0.7246 on dev (trial 2) against the base model's 0.6879, +0.0367; not yet tested. "
         "Done about 14:20. Cost so far 3.12."  # 12:20 and two hours; 3744 s at 3 an hour
     )
 
@@ -34,16 +34,16 @@ def test_one_sentence_says_it_all() -> None:
     ("shown", "sentence"),
     [
         (status(trials=[], work=[]), "The workers start. Nothing is scored yet. Done about 14:20. Cost so far 3.12."),
-        (at_the_base_model(), "Trial 1 of 16. Nothing is scored yet. Cost so far 0.03."),
+        (at_the_base_model(), "The base model. Nothing is scored yet. Cost so far 0.03."),
         (status(trials=TRIALS[:1], price_per_hour=None, seconds_left=None),
-         "Trial 1 of 16. The base model has 0.6879 on dev."),
+         "The base model. The base model has 0.6879 on dev."),
         (status(trials=TRIALS[:2], work=[FINALIST], price_per_hour=None, seconds_left=86400.0),
          "The trials have ended; now: trial 2, seed 43. Best so far 0.7118 on dev (trial 1) against the base model's "
          "0.6879, +0.0239; not yet tested. Done about 12:20 on 2026-11-27."),
         (status(trials=[BASE, standing(1, "complete", 0.5, role="user")], price_per_hour=None, seconds_left=None),
-         "Trial 2 of 16. Best so far 0.5000 on dev (trial 1) against the base model's 0.6879, −0.1879; not yet "
+         "Trial 1 of 15. Best so far 0.5000 on dev (trial 1) against the base model's 0.6879, −0.1879; not yet "
          "tested."),
-        (STATES["stopped"], "Stopped at trial 7 of 16. Best so far 0.7246 on dev (trial 2) against the base model's "
+        (STATES["stopped"], "Stopped at trial 6 of 15. Best so far 0.7246 on dev (trial 2) against the base model's "
          "0.6879, +0.0367; not yet tested. Cost so far 3.12."),
         (STATES["end"], "The verdict: fine-tune. Best 0.7246 on dev (trial 2) against the base model's 0.6879, "
          "+0.0367. Cost so far 3.12."),

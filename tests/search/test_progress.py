@@ -69,7 +69,7 @@ def test_the_best_so_far_is_a_trained_trial_against_the_base_model() -> None:
     assert wording.best_so_far(first) == "best so far trial 1: 0.6900 (base model 0.6879, +0.0021)"
     rows = [*first, better, _row("0005", state="pruned", value=0.75)]
     assert wording.best_so_far(rows) == "best so far trial 4: 0.7246 (base model 0.6879, +0.0367)"
-    assert wording.begun([*rows, replace(better, role="test")], 7) == "trial 5 of 7"
+    assert wording.begun([*rows, replace(better, role="test")], 7) == "trial 4 of 6"
 
 
 def test_a_trial_far_below_the_base_model_is_named() -> None:
@@ -142,7 +142,7 @@ def test_where_nobody_watches_a_line_a_minute_says_what_goes_on(tmp_path: Path) 
         if job.name == "0000":
             agenda.ended(job.name)
     assert re.fullmatch(
-        r"trial 2 of 3; trial 1 \(your settings\): rung 1 of 2, dev 0\.7000, step 50 of 100; "
+        r"trial 1 of 2; trial 1 \(your settings\): rung 1 of 2, dev 0\.7000, step 50 of 100; "
         r"best so far trial 1: 0\.7000 \(base model 0\.6000, \+0\.1000\); about 0:0\d left",
         shown._heartbeat(),
     )
@@ -151,7 +151,7 @@ def test_where_nobody_watches_a_line_a_minute_says_what_goes_on(tmp_path: Path) 
 
 
 def test_a_search_that_goes_on_knows_what_was_scored_before(tmp_path: Path) -> None:
-    """It said "trial 1 of 3" of its second trial, and called best what the first had beaten."""
+    """It said "trial 1" of its second trial, and called best what the first had beaten."""
     study = open_study(CONFIG, tmp_path)
     before = new_agenda(CONFIG, study, tmp_path)
     for _ in range(2):
@@ -172,7 +172,7 @@ def test_a_search_that_goes_on_knows_what_was_scored_before(tmp_path: Path) -> N
     shown = Progress(agenda, Console(file=io.StringIO()), planned=3, rungs=2)
     agenda.rung(job.name, replace(next(iter(fake_rungs(job))), value=0.65))
     said = shown._heartbeat()
-    assert said.startswith("trial 3 of 3; trial 2: rung 1 of 2, dev 0.6500")
+    assert said.startswith("trial 2 of 2; trial 2: rung 1 of 2, dev 0.6500")
     assert "best so far trial 1: 0.8000 (base model 0.6000, +0.2000)" in said
 
 
@@ -186,4 +186,4 @@ def test_the_table_fits_a_terminal(width: int, searched: Callable[..., None]) ->
     assert header.split() == ["trial", "state", "rung", "lr", "T", "group", "batch", "dev", "best", "time"]
     assert max(map(len, lines)) <= width
     assert "…" not in table
-    assert "trial 3 of 3, best so far trial" in out.getvalue()
+    assert "trial 2 of 2, best so far trial" in out.getvalue()

@@ -98,10 +98,14 @@ class Status:
         if self.state == FINISHED:
             return f"The verdict: {self.reason}."
         if self.state == STOPPED:
-            return f"Stopped at trial {self.begun} of {self.planned}."
+            return f"Stopped at {self._at()}."
         if self.work and not any(work.is_trial for work in self.work):
             return f"The trials have ended; now: {', '.join(work.title for work in self.work)}."
-        return f"Trial {self.begun} of {self.planned}." if self.begun else "The workers start."
+        return f"{self._at().capitalize()}." if self.begun else "The workers start."
+
+    def _at(self) -> str:
+        """By the numbers that trials have: the base model is number 0."""
+        return f"trial {self.begun - 1} of {self.planned - 1}" if self.begun > 1 else "the base model"
 
     def _best(self) -> str:
         best, base = leader(self.trials), of_role(self.trials, BASE)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tuner.errors import counted
 from tuner.request.checks import UPSTREAM_RULES
 from tuner.run_dir.names import PREVIOUS_FOLDER
 from tuner.schedule.jobs import FINALIST, Row
@@ -111,8 +112,9 @@ def base_value(rows: Sequence[Row]) -> float | None:
 
 
 def begun(rows: Sequence[Row], planned: int) -> str:
-    """Returns ``trial 5 of 7``, the base model counted as the first."""
-    return f"trial {len({row.name for row in rows if row.role in TRIALS})} of {planned}"
+    """Returns ``trial 5 of 6``, by the numbers that trials have: the base model is number 0 of `planned` trials."""
+    last = len({row.name for row in rows if row.role in TRIALS}) - 1
+    return f"trial {last} of {planned - 1}" if last > 0 else f"the base model, before {counted(planned - 1, 'trial')}"
 
 
 def far_below(row: Row, base: float | None) -> str:
