@@ -53,7 +53,7 @@ class Suggestions:
         if self._config.time_budget is None or issued >= planned or self.ended_early:
             return ""
         why = self._budget.shortage(self._jobs.rows)
-        return f"time budget: {issued} of {planned} trials were started: {why}; raise --time_budget"
+        return f"time budget: {issued} of {planned} trials were started: {why}; {self._budget.remedy(self._jobs.rows)}"
 
     def next(self, *, is_alone: bool) -> Asked | None:
         """Returns the next trial; None where there is none now.

@@ -87,7 +87,7 @@ class TimeBudget:
         """Whether a trial that starts now reaches its first rung, and leaves the finalists their time."""
         if self._config.time_budget is None:
             return True
-        return self.left > self._needed(0, rows) + self._promotion(rows)
+        return self.left > self._next(rows)
 
     def allows_next_rung(self, rung: int, rows: Iterable[Timed]) -> bool:
         """Whether a trial that stands at `rung` reaches the next one, and leaves the finalists their time."""
@@ -104,9 +104,17 @@ class TimeBudget:
 
     def shortage(self, rows: Iterable[Timed]) -> str:
         """Says why no trial may start."""
+        left = max(0.0, self.left)
+        return f"the next one, the finalists and the test need {self._next(rows):.0f} s, and {left:.0f} s are left"
+
+    def remedy(self, rows: Iterable[Timed]) -> str:
+        """Says how much time would do for one more trial: what is used counts."""
+        enough = math.ceil(self.spent + self._next(rows))
+        return f"raise --time_budget, to {enough}s or more; the {self.spent:.0f} s that are used count"
+
+    def _next(self, rows: Iterable[Timed]) -> float:
         rows = list(rows)
-        needed, left = self._needed(0, rows) + self._promotion(rows), max(0.0, self.left)
-        return f"the next one, the finalists and the test need {needed:.0f} s, and {left:.0f} s are left"
+        return self._needed(0, rows) + self._promotion(rows)
 
     def _needed(self, rung: int, rows: Iterable[Timed]) -> float:
         whole, scoring = self._longest(rows)
