@@ -49,7 +49,7 @@ def test_trials_that_the_time_budget_left_out_are_told(tmp_path: Path) -> None:
     run_in_process(agenda, slowly)
     assert agenda.left_out == (
         "time budget: 1 of 5 trials were started: "
-        "the next one, the finalists and the test need 300 s, and 200 s are left; raise --time_budget, to 400s or "
+        "the next one, the finalists and the test need 300 s, and 200 s are left; raise --time_budget, to 440s or "
         "more; the 100 s that are used count"
     )
     stopped = without_winner(agenda)

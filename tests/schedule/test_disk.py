@@ -1,5 +1,6 @@
 """What a search keeps on disk, with sizes that can be checked by hand: a model of 1,000 bytes."""
 
+import json
 import os
 from contextlib import nullcontext
 from pathlib import Path
@@ -7,6 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from tests.support.fake import METRIC
 from trainables.config import TrialConfig
@@ -14,7 +17,15 @@ from trainables.files import files_in, new_folder
 from tuner.errors import RequestError
 from tuner.interrupts import SearchStopped
 from tuner.request.config import SearchConfig
-from tuner.schedule.disk import TrialFolders, fit_to_disk, search_bytes, token_bytes, trial_bytes, weights_bytes
+from tuner.schedule.disk import (
+    TrialFolders,
+    fit_to_disk,
+    search_bytes,
+    stored_dtype,
+    token_bytes,
+    trial_bytes,
+    weights_bytes,
+)
 
 
 def test_sizes() -> None:
@@ -64,6 +75,15 @@ def test_weights_are_counted_once(tmp_path: Path) -> None:
     assert weights_bytes(tmp_path) == 25
     (tmp_path / "config.json").write_text('{"torch_dtype": "bfloat16"}')
     assert weights_bytes(tmp_path) == 50  # trials write float32
+
+
+@pytest.mark.parametrize(("stored", "named"), [(torch.float16, "float32"), (torch.float32, "float16")])
+def test_weights_themselves_say_their_precision(stored: torch.dtype, named: str, tmp_path: Path) -> None:
+    """transformers loads what is stored, whatever config.json says."""
+    (tmp_path / "config.json").write_text(json.dumps({"dtype": named}))
+    save_file({"weight": torch.zeros(1000, dtype=stored)}, tmp_path / "model.safetensors")
+    assert stored_dtype(tmp_path) == str(stored).removeprefix("torch.")
+    assert 4000 <= weights_bytes(tmp_path) <= 4400
 
 
 def test_fewer_checkpoints_are_kept_to_stay_within_the_budget(tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 """How long a search is said to take still; values that can be reckoned in the head."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.fake import fake_train, open_agenda
+from tuner.cluster.executor import run_in_process
 from tuner.request.config import SearchConfig
 from tuner.schedule.jobs import Row
 from tuner.schedule.time_left import time_left
@@ -62,3 +65,13 @@ def test_the_test_is_left_in_the_end() -> None:
     config = _config(finalists=2)
     rows = [BASE, *(_trial(n) for n in range(1, 4)), _trial(0, role="test", ended=12.0, seconds={}, fraction=0.0)]
     assert time_left(config, rows, 200) == 30 - 12
+
+
+def test_of_a_finished_search_that_is_extended_all_its_new_trials_are_left(tmp_path: Path) -> None:
+    """Its finalists of before are none of those to come: 8 trials more, and what follows, were told as nothing."""
+    config = SearchConfig(num_trials=3, rungs=(0.5, 1.0), pruner="none", finalists=1, finalist_seeds=1)
+    run_in_process(open_agenda(config, tmp_path), fake_train)
+    again = open_agenda(config, tmp_path)
+    assert [row.role for row in again.earlier] == ["base", "user", "sampled", "finalist"]
+    extended = open_agenda(config.replace(num_trials=11), tmp_path)
+    assert [row.role for row in extended.earlier] == ["base", "user", "sampled"]

@@ -166,6 +166,7 @@ def test_a_search_that_goes_on_knows_what_was_scored_before(tmp_path: Path) -> N
         ("0000", "base", "complete"),
         ("0001", "user", "complete"),
     ]
+    assert wording.age(replace(agenda.earlier[0], ended=0.0)) == 0.0  # no seconds were told, as of a duplicate
     job = agenda.next()
     assert job is not None
     assert job.name == "0002"

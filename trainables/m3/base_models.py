@@ -68,13 +68,9 @@ class BaseModels:
 def _in_float32(parts: dict[str, Any]) -> dict[str, Any]:
     """Returns the parts with an encoder in float32, as FlagEmbedding's trainer had it with transformers 4.
 
-    transformers 5 loads the precision that a folder's config.json names; Adam's steps are lost in weights of 16 bits.
-    ZeRO's third stage has its own (parameters with a `ds_id`).
+    transformers 5 loads the precision that weights are stored in; Adam's steps are lost in 16 bits.
     """
-    encoder: nn.Module = parts["model"]
-    if not any(hasattr(weight, "ds_id") for weight in encoder.parameters()):
-        encoder.float()
-    return parts
+    return {**parts, "model": parts["model"].float()}
 
 
 def _as_base(parts: dict[str, Any], before: Tensor) -> _Base:

@@ -31,12 +31,12 @@ _END_SECONDS = 30.0
 _SAY_SECONDS = 20.0
 _NODE_MEMORY = "running low on memory"  # Ray's memory monitor, as it kills a worker
 _JOIN_SECONDS = 300.0
+"""From a group's place to its first worker: processes start and import, from a cold disk or under load."""
 _SPINS = "10000"
 """How long threads of libgomp wait for each other before they sleep; by default 300,000 turns, some 10 ms.
 
 Where others use the same cores, the one that is waited for is often not running, and those that turn keep it from it.
 """
-"""From a group's place to its first worker: processes start and import, from a cold disk or under load."""
 _START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 
 

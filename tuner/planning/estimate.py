@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -299,7 +300,8 @@ def _run_in_a_group(command: list[str], env: Mapping[str, str]) -> "subprocess.C
         try:
             output, errors = process.communicate(timeout=_PROBE_SECONDS)
         except BaseException as error:
-            os.killpg(process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise
             raise TimeoutError(f"the first 4 steps of your settings took more than {_PROBE_SECONDS} s") from None

@@ -130,7 +130,8 @@ def _look(
         lengths, said = fitting_lengths(limits.positions, arguments)
         arguments = {**arguments, **lengths}
         context, reached = _context(config, space, arguments, dataset)
-        warnings = [*said, *_precision(Path(model)), *check_limits(limits, arguments, reached, space_name(config))]
+        warnings = [*said, *_precision(Path(model), config.model_name_or_path)]
+        warnings += check_limits(limits, arguments, reached, space_name(config))
         check_adapters(arguments, reached, Path(model))
         if config.resume:
             check_claim(facts(config, dataset), run_dir, config.storage, config.study_name)
@@ -138,11 +139,11 @@ def _look(
     return _Found(dataset=dataset, model=model, arguments=arguments, context=context, warnings=warnings)
 
 
-def _precision(model: Path) -> list[str]:
+def _precision(model: Path, name: str) -> list[str]:
     dtype = stored_dtype(model)
     if "16" not in dtype:
         return []
-    return [f"--model_name_or_path {model.name}: its weights are in {dtype}; they are trained, and written, in float32"]
+    return [f"--model_name_or_path {name}: its weights are in {dtype}; they are trained, and written, in float32"]
 
 
 def _of_every_trial(found: _Found) -> dict[str, Any]:

@@ -75,7 +75,7 @@ class Agenda:
         self._stop_reason = self._unscored = ""
         self.note = ""
         """Why no job is handed out."""
-        self.earlier = earlier_rows(study.trials, config.rungs)
+        self.earlier = earlier_rows(study.trials, config)
         """What earlier processes of the search have done."""
         self.rows = self._jobs.rows
         self.failures: list[Failure] = []

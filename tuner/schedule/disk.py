@@ -22,6 +22,8 @@ _STATES = 3  # the newest two, and one that is being written
 _STATE_WEIGHTS = 3.5  # weights and AdamW's two moments; DeepSpeed in 16 bits adds those that it trains with
 _TOKEN = 4  # bytes of a token's id
 _PATIENCE_SECONDS = 1800.0
+_FLOATS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+"""The names that safetensors files give precisions."""
 _PAUSE_SECONDS = 5.0
 
 
@@ -47,16 +49,33 @@ def token_bytes(eval_data: Path, passage_max_len: int) -> int:
 
 def weights_bytes(model: Path) -> int:
     """Returns the size of a model folder's weights in float32, which trials train and write."""
-    files = [file for pattern in ("*.safetensors", "pytorch_model*.bin") for file in model.glob(pattern)]
-    whole = [file for file in files if file.suffix == ".safetensors"] or files
-    return sum(file.stat().st_size for file in whole) * (2 if "16" in stored_dtype(model) else 1)
+    return sum(file.stat().st_size * (2 if "16" in _dtype(file) else 1) for file in _weights(model))
 
 
 def stored_dtype(model: Path) -> str:
-    """Returns the precision that a model folder's config.json names, ``float32`` where it names none."""
-    file = model / "config.json"
-    config = json.loads(file.read_text("utf-8")) if file.exists() else {}
-    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    """Returns the precision of the weights in a model folder, as ``float16``; ``float32`` where nothing tells."""
+    return next((_dtype(file) for file in _weights(model)), "float32")
+
+
+def _weights(model: Path) -> list[Path]:
+    files = sorted(file for pattern in ("*.safetensors", "pytorch_model*.bin") for file in model.glob(pattern))
+    return [file for file in files if file.suffix == ".safetensors"] or files
+
+
+def _dtype(weights: Path) -> str:
+    """What a safetensors file begins with says, or config.json of a file that is opened by torch alone.
+
+    transformers 5 goes by the weights themselves, too, whatever config.json says.
+    """
+    if weights.suffix == ".safetensors":
+        with contextlib.suppress(ValueError), weights.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            tensors = json.loads(file.read(min(length, weights.stat().st_size)))
+            stored = (tensor.get("dtype") for tensor in tensors.values())
+            return next((_FLOATS[dtype] for dtype in stored if dtype in _FLOATS), "float32")
+    config = weights.parent / "config.json"
+    values = json.loads(config.read_text("utf-8")) if config.exists() else {}
+    return str(values.get("dtype") or values.get("torch_dtype") or "float32")
 
 
 def fit_to_disk(config: SearchConfig, weights: int, run_dir: Path, tokens: int = 0) -> tuple[SearchConfig, list[str]]:

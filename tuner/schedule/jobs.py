@@ -14,7 +14,17 @@ from tuner.request.arguments import translated
 from tuner.request.config import SearchConfig
 from tuner.run_dir.names import TRIALS, retraining_name, trial_name
 from tuner.schedule.retries import Failure, Tries
-from tuner.study.trials import BEST_VALUE, SECONDS, SEED, SOURCE, arguments_of, has_failed, is_paused, role_of
+from tuner.study.trials import (
+    BEST_VALUE,
+    SECONDS,
+    SEED,
+    SOURCE,
+    arguments_of,
+    has_failed,
+    is_paused,
+    role_of,
+    rung_values,
+)
 
 FINALIST = "finalist"
 """The role of a retraining's row; those of trials are the study's."""
@@ -75,32 +85,36 @@ class Row:
             self.scores.append(report.value)
 
 
-def earlier_rows(trials: Iterable[FrozenTrial], rungs: Sequence[float]) -> list[Row]:
+def earlier_rows(trials: Iterable[FrozenTrial], config: SearchConfig) -> list[Row]:
     """Returns a row of each trial and retraining that earlier processes of the search have ended or paused.
+
+    Where trials are still to come, other finalists may be retrained than before, and the retrainings are left out.
 
     Args:
         trials: Those of the study and of its finalists.
-        rungs: Shares of a training.
+        config: The search.
     """
-    return [_earlier_row(trial, rungs) for trial in trials if trial.state.is_finished() or is_paused(trial)]
+    known = [trial for trial in trials if trial.state.is_finished() or is_paused(trial)]
+    searched = [trial for trial in known if SOURCE not in trial.user_attrs]
+    return [_earlier_row(trial, config.rungs) for trial in (searched if len(searched) < config.num_trials else known)]
 
 
 def _earlier_row(trial: FrozenTrial, rungs: Sequence[float]) -> Row:
-    source, attributes = trial.user_attrs.get(SOURCE), trial.user_attrs
-    rung = max(trial.intermediate_values, default=0)
-    scores = list(trial.intermediate_values.values())
+    source, attributes, values = trial.user_attrs.get(SOURCE), trial.user_attrs, rung_values(trial)
+    rung = max(values, default=0)
+    seconds = attributes.get(SECONDS) or {}
     return Row(
         name=trial_name(trial.number) if source is None else retraining_name(source, attributes[SEED]),
         role=role_of(trial) if source is None else FINALIST,
         params=arguments_of(trial),
         state=_earlier_state(trial),
         rung=rung,
-        value=attributes.get(BEST_VALUE, max(scores, default=None)),
-        scores=scores,
+        value=attributes.get(BEST_VALUE, max(values.values(), default=None)),
+        scores=[values[each] for each in sorted(values)],
         fraction=1.0 if trial.state == TrialState.COMPLETE else rungs[rung - 1] if rung else 0.0,
-        seconds=attributes.get(SECONDS) or {},
+        seconds=seconds,
         started=0.0,
-        ended=sum((attributes.get(SECONDS) or {}).values()),
+        ended=sum(seconds.values()),
     )
 
 

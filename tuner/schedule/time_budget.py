@@ -109,7 +109,7 @@ class TimeBudget:
 
     def remedy(self, rows: Iterable[Timed]) -> str:
         """Says how much time would do for one more trial: what is used counts."""
-        enough = math.ceil(self.spent + self._next(rows))
+        enough = math.ceil(round(_MARGIN * (self.spent + self._next(rows)), 3))
         return f"raise --time_budget, to {enough}s or more; the {self.spent:.0f} s that are used count"
 
     def _next(self, rows: Iterable[Timed]) -> float:

@@ -143,7 +143,7 @@ def score(of: float | None) -> str:
 
 def age(row: Row) -> float:
     """Returns how long a row runs, or ran, in seconds."""
-    return (row.ended or time.monotonic()) - row.started
+    return (time.monotonic() if row.ended is None else row.ended) - row.started
 
 
 def clock(seconds: float) -> str:

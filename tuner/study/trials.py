@@ -63,6 +63,15 @@ def queries_at(trial: FrozenTrial, rung: int) -> str:
     return str(trial.user_attrs.get(f"{QUERIES}_{rung}", ""))
 
 
+def rung_values(trial: FrozenTrial) -> dict[int, float]:
+    """Returns rung, from 1 -> the objective there: of two objectives their mean, which Optuna takes no report of."""
+    prefix = f"{RUNG}_"
+    told = {
+        int(name.removeprefix(prefix)): value for name, value in trial.user_attrs.items() if name.startswith(prefix)
+    }
+    return dict(trial.intermediate_values) or told
+
+
 def role_of(trial: Trial | FrozenTrial) -> str:
     """Returns ``base``, ``user`` or ``sampled``."""
     return str(trial.user_attrs.get(ROLE, SAMPLED))
