@@ -168,11 +168,12 @@ def test_what_others_put_beside_the_weights_stays(tmp_path: Path) -> None:
 
 
 def test_a_trial_is_not_started_beyond_the_budget(tmp_path: Path) -> None:
-    folders = TrialFolders(tmp_path, trial_bytes=1500, budget=3000)
+    trials = tmp_path / "trials"
+    folders = TrialFolders(trials, trial_bytes=1500, budget=3000)
     assert folders.shortage(running=0) is None
     for name in ("0001", "0002"):
         folders.opened(_scoring(name))
-        _folder(tmp_path, name)
+        _folder(trials, name)
     shortage = folders.shortage(running=0)
     assert shortage is not None
     assert "--disk_budget is 0.0 MB" in shortage
@@ -182,7 +183,7 @@ def test_a_trial_is_not_started_beyond_the_budget(tmp_path: Path) -> None:
 
 def test_what_could_not_be_written_is_tried_again_after_a_pause_and_not_for_ever(tmp_path: Path) -> None:
     now = 0.0
-    folders = TrialFolders(tmp_path, clock=lambda: now)
+    folders = TrialFolders(tmp_path / "trials", clock=lambda: now)
     for _ in range(301):
         folders.refused()
         assert folders.shortage(running=1) is not None
