@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.library import Library
+from torch import Tensor, library
 from torch.nn.functional import scaled_dot_product_attention
 
 from trainables import varlen
@@ -93,7 +92,7 @@ def kernels_on_cpu(name: str = "efficient") -> Iterator[list[str]]:
     Yields:
         Name of the kernel for each time that one was chosen.
     """
-    operators = Library("aten", "IMPL")
+    operators = library.Library("aten", "IMPL")
     for operator, stand_in in {
         "_flash_attention_forward": _flash,
         "_flash_attention_backward": _flash_backward,

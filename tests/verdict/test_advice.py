@@ -6,15 +6,14 @@ import pytest
 
 from tests.support.report_fixtures import build_run
 from tuner.verdict.advice import (
-    ForgetLess,
+    Do,
     LowerRates,
     MoreQueries,
     MoreTrials,
     Reason,
     Searched,
-    TrainMoreGently,
+    Step,
     Tried,
-    TryMoreSettings,
     of_search,
     of_verdict,
 )
@@ -48,7 +47,10 @@ def test_twice_the_effect_needs_a_quarter_of_the_queries(kept: Verdict) -> None:
 def test_a_guard_that_lost_is_told_beside_what_else_is_wrong(kept: Verdict) -> None:
     lost = Guard(tolerance=0.0, tasks={}, lost=["news"])
     found = list(of_verdict(dataclasses.replace(_with_best(kept, ci95=(-0.2, -0.1)), guard=lost)))
-    assert found == [TrainMoreGently(because=Reason.WORSE), ForgetLess(because=Reason.FORGOTTEN)]
+    assert found == [
+        Do(step=Step.TRAIN_MORE_GENTLY, because=Reason.WORSE),
+        Do(step=Step.FORGET_LESS, because=Reason.FORGOTTEN),
+    ]
     assert min(advice.because for advice in found if advice.because) == Reason.FORGOTTEN
 
 
@@ -61,4 +63,4 @@ def test_lower_rates_are_for_searches_most_of_which_did_harm(
     rates = [trial.learning_rate for trial in trained]
     expected = [LowerRates(worse=worse, trained=len(values), rates=rates)] if worse else []  # type: ignore[arg-type]
     assert [advice for advice in found if isinstance(advice, LowerRates)] == expected
-    assert TryMoreSettings() not in found
+    assert Do(step=Step.TRY_MORE_SETTINGS) not in found

@@ -7,36 +7,31 @@ from tuner.report.standings import FAILED, Standing, of_role
 from tuner.study.trials import BASE
 from tuner.verdict.advice import (
     Advice,
-    ForgetLess,
+    Do,
     LookIntoFailures,
     LowerRates,
-    MendData,
-    MineNegatives,
     MoreQueries,
-    ReadLostQueries,
-    ScoreWithTeacher,
     Searched,
-    TrainLonger,
+    Step,
     TrainShorter,
     Tried,
-    TryMoreSettings,
     Widen,
     of_search,
 )
 from tuner.verdict.decision import range_notes, sentence
 from tuner.verdict.result import Verdict
 
-_FIXED: Mapping[type[Advice], str] = {
-    ForgetLess: "What was gained is lost elsewhere: search lower learning rates or fewer epochs, mix rows of the "
+_FIXED: Mapping[Step, str] = {
+    Step.FORGET_LESS: "What was gained is lost elsewhere: search lower learning rates or fewer epochs, mix rows of the "
     "guarded tasks into the training data, or search with --guard_constraint True.",
-    TrainLonger: "The best trial was still rising at its last rung: train longer (--num_train_epochs).",
-    ReadLostQueries: "Open the queries that got worse, above: where the passages that came up are right in truth, the "
+    Step.TRAIN_LONGER: "The best trial was still rising at its last rung: train longer (--num_train_epochs).",
+    Step.READ_LOST_QUERIES: "Open the queries that got worse, above: where the passages that came up are right in truth, the "
     "data has false negatives or misses positives; where they are not, rows like these are missing from it.",
-    MineNegatives: "Rows have few negatives: mine hard ones, with a teacher's scores if you can.",
-    ScoreWithTeacher: "The rows have no teacher's scores. Scores of a reranker (pos_scores, neg_scores, "
+    Step.MINE_NEGATIVES: "Rows have few negatives: mine hard ones, with a teacher's scores if you can.",
+    Step.SCORE_WITH_TEACHER: "The rows have no teacher's scores. Scores of a reranker (pos_scores, neg_scores, "
     "--knowledge_distillation True) soften false negatives.",
-    MendData: "Mend what the data check found, at the end of this page.",
-    TryMoreSettings: "Few settings were tried: go on with --resume and a higher --num_trials.",
+    Step.MEND_DATA: "Mend what the data check found, at the end of this page.",
+    Step.TRY_MORE_SETTINGS: "Few settings were tried: go on with --resume and a higher --num_trials.",
 }
 """What is said whatever was measured."""
 
@@ -90,8 +85,8 @@ def _sentences(advice: Advice) -> Iterator[str]:
         case LookIntoFailures(trials=trials):
             names = ", ".join(map(str, trials))
             yield f"Trial {names} failed; the table of trials says why, and its log the whole of it."
-        case _ if type(advice) in _FIXED:
-            yield _FIXED[type(advice)]
+        case Do(step=step) if step in _FIXED:
+            yield _FIXED[step]
 
 
 def _lower_rates(advice: LowerRates) -> str:

@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Iterator
 
-from tuner.verdict.advice import Advice, ForgetLess, MoreQueries, MoreTrials, TrainMoreGently, UseSettings, of_verdict
+from tuner.verdict.advice import Advice, Do, MoreQueries, MoreTrials, Step, of_verdict
 from tuner.verdict.result import Verdict
 
 
@@ -24,11 +24,11 @@ def next_steps(result: Verdict, run_dir: str, *, planned: int) -> Iterator[str]:
 
 def _lines(advice: Advice, run_dir: str) -> Iterator[str]:
     match advice:
-        case ForgetLess():
+        case Do(step=Step.FORGET_LESS):
             yield (
                 "forget less: lower learning rates, or --guard_constraint, with which the sampler avoids such settings"
             )
-        case TrainMoreGently():
+        case Do(step=Step.TRAIN_MORE_GENTLY):
             yield "try lower learning rates and fewer epochs (--search_space), and check the positives of your data"
             yield "the report lists the test queries that got worse"
         case MoreQueries():
@@ -40,5 +40,5 @@ def _lines(advice: Advice, run_dir: str) -> Iterator[str]:
                 else f"--time_budget LONGER ({made} of {planned} trials ran)"
             )
             yield f"look further: python -m tuner.search --resume {shlex.quote(run_dir)} {more}"
-        case UseSettings():
+        case Do(step=Step.USE_SETTINGS):
             yield "use the base model with the settings above: training adds nothing to them for certain"

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import IntEnum
+from enum import Enum, IntEnum, auto
 from typing import Any
 
 from tuner.verdict.decision import FINE_TUNE, is_certain
@@ -35,14 +35,34 @@ class Advice:
     """None where it does not follow from the verdict alone."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ForgetLess(Advice):
+class Step(Enum):
+    """What is to be done, where nothing is to be said of it but that."""
+
+    FORGET_LESS = auto()
     """Lose less on the guards."""
+    TRAIN_MORE_GENTLY = auto()
+    """Lower learning rates or fewer epochs, and a look at the data: the best is worse than the base model on test."""
+    USE_SETTINGS = auto()
+    """The base model with the settings that were found for it."""
+    TRAIN_LONGER = auto()
+    """The best trial was still rising."""
+    READ_LOST_QUERIES = auto()
+    """Look at the test queries that got worse."""
+    MINE_NEGATIVES = auto()
+    """Rows have few negatives."""
+    SCORE_WITH_TEACHER = auto()
+    """Rows have no teacher's scores."""
+    MEND_DATA = auto()
+    """The data check found something."""
+    TRY_MORE_SETTINGS = auto()
+    """Few settings were tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainMoreGently(Advice):
-    """Lower learning rates or fewer epochs, and a look at the data: the best is worse than the base model on test."""
+class Do(Advice):
+    """A step without figures."""
+
+    step: Step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,20 +102,10 @@ class MoreTrials(Advice):
 
 
 @dataclass(frozen=True, kw_only=True)
-class UseSettings(Advice):
-    """The base model with the settings that were found for it."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Widen(Advice):
     """A range, at whose end the best lies."""
 
     ends: Sequence[RangeEnd]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainLonger(Advice):
-    """The best trial was still rising."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,31 +114,6 @@ class TrainShorter(Advice):
 
     share: float
     """Of the training examples, at that rung."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReadLostQueries(Advice):
-    """Look at the test queries that got worse."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MineNegatives(Advice):
-    """Rows have few negatives."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoreWithTeacher(Advice):
-    """Rows have no teacher's scores."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MendData(Advice):
-    """The data check found something."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TryMoreSettings(Advice):
-    """Few settings were tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,13 +163,13 @@ def of_verdict(result: Verdict, *, planned: int = 0) -> Iterator[Advice]:
     if result.verdict == FINE_TUNE or best is None:
         return
     if best.ci95[1] < 0:
-        yield TrainMoreGently(because=Reason.WORSE)
+        yield Do(step=Step.TRAIN_MORE_GENTLY, because=Reason.WORSE)
     else:
         yield from _of_chance(best, result, planned)
     if result.guard is not None and result.guard.lost:
-        yield ForgetLess(because=Reason.FORGOTTEN)
+        yield Do(step=Step.FORGET_LESS, because=Reason.FORGOTTEN)
     if is_certain(best) and result.recommended is not None and result.recommended.settings:
-        yield UseSettings(because=Reason.SETTINGS)
+        yield Do(step=Step.USE_SETTINGS, because=Reason.SETTINGS)
 
 
 def of_search(result: Verdict, searched: Searched) -> Iterator[Advice]:
@@ -201,7 +186,7 @@ def of_search(result: Verdict, searched: Searched) -> Iterator[Advice]:
     yield from _of_length(result, searched)
     yield from _of_data(result, searched.manifest)
     if 0 < searched.settings < _FEW_TRIALS:
-        yield TryMoreSettings()
+        yield Do(step=Step.TRY_MORE_SETTINGS)
     if searched.failed:
         yield LookIntoFailures(trials=searched.failed)
 
@@ -234,19 +219,19 @@ def _of_length(result: Verdict, searched: Searched) -> Iterator[Advice]:
         return
     top = max(best.rungs, key=lambda rung: best.rungs[rung])
     if top == len(searched.rungs):
-        yield TrainLonger()
+        yield Do(step=Step.TRAIN_LONGER)
     elif top == 1:
         yield TrainShorter(share=searched.rungs[0])
 
 
 def _of_data(result: Verdict, manifest: Mapping[str, Any] | None) -> Iterator[Advice]:
     if result.queries.lost:
-        yield ReadLostQueries()
+        yield Do(step=Step.READ_LOST_QUERIES)
     if manifest is None:
         return
     if manifest["negatives_per_row"]["median"] < _FEW_NEGATIVES:
-        yield MineNegatives()
+        yield Do(step=Step.MINE_NEGATIVES)
     elif not manifest["has_scores"]:
-        yield ScoreWithTeacher()
+        yield Do(step=Step.SCORE_WITH_TEACHER)
     if manifest["warnings"]:
-        yield MendData()
+        yield Do(step=Step.MEND_DATA)
