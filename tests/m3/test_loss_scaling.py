@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from tests.m3.test_m3_parity import UNIFIED, arguments
-from tests.support.m3_fixtures import make_eval, make_model, make_rows
+from tests.support.m3_fixtures import make_inputs
 from tests.support.tensors import tensor_hash
 from trainables.config import RungReport, TrialConfig, TrialInterrupted
 from trainables.deepspeed_config import DS_STAGE0
@@ -114,10 +114,7 @@ def scaled(
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scaling")
-    make_model(folder / "model")
-    make_rows(folder / "rows.jsonl", rows=60)
-    make_eval(folder / "eval")
-    return folder
+    return make_inputs(folder, rows=60)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw_torch", "adamw_torch_fused"])

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 import trainables
-from tests.support.m3_fixtures import make_eval, make_model, make_rows
+from tests.support.m3_fixtures import make_inputs, unified_arguments
 from tests.support.tensors import tensor_hash
 from trainables.config import TrialConfig
 
@@ -25,26 +25,12 @@ STEPS = 20
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("workers")
-    make_model(root / "model")
-    make_rows(root / "rows.jsonl", rows=48)
-    make_eval(root / "eval")
-    return root
+    return make_inputs(root, rows=48)
 
 
 def arguments(folder: Path, **changes: Any) -> dict[str, Any]:
-    return {
-        "model_name_or_path": str(folder / "model"),
-        "train_data": [str(folder / "rows.jsonl")],
-        "cache_path": str(folder / "cache"),
-        "per_device_train_batch_size": 3,
-        "train_group_size": 3,
-        "learning_rate": 1e-3,
-        "max_steps": 6,
-        "seed": 42,
-        "unified_finetuning": True,
-        "use_self_distill": True,
-        **changes,
-    }
+    own = {"per_device_train_batch_size": 3, "max_steps": 6, "use_self_distill": True}
+    return unified_arguments(folder) | own | changes
 
 
 def work(job: dict[str, Any], folder: Path, workers: int = 2) -> list[dict[str, Any]]:

@@ -101,6 +101,14 @@ def make_eval(folder: Path, queries: int = 6, passages: int = 24) -> Path:
     return folder
 
 
+def make_inputs(root: Path, *, rows: int = 40, dropout: float = 0.0) -> Path:
+    """Writes what a trial takes, where `unified_arguments` names it: model, rows.jsonl and eval."""
+    make_model(root / "model", dropout=dropout)
+    make_rows(root / "rows.jsonl", rows=rows)
+    make_eval(root / "eval")
+    return root
+
+
 def unified_arguments(root: Path) -> dict[str, Any]:
     """Returns what a trial trains with, all heads, on `root`'s model and rows.jsonl."""
     return {

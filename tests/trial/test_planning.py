@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.m3_fixtures import make_eval, make_model, make_rows
+from tests.support.m3_fixtures import make_inputs, unified_arguments
 from trainables.config import TrialConfig
 from trainables.failures import Planned
 from trainables.m3.arguments import build_arguments
@@ -31,26 +31,12 @@ def nothing_to_score(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("planning")
-    make_model(root / "model", dropout=0.0)
-    make_rows(root / "rows.jsonl", rows=24)
-    make_eval(root / "eval")
-    return root
+    return make_inputs(root, rows=24, dropout=0.0)
 
 
 @pytest.fixture
 def arguments(folder: Path) -> dict[str, Any]:
-    return {
-        "model_name_or_path": str(folder / "model"),
-        "train_data": [str(folder / "rows.jsonl")],
-        "cache_path": str(folder / "cache"),
-        "per_device_train_batch_size": 4,
-        "train_group_size": 3,
-        "learning_rate": 1e-3,
-        "max_steps": 3,
-        "unified_finetuning": True,
-        "gradient_checkpointing": True,
-        "seed": 42,
-    }
+    return unified_arguments(folder) | {"max_steps": 3, "gradient_checkpointing": True}
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.m3_fixtures import make_eval, make_model, make_rows
+from tests.support.m3_fixtures import make_inputs
 from trainables.config import TrialConfig
 from trainables.m3.base_models import BaseModels
 from trainables.trial.trial import run_trial
@@ -17,10 +17,7 @@ from tuner.request.config import SearchConfig
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("reporting")
-    make_model(root / "model")
-    make_rows(root / "rows.jsonl")
-    make_eval(root / "eval")
-    return root
+    return make_inputs(root)
 
 
 def _train(folder: Path, run_dir: Path, report_to: str, names: tuple[str, ...]) -> Mapping[str, float]:

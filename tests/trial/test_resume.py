@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.m3_fixtures import make_eval, make_model, make_rows
+from tests.support.m3_fixtures import make_inputs, unified_arguments
 from tests.support.tensors import tensor_hash
 from trainables.config import RungReport, TrialConfig, TrialInterrupted
 from trainables.trial.states import States, config_hash
@@ -44,10 +44,7 @@ UNIFIED = {"unified_finetuning": True, "use_self_distill": True, "self_distill_s
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("resume")
-    make_model(root / "model", dropout=0.1)
-    make_rows(root / "rows.jsonl", rows=52)
-    make_eval(root / "eval")
-    return root
+    return make_inputs(root, rows=52, dropout=0.1)
 
 
 @pytest.fixture
@@ -55,17 +52,7 @@ def config(folder: Path, tmp_path: Path) -> TrialConfig:
     return TrialConfig(
         name="0007",
         directory=str(tmp_path / "trials" / "0007"),
-        arguments={
-            "model_name_or_path": str(folder / "model"),
-            "train_data": [str(folder / "rows.jsonl")],
-            "cache_path": str(folder / "cache"),
-            "per_device_train_batch_size": 4,
-            "train_group_size": 3,
-            "learning_rate": 1e-3,
-            "max_steps": 20,
-            "seed": 42,
-            **UNIFIED,
-        },
+        arguments=unified_arguments(folder) | {"max_steps": 20, **UNIFIED},
         eval_data=str(folder / "eval"),
         metric="dense.ndcg_at_10",
         rungs=(1.0,),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.m3_fixtures import make_eval, make_model, make_rows
+from tests.support.m3_fixtures import make_inputs, unified_arguments
 from trainables.config import RungReport, TrialConfig
 from trainables.failures import NonFiniteLoss
 from trainables.trial.trial import run_trial
@@ -21,10 +21,7 @@ from trainables.trial.trial import run_trial
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Model, rows and held-out data that every test reads."""
     root = tmp_path_factory.mktemp("trial")
-    make_model(root / "model", dropout=0.1)
-    make_rows(root / "rows.jsonl")
-    make_eval(root / "eval")
-    return root
+    return make_inputs(root, dropout=0.1)
 
 
 @pytest.fixture
@@ -32,19 +29,7 @@ def config(folder: Path, tmp_path: Path) -> TrialConfig:
     return TrialConfig(
         name="0007",
         directory=str(tmp_path / "trials" / "0007"),
-        arguments={
-            "model_name_or_path": str(folder / "model"),
-            "train_data": [str(folder / "rows.jsonl")],
-            "cache_path": str(folder / "cache"),
-            "per_device_train_batch_size": 4,
-            "train_group_size": 3,
-            "learning_rate": 1e-3,
-            "num_train_epochs": 1,
-            "warmup_ratio": 0.1,
-            "unified_finetuning": True,
-            "use_self_distill": True,
-            "seed": 42,
-        },
+        arguments=unified_arguments(folder) | {"num_train_epochs": 1, "warmup_ratio": 0.1, "use_self_distill": True},
         eval_data=str(folder / "eval"),
         metric="dense.ndcg_at_10",
         rungs=(0.25, 1.0),

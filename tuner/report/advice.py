@@ -25,8 +25,8 @@ _FIXED: Mapping[Step, str] = {
     Step.FORGET_LESS: "What was gained is lost elsewhere: search lower learning rates or fewer epochs, mix rows of the "
     "guarded tasks into the training data, or search with --guard_constraint True.",
     Step.TRAIN_LONGER: "The best trial was still rising at its last rung: train longer (--num_train_epochs).",
-    Step.READ_LOST_QUERIES: "Open the queries that got worse, above: where the passages that came up are right in truth, "
-    "the data has false negatives or misses positives; where they are not, rows like these are missing from it.",
+    Step.READ_LOST_QUERIES: "Open the queries that got worse, above: where the passages that came up are right in "
+    "truth, the data has false negatives or misses positives; where they are not, rows like these are missing from it.",
     Step.MINE_NEGATIVES: "Rows have few negatives: mine hard ones, with a teacher's scores if you can.",
     Step.SCORE_WITH_TEACHER: "The rows have no teacher's scores. Scores of a reranker (pos_scores, neg_scores, "
     "--knowledge_distillation True) soften false negatives.",
