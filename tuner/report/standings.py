@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from trainables.names import scores_file
 from trainables.scoring.measures import Scores
@@ -20,9 +20,9 @@ from tuner.study.trials import (
     SECONDS,
     USER,
     arguments_of,
-    has_failed,
-    is_paused,
     role_of,
+    rung_values,
+    state_of,
     value_of,
 )
 
@@ -77,13 +77,13 @@ def standings(trials: Sequence[FrozenTrial]) -> list[Standing]:
 
 
 def _standing(trial: FrozenTrial) -> Standing:
-    rungs = {rung: value for rung, value in trial.intermediate_values.items() if value == value}
+    rungs = {rung: value for rung, value in rung_values(trial).items() if value == value}
     best = trial.user_attrs.get(BEST_VALUE)
     value = value_of(trial) if trial.values else max(rungs.values(), default=best)
     return Standing(
         number=trial.number,
         role=role_of(trial),
-        state=_state(trial),
+        state=state_of(trial),
         value=value,
         values=trial.values or (),
         rungs=rungs,
@@ -92,15 +92,6 @@ def _standing(trial: FrozenTrial) -> Standing:
         seconds=sum(trial.user_attrs.get(SECONDS, {}).values()),
         error=trial.user_attrs.get(ERROR, ""),
     )
-
-
-def _state(trial: FrozenTrial) -> str:
-    if has_failed(trial):
-        return FAILED
-    if is_paused(trial):
-        return PAUSED
-    states = {TrialState.COMPLETE: COMPLETE, TrialState.PRUNED: PRUNED, TrialState.RUNNING: RUNNING}
-    return states.get(trial.state, WAITING)
 
 
 def of_role(trials: Sequence[Standing], role: str) -> Standing | None:

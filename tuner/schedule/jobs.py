@@ -20,10 +20,10 @@ from tuner.study.trials import (
     SEED,
     SOURCE,
     arguments_of,
-    has_failed,
     is_paused,
     role_of,
     rung_values,
+    state_of,
 )
 
 FINALIST = "finalist"
@@ -107,7 +107,7 @@ def _earlier_row(trial: FrozenTrial, rungs: Sequence[float]) -> Row:
         name=trial_name(trial.number) if source is None else retraining_name(source, attributes[SEED]),
         role=role_of(trial) if source is None else FINALIST,
         params=arguments_of(trial),
-        state=_earlier_state(trial),
+        state=state_of(trial),
         rung=rung,
         value=attributes.get(BEST_VALUE, max(values.values(), default=None)),
         scores=[values[each] for each in sorted(values)],
@@ -116,12 +116,6 @@ def _earlier_row(trial: FrozenTrial, rungs: Sequence[float]) -> Row:
         started=0.0,
         ended=sum(seconds.values()),
     )
-
-
-def _earlier_state(trial: FrozenTrial) -> str:
-    if has_failed(trial):
-        return "failed"
-    return "paused" if is_paused(trial) else trial.state.name.lower()
 
 
 @dataclass(kw_only=True)

@@ -82,6 +82,13 @@ def has_failed(trial: FrozenTrial) -> bool:
     return trial.state == TrialState.FAIL or bool(trial.user_attrs.get(INFEASIBLE))
 
 
+def state_of(trial: FrozenTrial) -> str:
+    """Returns ``complete``, ``pruned``, ``paused``, ``running``, ``waiting`` or ``failed``."""
+    if has_failed(trial):
+        return "failed"
+    return "paused" if is_paused(trial) else trial.state.name.lower()
+
+
 def value_of(trial: FrozenTrial) -> float:
     """Returns the one value that ranks a complete trial: its objective, or the mean of several."""
     return float(trial.values[0] if len(trial.values) == 1 else trial.user_attrs[BEST_VALUE])
