@@ -150,9 +150,8 @@ def _memory_lines(plan: Plan, samples: Sequence[Mapping[str, Any]]) -> list[str]
 
     own_code = bool(plan.arguments.get("trust_remote_code"))
     model = AutoConfig.from_pretrained(plan.arguments["model_name_or_path"], trust_remote_code=own_code)
-    shape = Shape.of(
-        model, parameters=round(plan.weights_bytes / _FLOAT32), colbert_dim=int(plan.arguments.get("colbert_dim") or -1)
-    )
+    parameters = round(plan.weights_bytes / _FLOAT32)
+    shape = Shape.of(model, parameters=parameters, colbert_dim=int(plan.arguments.get("colbert_dim") or -1))
     device, has = _device(plan.config)
 
     def step(values: Mapping[str, Any], limit: float) -> StepPlan:
@@ -232,10 +231,9 @@ def _time_lines(plan: Plan) -> Iterator[str]:
     if address_of(config):
         yield "hours       not known: the first steps are timed where the workers run; plan on such a machine"
         return
-    compiles = (
-        "; DeepSpeed compiles its optimizer first" if _compiles_optimizer(plan.arguments.get("deepspeed")) else ""
-    )
-    yield f"probe       a few steps of your settings, which may take minutes on a CPU{compiles}"
+    compiles = _compiles_optimizer(plan.arguments.get("deepspeed"))
+    first = "; DeepSpeed compiles its optimizer first" if compiles else ""
+    yield f"probe       a few steps of your settings, which may take minutes on a CPU{first}"
     try:
         probe = run_probe(plan)
     except TimeoutError as error:

@@ -164,9 +164,8 @@ class Lease:
         with self._renewing:
             started = _now()
             if self._is_ours():
-                self._leases.write(
-                    self.name
-                )  # after a pause here another may have taken the place, and even given it up again
+                # after a pause here another may have taken the place, and even given it up again
+                self._leases.write(self.name)
             if not self._is_ours():
                 self._lost = True
                 self._leases.remove(self.name)

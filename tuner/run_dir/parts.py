@@ -98,12 +98,8 @@ class Parts:
     """
 
     def __init__(self, local: Path, prefix: Prefix, *, lease: Lease | DriversLease, garbage: Garbage) -> None:
-        self._here, self._prefix, self._lease, self._garbage = (
-            _WorkingDirectory(local, prefix.url),
-            prefix,
-            lease,
-            garbage,
-        )
+        self._here, self._prefix = _WorkingDirectory(local, prefix.url), prefix
+        self._lease, self._garbage = lease, garbage
 
     def push(self, part: str) -> None:
         """Makes a part of storage equal to what is here of it.
