@@ -1,15 +1,18 @@
-"""What ends a search before its time: Ctrl-C, SIGTERM, or a machine that cannot go on. It ends in order."""
+"""What ends a search before its time: Ctrl-C, SIGTERM, a closed terminal, a machine that cannot go on. In order."""
 
+import os
 import signal
+import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 
-from tuner.errors import EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_TERMINATED
+from tuner.errors import EXIT_HUNG_UP, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_TERMINATED
 
-_EXIT_CODES = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_TERMINATED}
-_GRACE_SECONDS = {EXIT_INTERRUPTED: 30.0, EXIT_TERMINATED: 1.0, EXIT_STOPPED: 5.0}
+_EXIT_CODES = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_TERMINATED, signal.SIGHUP: EXIT_HUNG_UP}
+_GRACE_SECONDS = {EXIT_INTERRUPTED: 30.0, EXIT_TERMINATED: 1.0, EXIT_HUNG_UP: 30.0, EXIT_STOPPED: 5.0}
 _SAME_SECONDS = 0.1
 """Signals that come this close together are one: `timeout` sends its own to the process, and then to its group."""
 
@@ -18,7 +21,7 @@ class Interrupted(BaseException):
     """The search is to end now; nothing that catches errors catches it.
 
     Args:
-        exit_code: 130 after Ctrl-C, 143 after SIGTERM, 1 where the machine cannot go on.
+        exit_code: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, 1 where the machine cannot go on.
         reason: Why, where nobody asked for it.
     """
 
@@ -48,7 +51,7 @@ class SearchStopped(Interrupted):
 
 @contextmanager
 def interrupting() -> Iterator[None]:
-    """Raises `Interrupted` in a block as soon as a SIGINT or SIGTERM comes; a second one ends the process at once.
+    """Raises `Interrupted` as soon as a SIGINT, SIGTERM or SIGHUP comes; a second one ends the process at once.
 
     For all but the running search, which asks: see `interruptible`. In the main thread.
     """
@@ -62,7 +65,7 @@ def interrupting() -> Iterator[None]:
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], None]]:
-    """Takes in the first SIGINT or SIGTERM of a block; a second one ends the process at once.
+    """Takes in the first SIGINT, SIGTERM or SIGHUP of a block; a second one ends the process at once.
 
     Ray's compiled code cannot be left from a signal handler: the loop that runs it asks instead. Entered after Ray was
     connected to, which installs handlers of its own; in the main thread.
@@ -82,8 +85,13 @@ def interruptible() -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def _first_signal(react: Callable[[int], None]) -> Iterator[None]:
-    """Reacts to the first SIGINT or SIGTERM of a block; a second one ends the process."""
+    """Reacts to the first of the signals in a block; a second one ends the process, but a closed terminal sends many.
+
+    A SIGHUP that `nohup` has made the process ignore stays ignored.
+    """
     before = {number: signal.getsignal(number) for number in _EXIT_CODES}
+    if before[signal.SIGHUP] == signal.SIG_IGN:
+        del before[signal.SIGHUP]
     taken: list[int] = []
 
     def take_in(number: int, _frame: FrameType | None) -> None:
@@ -91,14 +99,25 @@ def _first_signal(react: Callable[[int], None]) -> Iterator[None]:
             return
         taken.append(number)
         time.sleep(_SAME_SECONDS)
-        for other in _EXIT_CODES:
-            signal.signal(other, signal.SIG_DFL)
+        for other in before:
+            signal.signal(other, signal.SIG_IGN if number == other == signal.SIGHUP else signal.SIG_DFL)
+        if number == signal.SIGHUP:
+            _leave_the_terminal()
         react(number)
 
-    for number in _EXIT_CODES:
+    for number in before:
         signal.signal(number, take_in)
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+def _leave_the_terminal() -> None:
+    """Writes no more to a terminal that is gone, which would fail; a file or a pipe is still written to."""
+    with Path(os.devnull).open("r+b") as nothing:
+        for stream in (0, 1, 2):
+            with suppress(OSError):
+                if stat.S_ISCHR(os.fstat(stream).st_mode):
+                    os.dup2(nothing.fileno(), stream)

@@ -116,6 +116,13 @@ def test_another_format_is_refused_with_those_that_are_read(tmp_path: Path) -> N
     assert "extension '.csv' is not read: JSON Lines" in finding.message
 
 
+def test_a_beir_folder_is_no_training_data_and_told_once(tmp_path: Path) -> None:
+    for name in ("corpus.jsonl", "queries.jsonl"):
+        (tmp_path / name).write_text('{"_id": "1", "text": "a"}\n' * 3)
+    (finding,) = check([str(tmp_path)])
+    assert "give it to --eval_data" in finding.message
+
+
 def test_what_is_written_has_the_same_fields_in_every_row(tmp_path: Path) -> None:
     """`datasets` takes a column's type from the first 10 MB of a file."""
     rows: list[dict[str, Any]] = [{"query": f"q {n}", "pos": [f"p {n}"], "neg": [f"n {n}"]} for n in range(200)]

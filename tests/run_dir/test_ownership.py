@@ -251,6 +251,7 @@ def test_what_no_search_wrote_is_not_written_over(
     assert (tmp_path / name).read_bytes() == before
 
 
+@pytest.mark.integration
 def test_a_study_that_is_no_database_is_told_as_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "study.db").write_text("mine: 1")
     mark(tmp_path)

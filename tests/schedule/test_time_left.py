@@ -24,9 +24,20 @@ def _trial(number: int, *, fraction: float = 1.0, role: str = "sampled", **value
     return Row(**{"name": f"{number:04d}", "role": role, "params": {}, **ended, **values})
 
 
-def test_nothing_is_said_before_a_trial_has_reached_a_rung() -> None:
+def _in_its_first_steps(step: int) -> Row:
+    values = {"state": "running", "fraction": 0.0, "seconds": {}, "started": 25.0, "ended": None}
+    return _trial(1, role="user", **values, steps=100, step=step, first_step=(30.0, 1))
+
+
+def test_nothing_is_said_before_a_trial_has_taken_two_steps() -> None:
     assert time_left(_config(), [BASE], 20) is None
-    assert time_left(_config(), [BASE, _trial(1, state="running", fraction=0.0, seconds={})], 30) is None
+    assert time_left(_config(), [BASE, _in_its_first_steps(1)], 31) is None
+
+
+def test_before_the_first_rung_it_is_told_by_the_steps() -> None:
+    """A step in 2 s: 200 s a trial and 3 scorings of 10 s; of the first 25 s are spent; 4 to come; then the test."""
+    config = _config(rungs=(0.25, 0.5, 1.0))
+    assert time_left(config, [BASE, _in_its_first_steps(11)], 50) == 230 - 25 + 4 * 230 + 30
 
 
 @pytest.mark.parametrize(("slots", "left"), [(1, 400), (2, 200), (4, 100)])

@@ -1,5 +1,7 @@
-"""Ctrl-C and SIGTERM before and after the running search; tests/faults has those that come while it runs."""
+"""Signals before and after the running search; tests/faults has those that come while it runs."""
 
+import os
+import pty
 import signal
 import subprocess
 import sys
@@ -24,7 +26,9 @@ from tuner.schedule.agenda import Agenda
 from tuner.search.run import main
 from tuner.search.session import Session
 
-SIGNALS = pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+SIGNALS = pytest.mark.parametrize(
+    ("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 
 
 @pytest.fixture
@@ -111,7 +115,7 @@ def test_a_signal_while_the_result_is_written(
 
     @contextmanager
     def connected(_: SearchConfig) -> Iterator[None]:
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, lambda *_: None)
         yield
 
     def conclude(*_: Any, **__: Any) -> None:
@@ -178,3 +182,31 @@ with interruptible() as check:
 @pytest.mark.parametrize(("seconds", "exit_code"), [(0.02, 143), (0.5, -signal.SIGTERM)])
 def test_a_second_signal_ends_at_once_unless_it_is_the_first_to_the_group(seconds: float, exit_code: int) -> None:
     assert subprocess.run([sys.executable, "-c", TWICE, str(seconds)], check=False).returncode == exit_code
+
+
+CLOSED = """
+import sys, time
+from tuner.interrupts import Interrupted, interrupting
+try:
+    with interrupting():
+        print("ready", flush=True)
+        time.sleep(60)
+except Interrupted as interrupted:
+    print("to nobody", flush=True)
+    sys.exit(interrupted.exit_code)
+"""
+
+
+def test_who_loses_the_terminal_ends_in_order() -> None:
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execv(sys.executable, [sys.executable, "-c", CLOSED])
+    assert b"ready" in os.read(terminal, 100)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 129
+
+
+def test_what_nohup_has_started_goes_on() -> None:
+    program = f"import os, signal\n{CLOSED}".replace("time.sleep(60)", "os.kill(os.getpid(), signal.SIGHUP)")
+    ended = subprocess.run(["nohup", sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ended.stdout == "ready\n"

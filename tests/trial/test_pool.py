@@ -37,6 +37,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> TrialConfig:
     )
 
 
+@pytest.mark.integration
 def test_rungs_have_the_pool_and_finalists_the_corpus(config: TrialConfig) -> None:
     base, path = BaseModels(), Path(config.directory) / "pool.json"
     (scored,) = _run(replace(config, pool=str(path), pool_size=550), base)

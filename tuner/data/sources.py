@@ -19,6 +19,11 @@ NO_SUCH_DATA = "no such file or folder; check --train_data"
 _READ = "JSON Lines, JSON arrays, Parquet, these with .gz, .bz2 or .xz, and folders of datasets.save_to_disk are read"
 _UNPACK: Mapping[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _PARQUET = ".parquet"
+_BEIR = ("corpus.jsonl", "queries.jsonl")
+_NO_ROWS = (
+    "a BEIR folder, whose corpus and queries are no training rows: give it to --eval_data, and a file or folder "
+    "of rows with query, pos and neg to --train_data"
+)
 _SAVED, _SAVED_SPLITS = "dataset_info.json", "dataset_dict.json"
 _BOM, _WIDE_BOMS = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
 _OF_OTHER_SYSTEMS = ("__MACOSX", "Thumbs.db", "desktop.ini")
@@ -61,6 +66,8 @@ def find_source(path: Path, findings: Findings) -> Source | None:
         return _find_train_split(path, findings)
     elif (path / _SAVED).is_file():
         return Source(name=path.resolve().name, files=(path,), is_folder=False)
+    elif path.is_dir() and all((path / name).is_file() for name in _BEIR):
+        findings.add(str(path), None, Fault("a BEIR folder", _NO_ROWS))
     elif path.is_dir():
         return _find_folder(path, findings)
     elif _format(path):

@@ -38,7 +38,7 @@ A flag without a value is True (--fp16), and --flag-name is --flag_name.
 
 exit codes: 0 done; 1 stopped by the machine; 2 the request or the data is
 wrong, or with --dry_run your own settings do not train; 3 every trial failed;
-130 and 143 interrupted or terminated.
+129, 130, 143 terminal closed, interrupted, terminated.
 """
 _GROUPS: Mapping[str, tuple[str, ...]] = {
     "data and model": ("model_name_or_path", "train_data", "eval_data", "query_max_len", "passage_max_len"),

@@ -1,7 +1,7 @@
 """About how long a search still takes, from the jobs that it has done: trials, then finalists, then the test."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from tuner.request.config import SearchConfig
 from tuner.schedule.jobs import FINALIST, Row
@@ -10,6 +10,7 @@ from tuner.study.trials import BASE, SAMPLED, USER
 
 TRIALS = (BASE, USER, SAMPLED)
 """Roles of the rows that are trials of the search; the others are finalists, and jobs that only score."""
+_TRAINED = (USER, SAMPLED, FINALIST)
 
 
 def time_left(config: SearchConfig, rows: Sequence[Row], now: float, budget: float = math.inf) -> float | None:
@@ -25,15 +26,25 @@ def time_left(config: SearchConfig, rows: Sequence[Row], now: float, budget: flo
         budget: Seconds that are left of the time budget: no more trials are made than leave time for what follows.
 
     Returns:
-        None while no trial has reached a rung.
+        None while no trial has reached a rung, nor taken two steps.
     """
-    trained = [row for row in rows if row.role in (USER, SAMPLED, FINALIST) and row.fraction and row.seconds]
-    if not trained:
+    at_rungs = [row for row in rows if row.role in _TRAINED and row.fraction and row.seconds]
+    wholes = [sum(row.seconds.values()) / row.fraction for row in at_rungs] or list(_by_steps(config, rows, now))
+    if not wholes:
         return None
-    whole = sum(sum(row.seconds.values()) / row.fraction for row in trained) / len(trained)
+    whole = sum(wholes) / len(wholes)
     search = 0.0 if any(row.role not in TRIALS for row in rows) else _search(config, rows, whole, now)
     after = _retrainings(config, rows, whole, now) + _scorings(config, rows, now)
     return min(search, max(0.0, budget - after)) + after
+
+
+def _by_steps(config: SearchConfig, rows: Sequence[Row], now: float) -> Iterator[float]:
+    """Seconds of each whole training that runs, by the steps that it has taken, with the scoring of its rungs."""
+    scoring = len(config.rungs) * _scoring(rows)
+    for row in rows:
+        if row.role in _TRAINED and row.first_step is not None and row.step > row.first_step[1]:
+            since, first = row.first_step
+            yield row.steps * (now - since) / (row.step - first) + scoring
 
 
 def _search(config: SearchConfig, rows: Sequence[Row], whole: float, now: float) -> float:
@@ -55,9 +66,13 @@ def _retrainings(config: SearchConfig, rows: Sequence[Row], whole: float, now: f
 
 
 def _scorings(config: SearchConfig, rows: Sequence[Row], now: float) -> float:
-    each = max((row.seconds.get("scoring", 0.0) for row in rows if row.role == BASE), default=0.0)
     spent = sum((row.ended or now) - row.started for row in rows if row.role not in (*TRIALS, FINALIST))
-    return max(0.0, final_scorings(config) * each - spent)
+    return max(0.0, final_scorings(config) * _scoring(rows) - spent)
+
+
+def _scoring(rows: Sequence[Row]) -> float:
+    """Seconds of scoring the corpus once: the base model's."""
+    return max((row.seconds.get("scoring", 0.0) for row in rows if row.role == BASE), default=0.0)
 
 
 def _has_ended(row: Row) -> bool:
