@@ -25,7 +25,7 @@ def _trial(number: int, *, fraction: float = 1.0, role: str = "sampled", **value
 
 
 def _in_its_first_steps(step: int) -> Row:
-    values = {"state": "running", "fraction": 0.0, "seconds": {}, "started": 25.0, "ended": None}
+    values: dict[str, Any] = {"state": "running", "fraction": 0.0, "seconds": {}, "started": 25.0, "ended": None}
     return _trial(1, role="user", **values, steps=100, step=step, first_step=(30.0, 1))
 
 
