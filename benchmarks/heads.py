@@ -30,7 +30,8 @@ def measure(run_dir: Path, bundle: Path, texts: int) -> dict[str, float]:
     """Returns what the module's title says; half of the texts are queries where there are so many."""
     run = read_run(run_dir)
     settings, folder = encoding_settings(run), multi_vector_folder(bundle)
-    assert folder is not None
+    if folder is None:
+        raise SystemExit(f"{bundle}: it has no ColBERT head; take a bundle of a search with --unified_finetuning True")
     without, heldout = left_out_token(folder), Path(run.dataset.eval_data)
     queries = _texts(heldout / "queries.jsonl", texts // 2, without)
     passages = _texts(heldout / "corpus.jsonl", texts - len(queries), without)

@@ -4,6 +4,7 @@ What a model has computed is kept in a file as it comes, so that a search for ne
 """
 
 import hashlib
+import math
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -19,6 +20,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from tqdm import tqdm
 
 from trainables.files import files_in
+from trainables.positions import positions_of
 
 CHUNK = 256
 """Texts that are embedded, and kept, at a time: a kill loses no more."""
@@ -240,10 +242,18 @@ class _KeptTeacher:
 
 def _opened(kind: type[Any], folder: str) -> Any:
     try:
-        return kind(folder, local_files_only=True, model_kwargs={"dtype": torch.float32})  # whatever it is stored in
+        model = kind(folder, local_files_only=True, model_kwargs={"dtype": torch.float32})  # whatever it is stored in
+        return _within_positions(model, positions_of(Path(folder)))
     except (OSError, ValueError, KeyError, ImportError) as error:
         said = " ".join(str(error).split())
         raise UnusableError(f"{folder}: sentence-transformers cannot open it as a {kind.__name__}: {said}") from error
+
+
+def _within_positions(model: Any, positions: int | None) -> Any:
+    """Some tokenizers know no limit, and RoBERTa's tables have fewer positions than their config says."""
+    if positions is not None and positions < (model.max_seq_length or math.inf):
+        model.max_seq_length = positions
+    return model
 
 
 def _identity(folder: str) -> tuple[Any, ...]:

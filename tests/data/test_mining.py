@@ -267,6 +267,13 @@ def test_a_teachers_scores_are_those_that_flagembedding_distils(
     assert survey([str(mining.to)]).has_scores
 
 
+def test_texts_longer_than_a_teacher_has_positions_are_cut(tmp_path: Path, model: str, teacher: str, beir: str) -> None:
+    """Its tokenizer knows no limit."""
+    rows = [{**row, "pos": [row["pos"][0] + " w1" * 200]} for row in make_pairs(30)]
+    mining = asked(tmp_path, rows, model, eval_data=beir, teacher=teacher, num_negatives=1, relative_margin=None)
+    assert len(run(mining)[1]) == 30
+
+
 def test_a_model_that_changed_is_asked_again(tmp_path: Path, model: str, beir: str, monkeypatch: Any) -> None:
     mining = asked(tmp_path, make_pairs(30), model, eval_data=beir)
     run(mining)

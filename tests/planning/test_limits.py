@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from tests.support.m3_fixtures import make_model, make_rows
+from trainables.positions import positions_of
 from trainables.scoring.metric import Metric
 from tuner.errors import RequestError
-from tuner.planning.limits import Limits, beyond_reach, broken_limits, missing_parts, positions_of
+from tuner.planning.limits import Limits, beyond_reach, broken_limits, missing_parts
 from tuner.planning.plan import Plan, make_plan
 from tuner.request.config import SearchConfig
 

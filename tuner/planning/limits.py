@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainables.positions import positions_of
 from trainables.scoring.metric import Metric
 from tuner.data.dataset import Dataset
 from tuner.errors import RequestError
@@ -21,18 +22,6 @@ NO_SCORES = (
     f"--{_TEACHER} True, which needs pos_scores and neg_scores in every row; python -m tuner.data mine ROWS --to FILE "
     "--teacher CROSS_ENCODER writes them"
 )
-_TABLES = ("bert", "distilbert", "electra", "albert", "ernie", "mobilebert", "convbert", "squeezebert", "luke")
-"""Kinds of model whose positions are rows of a table."""
-_TABLES_AFTER_PADDING = (
-    "roberta",
-    "xlm-roberta",
-    "xlm-roberta-xl",
-    "camembert",
-    "mpnet",
-    "data2vec-text",
-    "longformer",
-)
-"""Kinds whose positions begin after the padding's row of the table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,28 +77,6 @@ def check_limits(
     if problems:
         raise RequestError(problems)
     return notes
-
-
-def positions_of(model: Path, config_name: str | None = None) -> int | None:
-    """Returns how many tokens the model in a folder has positions for, as its config.json says; None: no limit known.
-
-    Raises:
-        ValueError: The file is no JSON object.
-    """
-    folder = Path(config_name) if config_name and Path(config_name).is_dir() else model
-    try:
-        values = json.loads((folder / "config.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder / 'config.json'} cannot be read as JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{folder / 'config.json'} must hold a JSON object, but holds {type(values).__name__}")
-    most, kind = values.get("max_position_embeddings"), values.get("model_type")
-    if not isinstance(most, int) or str(values.get("position_embedding_type", "absolute")) != "absolute":
-        return None
-    if kind in _TABLES_AFTER_PADDING:
-        padding = values.get("pad_token_id")
-        return most - 1 - (1 if padding is None else int(padding))
-    return most if kind in _TABLES else None
 
 
 def missing_parts(model: Path, arguments: Mapping[str, Any]) -> Iterator[str]:
