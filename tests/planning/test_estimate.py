@@ -63,8 +63,8 @@ def test_a_plan_says_what_a_search_takes(tmp_path: Path) -> None:
     assert list(said) == ["rungs", "space", "memory", "disk", "probe", "hours", "price"]
     assert "25% 50% 100%" in said["rungs"]
     assert "x 2 continuous" in said["space"]
-    assert "            learning_rate  " in "\n".join(lines)
-    assert "all of them fit" in said["memory"]
+    assert "            learning_rate                " in "\n".join(lines)
+    assert "            of 200 drawn from the space all fit" in lines
     assert any(line.startswith("            ") and " s a step, " in line for line in lines)
     assert " at 3.6 an hour: training " in said["price"]
     assert any(line.startswith("            training ") and ", scoring at rungs " in line for line in lines)
@@ -106,11 +106,11 @@ def test_what_memory_forces_is_counted() -> None:
     def step(sub_batch_size: int | None, *, checkpointing: bool = False, smallest: bool = False) -> StepPlan:
         return StepPlan(sub_batch_size=sub_batch_size, checkpointing=checkpointing, bytes=1.0, smallest=smallest)
 
-    assert _fits([step(None), step(None)]) == "all of them fit"
+    assert _fits([step(None), step(None)]) == "all fit"
     steps = [step(None), step(None, checkpointing=True), step(8), step(9), step(1, smallest=True)]
     assert _fits(steps) == (
-        "1 of 5 sampled ones compute layers again, 2 of 5 sampled ones are split into sub-batches, "
-        "1 of 5 sampled ones do not fit"
+        "1 do not fit, one text at a time; the others do: "
+        "1 compute layers again and 2 are split into sub-batches, with the same gradients"
     )
 
 

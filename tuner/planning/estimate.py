@@ -25,6 +25,7 @@ from trainables.scoring.heldout import read_qrels
 from trainables.scoring.measures import DEPTH
 from tuner.data.beir import count_passages
 from tuner.errors import RequestError
+from tuner.interrupts import Interrupted
 from tuner.planning.plan import Plan
 from tuner.request.arguments import honoured, translated
 from tuner.request.config import SearchConfig
@@ -123,7 +124,8 @@ def _space_lines(samples: Sequence[tuple[Mapping[str, Any], Mapping[str, BaseDis
     finite = math.prod(count for count in counts.values() if count is not None)
     continuous = sum(count is None for count in counts.values())
     size = f"{finite:,} combinations" + (f" x {continuous} continuous" if continuous else "")
-    return [f"space       {size}", *(f"            {name}  {_range(d)}" for name, d in known.items())]
+    width = max(map(len, known), default=0)
+    return [f"space       {size}", *(f"            {name:<{width}}  {_range(d)}" for name, d in known.items())]
 
 
 def _values(distribution: BaseDistribution) -> int | None:
@@ -158,11 +160,11 @@ def _memory_lines(plan: Plan, samples: Sequence[Mapping[str, Any]]) -> list[str]
         arguments = {**plan.arguments, **values}
         return plan_step(limit, shape, arguments, texts=Texts.longest(arguments), workers=plan.config.workers)
 
-    sizes = sorted(step(values, math.inf).bytes for values in samples)
-    own = step({}, math.inf).bytes
+    own, most = (max(step(values, math.inf).bytes for values in asked) for asked in ([{}], samples))
     return [
-        f"memory      about {gigabytes(own)} for your settings, {gigabytes(sizes[0])} to {gigabytes(sizes[-1])} in the "
-        f"space, at full length; {device} has {gigabytes(has)}: {_fits([step(values, has) for values in samples])}"
+        f"memory      about {gigabytes(own)} for your settings at full length, up to {gigabytes(most)} for others; "
+        f"{device} has {gigabytes(has)}",
+        f"            of {len(samples)} drawn from the space {_fits([step(values, has) for values in samples])}",
     ]
 
 
@@ -171,10 +173,11 @@ def _fits(steps: Sequence[StepPlan]) -> str:
     counts = {
         "compute layers again": sum(step.checkpointing and not step.smallest for step in steps),
         "are split into sub-batches": sum(step.sub_batch_size is not None and not step.smallest for step in steps),
-        "do not fit": sum(step.smallest for step in steps),
     }
-    said = [f"{count} of {len(steps)} sampled ones {what}" for what, count in counts.items() if count]
-    return ", ".join(said) or "all of them fit"
+    ways = [f"{count} {what}" for what, count in counts.items() if count]
+    smallest = sum(step.smallest for step in steps)
+    fit = "all fit" if not smallest else f"{smallest} do not fit, one text at a time; the others do"
+    return f"{fit}: {' and '.join(ways)}, with the same gradients" if ways else fit
 
 
 def _gpu_lines(config: SearchConfig, arguments: Mapping[str, Any]) -> list[str]:
@@ -239,6 +242,9 @@ def _time_lines(plan: Plan) -> Iterator[str]:
     except TimeoutError as error:
         yield f"hours       not known: {error}"
         return
+    except Interrupted:
+        yield "hours       not known: stopped before the first steps were timed"
+        raise
     except RuntimeError as error:
         raise RequestError([f"the first steps of your own settings do not train: {error}"]) from error
     passages = scored_passages(plan)
