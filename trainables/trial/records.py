@@ -1,15 +1,17 @@
 """What a trial has reported: its metrics.jsonl, and the time it took."""
 
 import json
+import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from trainables.config import RungReport
+from trainables.config import RungReport, TrialConfig
 from trainables.files import append_line, write_text
 from trainables.names import METRICS
 from trainables.process import rank
+from trainables.scoring.measures import Scores
 
 
 class Clock:
@@ -44,6 +46,56 @@ class Clock:
         """Seconds so far by part; `overhead` is what neither trained nor scored."""
         total = self._before + time.perf_counter() - self._start
         return self._spent | {"overhead": total - sum(self._spent.values())}
+
+
+class Reported:
+    """The rungs of a trial that were reported, and when the others are due.
+
+    Rung k of fraction f is reached after ceil(f x all steps) optimizer steps.
+
+    Args:
+        config: the trial.
+        clock: runs since the trial began.
+        batch_size: training rows in one optimizer step, over all workers.
+        done: rungs that an earlier process has reported, where this one goes on from its state.
+    """
+
+    def __init__(self, config: TrialConfig, clock: Clock, *, batch_size: int, done: Sequence[RungReport] = ()) -> None:
+        self.config, self.clock = config, clock
+        self._batch_size, self._done = batch_size, list(done)
+
+    @property
+    def best(self) -> float:
+        """The highest value of the objective; minus infinity before the first rung."""
+        return max((report.value for report in self._done), default=-math.inf)
+
+    def due(self, step: int, steps: int) -> list[int]:
+        """Returns the numbers (from 1) of the rungs that this step reaches: several where steps are few."""
+        rungs = self.config.rungs
+        return [k + 1 for k in range(len(self._done), len(rungs)) if step >= math.ceil(rungs[k] * steps)]
+
+    def is_last(self, number: int) -> bool:
+        """Returns whether a rung ends the trial."""
+        return number == len(self.config.rungs)
+
+    def add(self, number: int, step: int, loss: float, scores: Scores, guards: Mapping[str, float]) -> RungReport:
+        """Returns the report of a rung, which is in the trial's metrics.jsonl then."""
+        config = self.config
+        report = RungReport(
+            rung=number,
+            fraction=config.rungs[number - 1],
+            step=step,
+            examples=step * self._batch_size,
+            loss=loss,
+            value=scores.means[config.metric],
+            scores=scores.means,
+            last=self.is_last(number),
+            guards=guards if self.is_last(number) else {},
+            seconds=self.clock.seconds,
+            queries=scores.packed(config.metric),
+        )
+        self._done.append(report)
+        return write_record(Path(config.directory), report)
 
 
 def write_record(folder: Path, record: RungReport) -> RungReport:

@@ -2,22 +2,21 @@
 
 import json
 import logging
-import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from trainables.config import Progress, Report, RungReport, TrialConfig, TrialInterrupted
+from trainables.config import Progress, Report, TrialInterrupted
 from trainables.files import new_folder, write_text
 from trainables.m3.runner import Model, Runner
 from trainables.names import CHECKPOINT, scores_file
 from trainables.process import agree, rank, world_size
 from trainables.scoring.measures import Scores
 from trainables.trial.judging import Judge
-from trainables.trial.records import Clock, write_record
+from trainables.trial.records import Reported
 from trainables.trial.saving import Saving
 
 logger = logging.getLogger(__name__)
@@ -32,41 +31,28 @@ AGREE_EVERY = 8
 class Rungs(TrainerCallback):
     """Scores, checkpoints and reports a trial when it has seen its rungs' shares of the training examples.
 
-    Rung k of fraction f is reached after ceil(f x all steps) optimizer steps.
-
     Args:
-        config: the trial.
+        reported: the trial's rungs, and its clock.
         report: see `run_trial`.
         progress: see `run_trial`.
         runner: trains the trial; its trainer is to have this callback.
         judge: scores the trial's model.
-        clock: runs since the trial began.
-        batch_size: training rows in one optimizer step, over all workers.
         saving: of training states.
-        done: rungs that an earlier process has reported, where this one goes on from its state.
     """
 
     def __init__(
         self,
-        config: TrialConfig,
+        reported: Reported,
         report: Report,
         progress: Progress | None,
         *,
         runner: Runner,
         judge: Judge,
-        clock: Clock,
-        batch_size: int,
         saving: Saving,
-        done: Sequence[RungReport],
     ) -> None:
-        self._config = config
-        self._report = report
-        self._progress = progress
+        self._reported, self._config, self._clock = reported, reported.config, reported.clock
+        self._report, self._progress = report, progress
         self._runner, self._trainer, self._judge = runner, runner.trainer, judge
-        self._clock = clock
-        self._batch_size = batch_size
-        self._folder = Path(config.directory)
-        self._done = list(done)
         self._saving = saving
         self._resumed = time.perf_counter()
 
@@ -85,10 +71,10 @@ class Rungs(TrainerCallback):
         if args.device.type == "cpu" or state.global_step % LOOK_EVERY == 0:  # a GPU is waited for, now and then
             self._trainer.check_loss()
         interrupted = self._is_interrupted(state)
-        due = self._due(state)
+        due = self._reported.due(state.global_step, state.max_steps)
         if due:
             self._clock.add("training", time.perf_counter() - self._resumed)
-            control.should_training_stop = not self._stand(due, state) or due[-1] == len(self._config.rungs)
+            control.should_training_stop = not self._stand(due, state) or self._reported.is_last(due[-1])
             self._resumed = time.perf_counter()
         if control.should_training_stop:
             return
@@ -104,24 +90,17 @@ class Rungs(TrainerCallback):
             return not goes_on
         return state.global_step % AGREE_EVERY == 0 and not agree(goes_on)
 
-    def _due(self, state: TrainerState) -> list[int]:
-        """Returns the numbers (from 1) of the rungs that this step reaches: several where steps are few."""
-        rungs = self._config.rungs
-        steps = [math.ceil(fraction * state.max_steps) for fraction in rungs]
-        return [k + 1 for k in range(len(self._done), len(rungs)) if state.global_step >= steps[k]]
-
     def _stand(self, due: list[int], state: TrainerState) -> bool:
         """Scores once, reports every rung that is due; returns whether to go on."""
         loss = self._trainer.take_mean_loss()
         with self._runner.whole_model() as model:
             with self._clock.measure("scoring"):
                 scores = self._judge.rung_scores(model)
-                guards = self._judge.guard_scores(model) if due[-1] == len(self._config.rungs) else {}
+                guards = self._judge.guard_scores(model) if self._reported.is_last(due[-1]) else {}
             self._keep_best(scores, model)
         self._pass_on(scores, guards)
         for number in due:
-            self._done.append(self._record(number, state.global_step, loss, scores, guards))
-            if not agree(self._report(self._done[-1])):
+            if not agree(self._report(self._reported.add(number, state.global_step, loss, scores, guards))):
                 return False
         return True
 
@@ -142,27 +121,10 @@ class Rungs(TrainerCallback):
             self._saving.save(step, trainer.capture_state, now=now)
             self._resumed = time.perf_counter()
 
-    def _record(self, number: int, step: int, loss: float, scores: Scores, guards: Mapping[str, float]) -> RungReport:
-        rungs = self._config.rungs
-        record = RungReport(
-            rung=number,
-            fraction=rungs[number - 1],
-            step=step,
-            examples=step * self._batch_size,
-            loss=loss,
-            value=scores.means[self._config.metric],
-            scores=scores.means,
-            last=number == len(rungs),
-            guards=guards if number == len(rungs) else {},
-            seconds=self._clock.seconds,
-            queries=scores.packed(self._config.metric),
-        )
-        return write_record(self._folder, record)
-
     def _keep_best(self, scores: Scores, model: Model) -> None:
-        best = max((report.value for report in self._done), default=-math.inf)
-        if scores.means[self._config.metric] > best and rank() == 0:
-            with new_folder(self._folder / CHECKPOINT) as folder:
+        if scores.means[self._config.metric] > self._reported.best and rank() == 0:
+            own = Path(self._config.directory)
+            with new_folder(own / CHECKPOINT) as folder:
                 model.save(str(folder))
             pooled = self._config.pool is not None
-            write_text(self._folder / scores_file(scores.split, pooled=pooled), scores.to_json())
+            write_text(own / scores_file(scores.split, pooled=pooled), scores.to_json())

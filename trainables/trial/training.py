@@ -14,7 +14,7 @@ from trainables.names import CHECKPOINT, METRICS, RESUME, scores_file
 from trainables.process import agree, extensions_folder, process_group, rank, remove_stale_build_locks, world_size
 from trainables.trial.judging import Judge, token_cache
 from trainables.trial.planning import planned
-from trainables.trial.records import Clock, read_records
+from trainables.trial.records import Clock, Reported, read_records
 from trainables.trial.reporting import own_run
 from trainables.trial.rungs import Rungs
 from trainables.trial.saving import Saving
@@ -38,21 +38,19 @@ def train(config: TrialConfig, report: Report, base: BaseModels, progress: Progr
     if values.get("deepspeed"):
         remove_stale_build_locks(extensions_folder())
     alone = values.get("deepspeed") or values.get("negatives_cross_device")
-    reported = own_run(folder) if values.get("report_to") else nullcontext()
-    with process_group() if alone else nullcontext(), reported, Saving(states) as saving:
+    tracked = own_run(folder) if values.get("report_to") else nullcontext()
+    with process_group() if alone else nullcontext(), tracked, Saving(states) as saving:
         arguments = build_arguments(values, config.directory)
         rows = _rows_in_step(arguments)  # same_dataset_within_batch overwrites the argument: counted before
+        reported = Reported(config, clock, batch_size=rows, done=done if state else ())
         runner = Runner(arguments, base, [], token_cache(config), values.get("torch_compile"))
         rungs = Rungs(
-            config,
+            reported,
             report,
             progress,
             runner=runner,
             judge=Judge(config, arguments, runner.tokenizer, base),
-            clock=clock,
-            batch_size=rows,
             saving=saving,
-            done=done if state else (),
         )
         runner.trainer.add_callback(rungs)
         with planned(runner, config):
