@@ -49,7 +49,8 @@ class Driver:
 
     def wait_for(self, trial: str, rung: int = 0, seconds: float = 120) -> None:
         """Returns when this command has begun the trial, RUN/NUMBER, and that has worked for a rung."""
-        folder = self.out.parent / trial.replace("/", "/trials/")
+        run_dir, _, number = trial.rpartition("/")
+        folder = self.out.parent / run_dir / "trials" / number
         deadline = time.monotonic() + seconds
         while not (_is_newer(folder / "config.json", self.started) and (not rung or _has_worked(folder, rung))):
             assert self.process.poll() is None, self.out.read_text()
