@@ -1,5 +1,6 @@
 """What a plan says a search would take, with numbers that can be multiplied by hand."""
 
+import math
 import os
 import time
 from dataclasses import replace
@@ -14,11 +15,14 @@ from trainables.memory.plan import StepPlan
 from tuner.errors import RequestError
 from tuner.planning import estimate
 from tuner.planning.estimate import (
+    Hours,
     Passages,
     Probe,
     _compiles_optimizer,
     _first_card,
     _fits,
+    _price_line,
+    _within,
     describe,
     scored_passages,
     search_hours,
@@ -50,6 +54,16 @@ def test_a_pool_makes_rungs_cheaper_and_the_end_dearer() -> None:
     assert hours.training * 3600 == pytest.approx(100 + 4 * 75)
     assert hours.scoring * 3600 == pytest.approx(5 + 4 * 3.75)
     assert hours.end * 3600 == pytest.approx(10 + 105 + 30 + 40)
+
+
+def test_what_a_time_budget_leaves() -> None:
+    """6 h of trials and 4 h of the end."""
+    hours = Hours(training=5, scoring=1, end=4)
+    assert _within(10, hours) == "holds it"
+    assert _within(8, hours) == "ends it earlier: 4.0 h are left for trials"
+    assert _within(4, hours).startswith("is no more than the 4.0 h of base model, finalists and test: no trial")
+    assert _price_line(2.5, math.inf, hours).startswith("price       about 25.00 at 2.5 an hour: training 12.50, ")
+    assert _price_line(2.5, 8, hours) == "price       at most 20.00 at 2.5 an hour, by --time_budget"
 
 
 @pytest.mark.integration

@@ -29,6 +29,15 @@ def _plan(folder: Path, *, space: str = "m3", **arguments: object) -> Plan:
     return make_plan(config, folder / "run", lambda _line: None)
 
 
+def test_gpus_that_are_not_there_are_refused_before_anything_is_read(tmp_path: Path) -> None:
+    config = SearchConfig(arguments={"train_data": ["rows.jsonl"]}, gpus_per_trial=0.5, concurrent_trials=2)
+    with pytest.raises(RequestError) as refused:
+        make_plan(config, tmp_path, lambda _line: None)
+    needed = "--gpus_per_trial 0.5 x --concurrent_trials 2 needs 1 GPUs, but there are 0"
+    assert needed in str(refused.value)
+    assert "rows.jsonl: no such file" in str(refused.value)
+
+
 def test_budgets_are_counted_in_examples(tmp_path: Path) -> None:
     """72 training rows: 18 steps of 8 rows are 2 epochs, and 9 of them in warm-up are a half."""
     plan = _plan(tmp_path, max_steps=18, per_device_train_batch_size=8, warmup_steps=9)

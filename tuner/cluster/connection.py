@@ -239,7 +239,7 @@ def fitting_slots(config: SearchConfig, folder: Path, cluster: Prospect) -> Slot
     gpus = config.gpus_per_trial if config.gpus_per_trial is not None else float(cluster.most("GPU") > 0)
     workers = config.workers
     problems = [
-        *_too_few_gpus(config, gpus, cluster),
+        *too_few_gpus(config, gpus, cluster),
         *_no_such_accelerator(config, gpus, cluster),
         *_not_one_card_each(gpus, workers),
     ]
@@ -260,6 +260,24 @@ def fitting_slots(config: SearchConfig, folder: Path, cluster: Prospect) -> Slot
     )
     _require_places(slots, cluster)
     return slots
+
+
+def too_few_gpus(config: SearchConfig, gpus: float, cluster: Prospect) -> list[str]:
+    """Returns what is wrong where all trials' GPUs are more than there are or may come to be.
+
+    Args:
+        config: The search.
+        gpus: Of one trial.
+        cluster: Where it runs.
+    """
+    most, needed = cluster.most("GPU"), gpus * config.concurrent_trials
+    if needed <= most:
+        return []
+    has = f"the cluster has {most:g}, its autoscaler's machines counted in" if cluster.grows else f"there are {most:g}"
+    return [
+        f"--gpus_per_trial {gpus:g} x --concurrent_trials {config.concurrent_trials} needs {needed:g} GPUs, but {has}; "
+        "lower one of them (--gpus_per_trial 0 trains on the CPU)"
+    ]
 
 
 def _require_places(slots: Slots, cluster: Prospect) -> None:
@@ -300,17 +318,6 @@ def _times(amount: float, have: float) -> int:
 def _countable(amount: float) -> float:
     """The most of `amount` that Ray can count: whole, or in ten thousandths."""
     return math.floor(round(amount * _RAYS_UNITS, 4)) / _RAYS_UNITS
-
-
-def _too_few_gpus(config: SearchConfig, gpus: float, cluster: Prospect) -> list[str]:
-    most, needed = cluster.most("GPU"), gpus * config.concurrent_trials
-    if needed <= most:
-        return []
-    has = f"the cluster has {most:g}, its autoscaler's machines counted in" if cluster.grows else f"there are {most:g}"
-    return [
-        f"--gpus_per_trial {gpus:g} x --concurrent_trials {config.concurrent_trials} needs {needed:g} GPUs, but {has}; "
-        "lower one of them (--gpus_per_trial 0 trains on the CPU)"
-    ]
 
 
 def _not_one_card_each(gpus: float, workers: int) -> list[str]:

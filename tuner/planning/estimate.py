@@ -92,7 +92,7 @@ def describe(plan: Plan) -> Iterator[str]:
     """
     config = plan.config
     samples = _samples(plan)
-    rungs = " ".join(f"{share:.0%}" for share in config.rungs)
+    rungs = " ".join(f"{100 * share:g}%" for share in config.rungs)
     kept = max(config.keep_checkpoints, config.finalist_count, 1) + 1
     held = gigabytes(search_bytes(config, plan.weights_bytes, kept, plan.token_bytes))
     yield (
@@ -161,10 +161,11 @@ def _memory_lines(plan: Plan, samples: Sequence[Mapping[str, Any]]) -> list[str]
         return plan_step(limit, shape, arguments, texts=Texts.longest(arguments), workers=plan.config.workers)
 
     own, most = (max(step(values, math.inf).bytes for values in asked) for asked in ([{}], samples))
+    fits = _fits([step(values, has) for values in samples])
+    at_once = f"; all at once, the largest would take {gigabytes(most)}" if most > has else ""
     return [
-        f"memory      about {gigabytes(own)} for your settings at full length, up to {gigabytes(most)} for others; "
-        f"{device} has {gigabytes(has)}",
-        f"            of {len(samples)} drawn from the space {_fits([step(values, has) for values in samples])}",
+        f"memory      about {gigabytes(own)} for your settings at full length; {device} has {gigabytes(has)}",
+        f"            of {len(samples)} drawn from the space {fits}{at_once}",
     ]
 
 
@@ -256,13 +257,30 @@ def _time_lines(plan: Plan) -> Iterator[str]:
     )
     yield f"hours       about {_hours(hours.total)} in all, if every trial takes for a row what your settings take"
     yield f"            {_listed({name: _hours(part) for name, part in hours.parts().items()})}{on}"
-    if config.time_budget_seconds is not None:
-        verdict = "ends it earlier" if hours.total * 3600 > config.time_budget_seconds else "holds it"
-        yield f"            --time_budget {config.time_budget} {verdict}"
+    budget = math.inf if config.time_budget_seconds is None else config.time_budget_seconds / 3600
+    if budget < math.inf:
+        yield f"            --time_budget {config.time_budget} {_within(budget, hours)}"
     if config.price_per_hour is not None:
-        prices = {name: f"{part * config.price_per_hour:.2f}" for name, part in hours.parts().items()}
-        whole = hours.total * config.price_per_hour
-        yield f"price       about {whole:.2f} at {config.price_per_hour:g} an hour: {_listed(prices)}"
+        yield _price_line(config.price_per_hour, budget, hours)
+
+
+def _within(budget: float, hours: Hours) -> str:
+    """Says what becomes of a search in the hours of a time budget."""
+    if hours.total <= budget:
+        return "holds it"
+    if hours.end >= budget:
+        return (
+            f"is no more than the {_hours(hours.end)} of base model, finalists and test: no trial is begun after your "
+            "own; raise it, or lower --finalists"
+        )
+    return f"ends it earlier: {_hours(budget - hours.end)} are left for trials"
+
+
+def _price_line(per_hour: float, budget: float, hours: Hours) -> str:
+    prices = {name: f"{part * per_hour:.2f}" for name, part in hours.parts().items()}
+    if hours.total > budget:
+        return f"price       at most {budget * per_hour:.2f} at {per_hour:g} an hour, by --time_budget"
+    return f"price       about {hours.total * per_hour:.2f} at {per_hour:g} an hour: {_listed(prices)}"
 
 
 def _listed(parts: Mapping[str, str]) -> str:

@@ -20,6 +20,8 @@ from tuner.data.sources import NO_SUCH_DATA
 from tuner.errors import RequestError
 from tuner.planning.adapters import check_adapters
 from tuner.planning.caches import can_be_written
+from tuner.planning.conventions import other_conventions
+from tuner.planning.gpus import missing_gpus
 from tuner.planning.limits import NO_SCORES, check_limits, fitting_lengths, limits_of
 from tuner.planning.space import find_space, rehearse
 from tuner.request.arguments import searchable_numbers, upstream_arguments
@@ -131,6 +133,7 @@ def _look(
         arguments = {**arguments, **lengths}
         context, reached = _context(config, space, arguments, dataset)
         warnings = [*said, *_precision(Path(model), config.model_name_or_path)]
+        warnings += other_conventions(Path(model), arguments, reached)
         warnings += check_limits(limits, arguments, reached, space_name(config))
         check_adapters(arguments, reached, Path(model))
         if config.resume:
@@ -179,6 +182,7 @@ def _check_names(config: SearchConfig) -> SearchSpace:
     if config.objective.heads != {"dense"} and not config.arguments.get("unified_finetuning"):
         problems.append(f"--metric {config.metric}: only the dense head is trained; add --unified_finetuning True")
     problems += _missing_trackers(config.arguments.get("report_to"))
+    problems += missing_gpus(config)
     cache = config.arguments.get("cache_path")
     if cache is not None and not can_be_written(Path(cache)):
         problems.append(f"--cache_path {cache}: cannot be written; name a folder of yours, or leave it out")

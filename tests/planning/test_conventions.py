@@ -1,0 +1,63 @@
+"""What is said where a model is about to embed otherwise than it was made to."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tuner.planning.conventions import other_conventions, pooling_of
+
+MEAN = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True, "include_prompt": True}
+
+
+def _model(folder: Path, pooling: Any = None, *files: str) -> Path:
+    if pooling is not None:
+        (folder / "1_Pooling").mkdir()
+        (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    for name in files:
+        (folder / name).touch()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("pooling", "method"),
+    [
+        (MEAN, "mean"),
+        ({"pooling_mode_cls_token": True}, "cls"),
+        ({"pooling_mode": "lasttoken"}, "last_token"),
+        ({"pooling_mode": "max"}, None),
+        ([], None),
+        (None, None),
+    ],
+)
+def test_a_models_own_pooling(pooling: Any, method: str | None, tmp_path: Path) -> None:
+    assert pooling_of(_model(tmp_path, pooling)) == method
+
+
+@pytest.mark.parametrize(
+    ("pooling", "files", "given", "said"),
+    [
+        (MEAN, (), None, "is cls by default, but the model's own 1_Pooling/config.json says mean"),
+        (MEAN, (), "last_token", "is last_token, but the model's own 1_Pooling/config.json says mean"),
+        (MEAN, (), "mean", ""),
+        (None, (), None, "is cls by default, as BGE models pool; no file of this model says how it does"),
+        (None, (), "cls", ""),
+        (None, ("colbert_linear.pt",), None, ""),
+    ],
+)
+def test_another_pooling_than_the_models_is_said(
+    pooling: Any, files: tuple[str, ...], given: str | None, said: str, tmp_path: Path
+) -> None:
+    model, arguments = _model(tmp_path, pooling, *files), {"sentence_pooling_method": given}
+    lines = list(other_conventions(model, arguments, ()))
+    assert lines == ([f"--sentence_pooling_method {said}"] if said else [])
+    assert list(other_conventions(model, arguments, ("sentence_pooling_method",))) == []
+
+
+def test_e5_has_a_prefix_on_both_sides(tmp_path: Path) -> None:
+    model = _model(tmp_path, MEAN)
+    one = {"sentence_pooling_method": "mean", "query_instruction_for_retrieval": "query: "}
+    (line,) = other_conventions(model, one, ())
+    assert "'passage: '" in line
+    assert list(other_conventions(model, {**one, "passage_instruction_for_retrieval": "passage: "}, ())) == []
