@@ -5,26 +5,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.s3_fixtures import ENVIRONMENT, s3_server
 from tests.support.storage_fixtures import NewMachine
 from tuner.run_dir.store import MirroredRunStore, open_run_dir
 
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[str]:
-    """Address of a local S3 server with a bucket named ``bucket``."""
-    server_module = pytest.importorskip("moto.server", reason="moto stands for S3: pip install 'm3-tuner[test]'")
-    from pyarrow.fs import S3FileSystem
-
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    with pytest.MonkeyPatch.context() as patch:
-        for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(variable, "testing")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        endpoint = "http://{}:{}".format(*server.get_host_and_port())
-        S3FileSystem(endpoint_override=endpoint, allow_bucket_creation=True).create_dir("bucket")
+    """Address of a local S3 server with a bucket named ``bucket``; one in this process would lose it to `mock_aws`."""
+    with s3_server() as endpoint, pytest.MonkeyPatch.context() as patch:
+        for variable, value in ENVIRONMENT.items():
+            patch.setenv(variable, value)
         yield endpoint
-    server.stop()
 
 
 @pytest.fixture(params=["s3", "file"])

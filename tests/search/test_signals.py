@@ -31,6 +31,12 @@ SIGNALS = pytest.mark.parametrize(
 )
 
 
+@pytest.fixture(autouse=True)
+def _keep_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the process that runs the tests."""
+    monkeypatch.setattr("tuner.interrupts._leave_the_terminal", lambda: None)
+
+
 @pytest.fixture
 def asked(tmp_path: Path) -> list[str]:
     """A small search in `tmp_path`/run."""
