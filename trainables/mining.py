@@ -118,7 +118,7 @@ class Miner:
                 f"{teacher}: a teacher gives a pair one score, but this one gives {cross_encoder.num_labels}"
             )
         if max_seq_length:
-            encoder.max_seq_length = max_seq_length
+            encoder.max_seq_length = min(max_seq_length, encoder.max_seq_length or max_seq_length)
         kept = _Store(store)
         told = (*_identity(model), str(encoder.device), encoder.max_seq_length)
         self._encoder, self._teacher = _KeptEncoder(encoder, kept, told), None
@@ -243,14 +243,15 @@ class _KeptTeacher:
 def _opened(kind: type[Any], folder: str) -> Any:
     try:
         model = kind(folder, local_files_only=True, model_kwargs={"dtype": torch.float32})  # whatever it is stored in
-        return _within_positions(model, positions_of(Path(folder)))
     except (OSError, ValueError, KeyError, ImportError) as error:
         said = " ".join(str(error).split())
         raise UnusableError(f"{folder}: sentence-transformers cannot open it as a {kind.__name__}: {said}") from error
+    return _within_positions(model, Path(folder))
 
 
-def _within_positions(model: Any, positions: int | None) -> Any:
+def _within_positions(model: Any, folder: Path) -> Any:
     """Some tokenizers know no limit, and RoBERTa's tables have fewer positions than their config says."""
+    positions = positions_of(folder) if (folder / "config.json").is_file() else None
     if positions is not None and positions < (model.max_seq_length or math.inf):
         model.max_seq_length = positions
     return model

@@ -19,6 +19,8 @@ POOL = "pool.json"
 """Of the base model: the passages that dev is scored on at rungs, where the corpus has more."""
 PREVIOUS = "previous.json"
 """The model of an earlier search, where the folder holds its scores."""
+HEADS = ("colbert_linear.pt", "sparse_linear.pt")
+"""Beside the encoder's weights; FlagEmbedding's names. Only BGE-M3, and what was trained as it is, has them."""
 CHECKPOINT = "checkpoint"
 """The folder of the weights of its best rung."""
 RESUME = "resume"

@@ -107,7 +107,8 @@ def run(config: SearchConfig, *, console: Console | None = None) -> Result:
         AllTrialsFailedError: No trial could be trained.
         BundleRefusedError: A library does not embed with the best model as training did, or the bundle could not be
             written; the search is finished.
-        Interrupted: Ctrl-C or SIGTERM; a BaseException, which ``except Exception`` does not catch. `resume` goes on.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP; a BaseException, which ``except Exception`` does not catch. `resume`
+            goes on.
         SearchStopped: An Interrupted: the machine cannot go on.
     """
     from tuner.request.command_line import resumed

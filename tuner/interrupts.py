@@ -1,4 +1,4 @@
-"""What ends a search before its time: Ctrl-C, SIGTERM, a closed terminal, a machine that cannot go on. In order."""
+"""What ends a search before its time, in order: Ctrl-C, SIGTERM, a closed terminal, a machine that cannot go on."""
 
 import os
 import signal
@@ -51,7 +51,7 @@ class SearchStopped(Interrupted):
 
 @contextmanager
 def interrupting() -> Iterator[None]:
-    """Raises `Interrupted` as soon as a SIGINT, SIGTERM or SIGHUP comes; a second one ends the process at once.
+    """Raises `Interrupted` as soon as SIGINT, SIGTERM or SIGHUP comes; a second one ends the process: `_first_signal`.
 
     For all but the running search, which asks: see `interruptible`. In the main thread.
     """
@@ -65,7 +65,7 @@ def interrupting() -> Iterator[None]:
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], None]]:
-    """Takes in the first SIGINT, SIGTERM or SIGHUP of a block; a second one ends the process at once.
+    """Takes in the first SIGINT, SIGTERM or SIGHUP of a block; a second one ends the process: `_first_signal`.
 
     Ray's compiled code cannot be left from a signal handler: the loop that runs it asks instead. Entered after Ray was
     connected to, which installs handlers of its own; in the main thread.
@@ -85,9 +85,10 @@ def interruptible() -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def _first_signal(react: Callable[[int], None]) -> Iterator[None]:
-    """Reacts to the first of the signals in a block; a second one ends the process, but a closed terminal sends many.
+    """Reacts to the first of the signals in a block; a second one ends the process at once.
 
-    A SIGHUP that `nohup` has made the process ignore stays ignored.
+    A closed terminal sends several SIGHUP: after one the others are ignored, also when the block has ended. Where
+    `nohup` has made the process ignore SIGHUP, it stays ignored.
     """
     before = {number: signal.getsignal(number) for number in _EXIT_CODES}
     if before[signal.SIGHUP] == signal.SIG_IGN:
@@ -111,13 +112,14 @@ def _first_signal(react: Callable[[int], None]) -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+            if number != signal.SIGHUP or number not in taken:
+                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
 def _leave_the_terminal() -> None:
-    """Writes no more to a terminal that is gone, which would fail; a file or a pipe is still written to."""
+    """Writes no more to a terminal that is gone, which would fail; what is still there is written to."""
     with Path(os.devnull).open("r+b") as nothing:
         for stream in (0, 1, 2):
             with suppress(OSError):
-                if stat.S_ISCHR(os.fstat(stream).st_mode):
+                if stat.S_ISCHR(os.fstat(stream).st_mode) and not os.isatty(stream):
                     os.dup2(nothing.fileno(), stream)

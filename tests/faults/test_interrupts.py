@@ -18,7 +18,7 @@ from tests.support.m3_fixtures import make_model, make_rows
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(420)]
 
-SECONDS = {signal.SIGINT: 45, signal.SIGTERM: 15}
+SECONDS = {signal.SIGINT: 45, signal.SIGTERM: 15, signal.SIGHUP: 45}
 """In which a search ends: after Ctrl-C its trials have 30 to save their state."""
 
 
@@ -64,6 +64,7 @@ def _to_its_group(process: subprocess.Popen[str], number: signal.Signals) -> Non
         (_to_the_driver, signal.SIGTERM, 143),
         (_to_its_group, signal.SIGINT, 130),
         (_to_its_group, signal.SIGTERM, 143),
+        (_to_its_group, signal.SIGHUP, 129),
     ],
 )
 def test_a_stopped_search_goes_on(

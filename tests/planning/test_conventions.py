@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tuner.planning.conventions import other_conventions, pooling_of
+from tuner.planning.conventions import other_conventions, pooling_modes
 
 MEAN = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True, "include_prompt": True}
 
@@ -21,26 +21,33 @@ def _model(folder: Path, pooling: Any = None, *files: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("pooling", "method"),
+    ("pooling", "modes"),
     [
-        (MEAN, "mean"),
-        ({"pooling_mode_cls_token": True}, "cls"),
-        ({"pooling_mode": "lasttoken"}, "last_token"),
-        ({"pooling_mode": "max"}, None),
-        ([], None),
-        (None, None),
+        (MEAN, ["mean_tokens"]),
+        ({"pooling_mode": "lasttoken"}, ["lasttoken"]),
+        ({"pooling_mode": ["cls", "max"]}, ["cls", "max"]),
+        ([], []),
+        (None, []),
     ],
 )
-def test_a_models_own_pooling(pooling: Any, method: str | None, tmp_path: Path) -> None:
-    assert pooling_of(_model(tmp_path, pooling)) == method
+def test_a_models_own_pooling(pooling: Any, modes: list[str], tmp_path: Path) -> None:
+    assert pooling_modes(_model(tmp_path, pooling)) == modes
 
 
 @pytest.mark.parametrize(
     ("pooling", "files", "given", "said"),
     [
-        (MEAN, (), None, "is cls by default, but the model's own 1_Pooling/config.json says mean"),
-        (MEAN, (), "last_token", "is last_token, but the model's own 1_Pooling/config.json says mean"),
+        (MEAN, (), None, "is cls by default, but the model's own 1_Pooling/config.json says mean_tokens"),
+        (MEAN, (), "last_token", "is last_token, but the model's own 1_Pooling/config.json says mean_tokens"),
         (MEAN, (), "mean", ""),
+        ({"pooling_mode": "lasttoken"}, (), "last_token", ""),
+        ({"pooling_mode": "max"}, (), "mean", "is mean, but the model's own 1_Pooling/config.json says max"),
+        (
+            {"pooling_mode": ["cls", "mean"]},
+            (),
+            None,
+            "is cls by default, but the model's own 1_Pooling/config.json says cls and mean",
+        ),
         (None, (), None, "is cls by default, as BGE models pool; no file of this model says how it does"),
         (None, (), "cls", ""),
         (None, ("colbert_linear.pt",), None, ""),
@@ -60,4 +67,7 @@ def test_e5_has_a_prefix_on_both_sides(tmp_path: Path) -> None:
     one = {"sentence_pooling_method": "mean", "query_instruction_for_retrieval": "query: "}
     (line,) = other_conventions(model, one, ())
     assert "'passage: '" in line
-    assert list(other_conventions(model, {**one, "passage_instruction_for_retrieval": "passage: "}, ())) == []
+    passage = "passage_instruction_for_retrieval"
+    assert list(other_conventions(model, one, (passage,))) == []
+    for given in ("passage: ", ""):
+        assert list(other_conventions(model, {**one, passage: given}, ())) == []

@@ -57,13 +57,15 @@ def test_a_pool_makes_rungs_cheaper_and_the_end_dearer() -> None:
 
 
 def test_what_a_time_budget_leaves() -> None:
-    """6 h of trials and 4 h of the end."""
-    hours = Hours(training=5, scoring=1, end=4)
+    """6 h of trials, one of them the user's own, and 4 h of the end, three of them the finalists'."""
+    hours = Hours(training=5, scoring=1, end=4, own=1, retraining=3)
     assert _within(10, hours) == "holds it"
-    assert _within(8, hours) == "ends it earlier: 4.0 h are left for trials"
-    assert _within(4, hours).startswith("is no more than the 4.0 h of base model, finalists and test: no trial")
+    assert _within(8, hours) == "ends it earlier: about 3.0 h are left for trials beside your own"
+    assert _within(5, hours).startswith("is less than the 5.0 h of your own settings, base model, finalists and test: ")
+    assert _within(5, hours).endswith("raise it, or lower --finalists")
     assert _price_line(2.5, math.inf, hours).startswith("price       about 25.00 at 2.5 an hour: training 12.50, ")
-    assert _price_line(2.5, 8, hours) == "price       at most 20.00 at 2.5 an hour, by --time_budget"
+    assert _price_line(2.5, 8, hours) == "price       about 20.00 at 2.5 an hour: 25.00 without --time_budget"
+    assert _price_line(2.5, 1, hours).startswith("price       about 5.00 at 2.5 an hour")  # own settings, base and test
 
 
 @pytest.mark.integration
@@ -78,7 +80,7 @@ def test_a_plan_says_what_a_search_takes(tmp_path: Path) -> None:
     assert "25% 50% 100%" in said["rungs"]
     assert "x 2 continuous" in said["space"]
     assert "            learning_rate                " in "\n".join(lines)
-    assert "            of 200 drawn from the space all fit" in lines
+    assert "            all of 200 settings drawn from the space fit" in lines
     assert any(line.startswith("            ") and " s a step, " in line for line in lines)
     assert " at 3.6 an hour: training " in said["price"]
     assert any(line.startswith("            training ") and ", scoring at rungs " in line for line in lines)
@@ -120,11 +122,11 @@ def test_what_memory_forces_is_counted() -> None:
     def step(sub_batch_size: int | None, *, checkpointing: bool = False, smallest: bool = False) -> StepPlan:
         return StepPlan(sub_batch_size=sub_batch_size, checkpointing=checkpointing, bytes=1.0, smallest=smallest)
 
-    assert _fits([step(None), step(None)]) == "all fit"
+    assert _fits([step(None), step(None)]) == "all of 2 settings drawn from the space fit"
     steps = [step(None), step(None, checkpointing=True), step(8), step(9), step(1, smallest=True)]
     assert _fits(steps) == (
-        "1 do not fit, one text at a time; the others do: "
-        "1 compute layers again and 2 are split into sub-batches, with the same gradients"
+        "4 of 5 settings drawn from the space fit, "
+        "of which 1 compute layers again and 2 are split into sub-batches, with the same gradients"
     )
 
 

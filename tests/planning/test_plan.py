@@ -29,13 +29,28 @@ def _plan(folder: Path, *, space: str = "m3", **arguments: object) -> Plan:
     return make_plan(config, folder / "run", lambda _line: None)
 
 
-def test_gpus_that_are_not_there_are_refused_before_anything_is_read(tmp_path: Path) -> None:
-    config = SearchConfig(arguments={"train_data": ["rows.jsonl"]}, gpus_per_trial=0.5, concurrent_trials=2)
+@pytest.mark.parametrize(
+    ("given", "slots", "have", "needed"),
+    [
+        (0.5, 2, 0, "--gpus_per_trial 0.5 x --concurrent_trials 2 needs 1 GPUs, but PyTorch sees 0 here"),
+        (None, 8, 4, "--gpus_per_trial 1 x --concurrent_trials 8 needs 8 GPUs, but PyTorch sees 4 here"),
+        (None, 4, 4, ""),
+        (None, 8, 0, ""),
+        (0, 8, 0, ""),
+    ],
+)
+def test_gpus_that_are_not_there_are_told_with_what_else_is_wrong(
+    given: float | None, slots: int, have: int, needed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: have)
+    config = SearchConfig(arguments={"train_data": ["absent.jsonl"]}, gpus_per_trial=given, concurrent_trials=slots)
     with pytest.raises(RequestError) as refused:
         make_plan(config, tmp_path, lambda _line: None)
-    needed = "--gpus_per_trial 0.5 x --concurrent_trials 2 needs 1 GPUs, but there are 0"
+    assert "absent.jsonl: no such file" in str(refused.value)
+    assert ("--gpus_per_trial" in str(refused.value)) == bool(needed)
     assert needed in str(refused.value)
-    assert "rows.jsonl: no such file" in str(refused.value)
 
 
 def test_budgets_are_counted_in_examples(tmp_path: Path) -> None:

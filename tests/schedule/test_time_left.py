@@ -24,20 +24,32 @@ def _trial(number: int, *, fraction: float = 1.0, role: str = "sampled", **value
     return Row(**{"name": f"{number:04d}", "role": role, "params": {}, **ended, **values})
 
 
-def _in_its_first_steps(step: int) -> Row:
-    values: dict[str, Any] = {"state": "running", "fraction": 0.0, "seconds": {}, "started": 25.0, "ended": None}
-    return _trial(1, role="user", **values, steps=100, step=step, first_step=(30.0, 1))
+def _in_its_first_steps(last: float, step: int, state: str = "running") -> Row:
+    values: dict[str, Any] = {"state": state, "fraction": 0.0, "seconds": {}, "started": 25.0, "ended": None}
+    return _trial(1, role="user", **values, steps=100, step=step, first_step=(30.0, 1), last_step=(last, step))
 
 
 def test_nothing_is_said_before_a_trial_has_taken_two_steps() -> None:
     assert time_left(_config(), [BASE], 20) is None
-    assert time_left(_config(), [BASE, _in_its_first_steps(1)], 31) is None
+    assert time_left(_config(), [BASE, _in_its_first_steps(30, 1)], 31) is None
 
 
 def test_before_the_first_rung_it_is_told_by_the_steps() -> None:
     """A step in 2 s: 200 s a trial and 3 scorings of 10 s; of the first 25 s are spent; 4 to come; then the test."""
     config = _config(rungs=(0.25, 0.5, 1.0))
-    assert time_left(config, [BASE, _in_its_first_steps(11)], 50) == 230 - 25 + 4 * 230 + 30
+    assert time_left(config, [BASE, _in_its_first_steps(50, 11)], 50) == 230 - 25 + 4 * 230 + 30
+
+
+def test_while_a_rung_is_scored_the_steps_take_no_longer() -> None:
+    config = _config(rungs=(0.25, 0.5, 1.0))
+    assert time_left(config, [BASE, _in_its_first_steps(50, 11)], 60) == 230 - 35 + 4 * 230 + 30
+
+
+def test_an_attempt_that_ended_before_its_first_rung_tells_nothing() -> None:
+    retried, again = _in_its_first_steps(50, 11, "retried"), _in_its_first_steps(30, 1)
+    assert time_left(_config(), [BASE, retried, again], 60) is None
+    again = _in_its_first_steps(50, 11)
+    assert time_left(_config(rungs=(1.0,)), [BASE, retried, again], 60) == 210 - 35 + 4 * 210 + 30
 
 
 @pytest.mark.parametrize(("slots", "left"), [(1, 400), (2, 200), (4, 100)])

@@ -32,9 +32,12 @@ SIGNALS = pytest.mark.parametrize(
 
 
 @pytest.fixture(autouse=True)
-def _keep_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the process that runs the tests."""
+def _own_signals(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Of the process that runs the tests, which `nohup` may have started, and which keeps its terminal."""
     monkeypatch.setattr("tuner.interrupts._leave_the_terminal", lambda: None)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture
@@ -68,7 +71,7 @@ def test_before_there_is_a_study_a_search_just_stops(
     assert said.err == "stopped\n"
     assert said.out.startswith("m3-tuner ")
     assert said.out.count("\n") == 1
-    assert signal.getsignal(number) == before
+    assert signal.getsignal(number) == (signal.SIG_IGN if number == signal.SIGHUP else before)
 
 
 @SIGNALS
@@ -206,10 +209,36 @@ except Interrupted as interrupted:
 def test_who_loses_the_terminal_ends_in_order() -> None:
     child, terminal = pty.fork()
     if child == 0:
-        os.execv(sys.executable, [sys.executable, "-c", CLOSED])
-    assert b"ready" in os.read(terminal, 100)
-    os.close(terminal)
+        try:
+            os.execv(sys.executable, [sys.executable, "-c", CLOSED])
+        finally:
+            os._exit(127)
+    said = os.read(terminal, 100)
+    os.close(terminal)  # ends the child in any case
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 129
+    assert b"ready" in said
+
+
+BROKEN = """
+import sys
+from tuner.search.terminal import new_console, say
+console = new_console()
+sys.stdin.read(1)
+for _ in range(2):
+    say(console, "to nobody")
+sys.exit(129)
+"""
+
+
+def test_a_reader_that_is_gone_ends_no_search() -> None:
+    """As `tee`, which a closed terminal ends too."""
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, "-c", BROKEN], stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdout.close()
+    process.stdin.close()
+    assert process.wait(60) == 129
 
 
 def test_what_nohup_has_started_goes_on() -> None:

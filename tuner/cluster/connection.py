@@ -239,7 +239,7 @@ def fitting_slots(config: SearchConfig, folder: Path, cluster: Prospect) -> Slot
     gpus = config.gpus_per_trial if config.gpus_per_trial is not None else float(cluster.most("GPU") > 0)
     workers = config.workers
     problems = [
-        *too_few_gpus(config, gpus, cluster),
+        *_too_few_gpus(config, gpus, cluster),
         *_no_such_accelerator(config, gpus, cluster),
         *_not_one_card_each(gpus, workers),
     ]
@@ -262,14 +262,7 @@ def fitting_slots(config: SearchConfig, folder: Path, cluster: Prospect) -> Slot
     return slots
 
 
-def too_few_gpus(config: SearchConfig, gpus: float, cluster: Prospect) -> list[str]:
-    """Returns what is wrong where all trials' GPUs are more than there are or may come to be.
-
-    Args:
-        config: The search.
-        gpus: Of one trial.
-        cluster: Where it runs.
-    """
+def _too_few_gpus(config: SearchConfig, gpus: float, cluster: Prospect) -> list[str]:
     most, needed = cluster.most("GPU"), gpus * config.concurrent_trials
     if needed <= most:
         return []

@@ -50,9 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _add_mining(parser: argparse.ArgumentParser) -> None:
     own = {field.name: field.default for field in dataclasses.fields(Mining)}
-    parser.add_argument(
-        "rows", metavar="ROWS", help="a .jsonl file, or a folder of them; 'neg' may be missing or empty"
-    )
+    parser.add_argument("rows", metavar="ROWS", help="rows as --train_data takes them; 'neg' may be missing or empty")
     parser.add_argument("--to", required=True, type=Path, metavar="FILE", help="the .jsonl file to write")
     for name, metavar, text in (
         ("corpus", "FOLDER", "a BEIR folder (corpus.jsonl) whose passages may become negatives too"),

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from trainables.names import HEADS
 from trainables.scoring.metric import MEASURES, score_name
 from tuner.data.models import model_here
 from tuner.errors import RequestError
@@ -15,7 +16,6 @@ from tuner.export.finished_run import FinishedRun
 from tuner.export.multi_vector import write_multi_vector
 from tuner.run_dir.names import BEST
 
-HEADS = ("colbert_linear.pt", "sparse_linear.pt")
 _KEPT = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", *HEADS)
 """Weights and tokenizer. The two heads are the only pickles."""
 _OF_BASE = (

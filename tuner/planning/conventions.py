@@ -5,20 +5,14 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from trainables.names import HEADS
+from tuner.request.arguments import upstream_arguments
+
 _POOLING = "sentence_pooling_method"
-_DEFAULT = "cls"
-_METHODS = {
-    "cls": "cls",
-    "mean": "mean",
-    "lasttoken": "last_token",
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_lasttoken": "last_token",
-}
-"""Modes of sentence-transformers' ``Pooling``, and the switches that stood for them -> FlagEmbedding's method."""
-_HEADS = ("colbert_linear.pt", "sparse_linear.pt")
-"""Only BGE-M3, and what was trained from it, has them; its dense vector is that of the first token."""
 _QUERY, _PASSAGE = "query_instruction_for_retrieval", "passage_instruction_for_retrieval"
+_SWITCH = "pooling_mode_"
+_METHODS = {"cls": "cls", "cls_token": "cls", "mean": "mean", "mean_tokens": "mean", "lasttoken": "last_token"}
+"""Modes of sentence-transformers' ``Pooling``, and the switches that stood for them -> FlagEmbedding's method."""
 
 
 def other_conventions(model: Path, arguments: Mapping[str, Any], varied: Collection[str]) -> Iterator[str]:
@@ -31,24 +25,29 @@ def other_conventions(model: Path, arguments: Mapping[str, Any], varied: Collect
     """
     if _POOLING not in varied:
         yield from _other_pooling(model, arguments.get(_POOLING))
-    if str(arguments.get(_QUERY) or "").startswith("query:") and not arguments.get(_PASSAGE):
-        yield f"--{_QUERY} without --{_PASSAGE}: e5 models were trained with 'passage: ' before every passage as well"
+    is_one_sided = str(arguments.get(_QUERY) or "").startswith("query:") and arguments.get(_PASSAGE) is None
+    if is_one_sided and _PASSAGE not in varied:
+        yield f"--{_QUERY} without --{_PASSAGE}: if this is an e5 model, it wants 'passage: ' before passages as well"
 
 
 def _other_pooling(model: Path, given: str | None) -> Iterator[str]:
-    own, asked = pooling_of(model), given or _DEFAULT
-    if own is not None and own != asked:
-        default = "" if given else " by default"
+    asked = given or str(upstream_arguments()[_POOLING].default)
+    modes, default = pooling_modes(model), "" if given else " by default"
+    if modes and [_METHODS.get(mode) for mode in modes] != [asked]:
+        own = " and ".join(modes)
         yield f"--{_POOLING} is {asked}{default}, but the model's own 1_Pooling/config.json says {own}"
-    elif own is None and given is None and not any((model / head).is_file() for head in _HEADS):
-        yield f"--{_POOLING} is {_DEFAULT} by default, as BGE models pool; no file of this model says how it does"
+    elif not modes and not given and not any((model / head).is_file() for head in HEADS):
+        yield f"--{_POOLING} is {asked} by default, as BGE models pool; no file of this model says how it does"
 
 
-def pooling_of(model: Path) -> str | None:
-    """Returns how a model of sentence-transformers makes one vector of a text's; None: its folder does not say."""
+def pooling_modes(model: Path) -> list[str]:
+    """Returns how a model of sentence-transformers makes one vector of a text's; none where its folder does not say."""
     try:
         values = json.loads((model / "1_Pooling" / "config.json").read_text("utf-8"))
-        modes = [str(values.get("pooling_mode")), *(name for name, is_on in values.items() if is_on is True)]
+        switched = [
+            name.removeprefix(_SWITCH) for name, on in values.items() if name.startswith(_SWITCH) and on is True
+        ]
+        named = values.get("pooling_mode", [])
     except (OSError, ValueError, AttributeError):
-        return None
-    return next((_METHODS[mode] for mode in modes if mode in _METHODS), None)
+        return []
+    return [*([named] if isinstance(named, str) else map(str, named)), *switched]

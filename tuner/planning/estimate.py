@@ -59,11 +59,24 @@ class Hours:
     """Of the same trials at their rungs."""
     end: float
     """The base model, finalists, test, guards and mixtures."""
+    own: float
+    """Of the user's own settings, trained and scored: a part of the first two."""
+    retraining: float
+    """Of the finalists: a part of the end."""
 
     @property
     def total(self) -> float:
         """All of them."""
         return self.training + self.scoring + self.end
+
+    @property
+    def least(self) -> float:
+        """What no time budget leaves out: the base model, the user's own settings and test."""
+        return self.own + self.end - self.retraining
+
+    def within(self, budget: float) -> float:
+        """Returns what is spent of so many hours: all that is needed, or what cannot be left out."""
+        return min(self.total, max(budget, self.least))
 
     def parts(self) -> dict[str, float]:
         """What each part is called, and its hours."""
@@ -162,10 +175,10 @@ def _memory_lines(plan: Plan, samples: Sequence[Mapping[str, Any]]) -> list[str]
 
     own, most = (max(step(values, math.inf).bytes for values in asked) for asked in ([{}], samples))
     fits = _fits([step(values, has) for values in samples])
-    at_once = f"; all at once, the largest would take {gigabytes(most)}" if most > has else ""
+    at_once = f"; without, the largest would take {gigabytes(most)}" if most > has else ""
     return [
         f"memory      about {gigabytes(own)} for your settings at full length; {device} has {gigabytes(has)}",
-        f"            of {len(samples)} drawn from the space {fits}{at_once}",
+        f"            {fits}{at_once}",
     ]
 
 
@@ -176,9 +189,9 @@ def _fits(steps: Sequence[StepPlan]) -> str:
         "are split into sub-batches": sum(step.sub_batch_size is not None and not step.smallest for step in steps),
     }
     ways = [f"{count} {what}" for what, count in counts.items() if count]
-    smallest = sum(step.smallest for step in steps)
-    fit = "all fit" if not smallest else f"{smallest} do not fit, one text at a time; the others do"
-    return f"{fit}: {' and '.join(ways)}, with the same gradients" if ways else fit
+    beyond = sum(step.smallest for step in steps)
+    fit = f"{len(steps) - beyond if beyond else 'all'} of {len(steps)} settings drawn from the space fit"
+    return f"{fit}, of which {' and '.join(ways)}, with the same gradients" if ways else fit
 
 
 def _gpu_lines(config: SearchConfig, arguments: Mapping[str, Any]) -> list[str]:
@@ -266,21 +279,22 @@ def _time_lines(plan: Plan) -> Iterator[str]:
 
 def _within(budget: float, hours: Hours) -> str:
     """Says what becomes of a search in the hours of a time budget."""
+    left = budget - hours.own - hours.end
     if hours.total <= budget:
         return "holds it"
-    if hours.end >= budget:
+    if left <= 0:
+        lower = ", or lower --finalists" if hours.retraining else ""
         return (
-            f"is no more than the {_hours(hours.end)} of base model, finalists and test: no trial is begun after your "
-            "own; raise it, or lower --finalists"
+            f"is less than the {_hours(hours.own + hours.end)} of your own settings, base model, finalists and test: "
+            f"hardly another trial is begun; raise it{lower}"
         )
-    return f"ends it earlier: {_hours(budget - hours.end)} are left for trials"
+    return f"ends it earlier: about {_hours(left)} are left for trials beside your own"
 
 
 def _price_line(per_hour: float, budget: float, hours: Hours) -> str:
-    prices = {name: f"{part * per_hour:.2f}" for name, part in hours.parts().items()}
-    if hours.total > budget:
-        return f"price       at most {budget * per_hour:.2f} at {per_hour:g} an hour, by --time_budget"
-    return f"price       about {hours.total * per_hour:.2f} at {per_hour:g} an hour: {_listed(prices)}"
+    spent, prices = hours.within(budget), {name: f"{part * per_hour:.2f}" for name, part in hours.parts().items()}
+    how = _listed(prices) if spent == hours.total else f"{hours.total * per_hour:.2f} without --time_budget"
+    return f"price       about {spent * per_hour:.2f} at {per_hour:g} an hour: {how}"
 
 
 def _listed(parts: Mapping[str, str]) -> str:
@@ -365,13 +379,15 @@ def search_hours(config: SearchConfig, probe: Probe, scoring: float, passages: P
     training = probe.seconds_per_step * probe.steps
     at_rung = scoring * passages.at_rungs / max(1, passages.corpus)
     sampled = max(0, config.num_trials - 2) / config.concurrent_trials
-    trial = training + len(config.rungs) * at_rung
-    retrained = config.finalist_count * config.finalist_seeds * trial / config.concurrent_trials
+    own = training + len(config.rungs) * at_rung
+    retrained = config.finalist_count * config.finalist_seeds * own / config.concurrent_trials
     end = scoring * (1 + final_scorings(config, pooled=passages.is_pool)) + retrained
     return Hours(
         training=training * (1 + sampled * _trained_share(config)) / 3600,
         scoring=at_rung * (len(config.rungs) + sampled * sum(_reached(config))) / 3600,
         end=end / 3600,
+        own=own / 3600,
+        retraining=retrained / 3600,
     )
 
 

@@ -62,6 +62,8 @@ class Row:
     steps: int = 0
     first_step: tuple[float, int] | None = None
     """When a step was first heard of, and which: a trial that is taken up again does not begin at 1."""
+    last_step: tuple[float, int] | None = None
+    """When it came to the step that it stands at, and which: while it is scored, it stands still."""
     scoring: Position | None = None
     """How far it is with the corpus that it is scored on."""
     value: float | None = None
@@ -213,6 +215,8 @@ class Jobs:
     def moved(self, name: str, step: int, steps: int, scoring: Position | None, note: str) -> None:
         """Job `name` says how far it is, in its training and in a corpus that it scores, or why it does not move."""
         if job := self._running.get(name):
+            if step != job.row.step:
+                job.row.last_step = self._clock(), step
             job.row.step, job.row.steps = step, steps
             if step and job.row.first_step is None:
                 job.row.first_step = self._clock(), step

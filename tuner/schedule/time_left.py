@@ -29,7 +29,7 @@ def time_left(config: SearchConfig, rows: Sequence[Row], now: float, budget: flo
         None while no trial has reached a rung, nor taken two steps.
     """
     at_rungs = [row for row in rows if row.role in _TRAINED and row.fraction and row.seconds]
-    wholes = [sum(row.seconds.values()) / row.fraction for row in at_rungs] or list(_by_steps(config, rows, now))
+    wholes = [sum(row.seconds.values()) / row.fraction for row in at_rungs] or list(_by_steps(config, rows))
     if not wholes:
         return None
     whole = sum(wholes) / len(wholes)
@@ -38,18 +38,20 @@ def time_left(config: SearchConfig, rows: Sequence[Row], now: float, budget: flo
     return min(search, max(0.0, budget - after)) + after
 
 
-def _by_steps(config: SearchConfig, rows: Sequence[Row], now: float) -> Iterator[float]:
-    """Seconds of each whole training that runs, by the steps that it has taken, with the scoring of its rungs."""
+def _by_steps(config: SearchConfig, rows: Sequence[Row]) -> Iterator[float]:
+    """Yields seconds of each whole training that runs, by the steps that it has taken, and its rungs' scoring."""
     scoring = len(config.rungs) * _scoring(rows)
     for row in rows:
-        if row.role in _TRAINED and row.first_step is not None and row.step > row.first_step[1]:
-            since, first = row.first_step
-            yield row.steps * (now - since) / (row.step - first) + scoring
+        if row.role in _TRAINED and not _has_ended(row) and row.first_step and row.last_step:
+            (since, first), (until, last) = row.first_step, row.last_step
+            if last > first:
+                yield row.steps * (until - since) / (last - first) + scoring
 
 
 def _search(config: SearchConfig, rows: Sequence[Row], whole: float, now: float) -> float:
     begun = {row.name for row in rows if row.role in TRIALS}
-    ended = {row.name: sum(row.seconds.values()) for row in rows if row.role in (USER, SAMPLED) and _has_ended(row)}
+    timed = [row for row in rows if row.role in (USER, SAMPLED) and _has_ended(row) and row.seconds]
+    ended = {row.name: sum(row.seconds.values()) for row in timed}
     each = sum(ended.values()) / len(ended) if ended else whole
     running = sum(max(0.0, each - (now - row.started)) for row in rows if row.role in TRIALS and not _has_ended(row))
     return (max(0, config.num_trials - len(begun)) * each + running) / config.concurrent_trials
