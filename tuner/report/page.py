@@ -35,7 +35,7 @@ from tuner.run_dir.names import (
 )
 from tuner.run_dir.written import is_foreign
 from tuner.study.study import read_studies
-from tuner.verdict.decision import FINE_TUNE
+from tuner.verdict.decision import FINE_TUNE, SIGNIFICANT
 from tuner.verdict.result import Best, Verdict, bundle_of
 
 _TEMPLATE = "report_template.html"
@@ -103,6 +103,7 @@ def _contents(run_dir: Path, storage: str | None) -> dict[str, Any]:
         "result": result,
         "best": best,
         "fine_tune": result is not None and result.verdict == FINE_TUNE,
+        "significant": SIGNIFICANT,
         "interval_width": findings.INTERVAL_WIDTH,
         "pictures": search_pictures(search, scene),
         "spent": findings.spent(result.seconds) if result else [],
