@@ -129,7 +129,13 @@ def test_a_file_says_by_its_stem_that_it_has_no_in_batch_negatives(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("name", "rule"), [("absent.jsonl", "no such path"), ("rows.txt", "other extension"), ("empty", "empty folder")]
+    ("name", "rule"),
+    [
+        ("absent.jsonl", "no such path"),
+        ("x" * 300, "no such path"),
+        ("rows.txt", "other extension"),
+        ("empty", "empty folder"),
+    ],
 )
 def test_a_source_without_data_is_fatal(tmp_path: Path, name: str, rule: str) -> None:
     (tmp_path / "rows.txt").touch()

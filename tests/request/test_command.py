@@ -266,3 +266,24 @@ def test_an_earlier_search_is_named_in_text(value: object, tmp_path: Path) -> No
     (tmp_path / "search.yaml").write_text(yaml.safe_dump({"again": value, "train_data": ["rows.jsonl"]}))
     with pytest.raises(RequestError, match="--again"):
         parse(["--config", str(tmp_path / "search.yaml")])
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        *("run_dir", "output_dir", "train_data", "eval_data", "model_name_or_path", "guard", "warm_start", "resume"),
+        *("again", "search_space", "deepspeed", "cache_dir", "cache_path"),
+    ],
+)
+def test_names_that_no_file_can_have_are_refused(flag: str) -> None:
+    """Asking the system whether there is such a file is an error by itself."""
+    with pytest.raises(RequestError) as refused:
+        parse([f"--{flag}", f"folder/{'x' * 300}/file.jsonl"])
+    assert f"--{flag} folder/xxx" in str(refused.value)
+    assert "a name in it has 300 bytes, but file systems take 255 at most" in str(refused.value)
+
+
+def test_names_that_no_file_can_have_are_refused_in_a_settings_file(tmp_path: Path) -> None:
+    (tmp_path / "search.yaml").write_text(f"deepspeed: {'x' * 300}.json\nagain: {'1' * 300}\n")
+    with pytest.raises(RequestError, match=r"--again 1111.*a name in it has 300 bytes"):
+        parse(["--config", str(tmp_path / "search.yaml")])

@@ -62,7 +62,7 @@ def test_the_example_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert any(verdict in _text(cells["verdict"]) for verdict in ("fine-tune", "keep the base model"))
     assert "over base model: " in _text(cells["gain"])
     assert "95% interval" in _text(cells["gain"])
-    assert "'sentence_pooling_method'" in _text(cells["best_config"])
+    assert "'model_name_or_path'" in _text(cells["best_config"])
     assert "Remove an element from a set" in _text(cells["similarities"])
     trained = "fine-tune" in _text(cells["verdict"])  # else best/ is the base model, which nothing trains again
     assert (tmp_path / "run" / "best" / "train.sh").is_file() == trained

@@ -60,7 +60,7 @@ def stem_of(path: Path) -> str:
 
 def find_source(path: Path, findings: Findings) -> Source | None:
     """Lists the files behind one value of `--train_data`; what is passed over is told."""
-    if not path.exists():
+    if not _exists(path):
         findings.add(str(path), None, Fault("no such path", NO_SUCH_DATA))
     elif (path / _SAVED_SPLITS).is_file():
         return _find_train_split(path, findings)
@@ -76,6 +76,13 @@ def find_source(path: Path, findings: Findings) -> Source | None:
         fault = Fault("other extension", f"extension {path.suffix!r} is not read: {_READ}; convert or rename it")
         findings.add(str(path), None, fault)
     return None
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is longer than the file system's may be
+        return False
 
 
 def _find_train_split(folder: Path, findings: Findings) -> Source | None:

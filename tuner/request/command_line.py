@@ -11,6 +11,7 @@ from tuner.request import config_file as settings
 from tuner.request.checks import accepted_arguments, unknown_argument
 from tuner.request.config import EXAMPLE_DEFAULTS, SearchConfig
 from tuner.request.flags import SHORT, build_parser, search_options
+from tuner.request.values import name_problem
 from tuner.run_dir.names import CONFIG_FILE, RESULT_FILE, SETTINGS
 from tuner.run_dir.object_storage import is_url
 
@@ -137,6 +138,9 @@ def _from_anywhere(run_dir: str) -> str:
 def _read_run(run_dir: str, problems: list[str], *, flag: str = "--resume") -> dict[str, Any]:
     """What the run was asked; a search of the embedded example has its data written there as well."""
     path = f"{run_dir}/{CONFIG_FILE}"
+    if problem := name_problem(run_dir):
+        problems.append(f"{flag} {problem}")
+        return {}
     if not is_url(path) and not Path(path).is_file():
         problems.append(f"{flag} {run_dir}: no search was begun there (no config.yaml); name its --run_dir")
         return {}

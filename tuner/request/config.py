@@ -39,6 +39,7 @@ SECRETS = ("token", "hub_token")
 
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)"
 _TUPLES = ("rungs", "guard", "warm_start")
+_LOCAL_PATHS = ("search_space", "warm_start", "again", "deepspeed", "cache_dir", "cache_path")
 _LOCATIONS = ("run_dir", "resume", "output_dir", "train_data", "eval_data", "guard", "model_name_or_path")
 """What may be a URL of object storage."""
 _QUANTITIES = {"time_budget": "duration", "disk_budget": "size"}
@@ -196,19 +197,19 @@ class SearchConfig:
             ((self.price_per_hour or 0) >= 0, f"price_per_hour >= 0 must hold, but got {self.price_per_hour}"),
         )
         broken = [message for holds, message in rules if not holds]
-        broken += self._url_problems()
+        broken += self._location_problems()
         try:
             metric = self.objective
         except ValueError as error:
             return [*broken, str(error), *contradictions(self.arguments, workers=self.workers)]
         return broken + contradictions(self.arguments, workers=self.workers, metric=metric)
 
-    def _url_problems(self) -> Iterator[str]:
-        """URLs with secrets are refused before they are written down or sent anywhere."""
-        for name in _LOCATIONS:
+    def _location_problems(self) -> Iterator[str]:
+        """URLs with secrets are refused before they are written down or sent anywhere, and names that no file has."""
+        for name in (*_LOCATIONS, *_LOCAL_PATHS):
             value = getattr(self, name, None) or self.arguments.get(name) or ()
             for location in (value,) if isinstance(value, str) else value:
-                if is_url(location) and (problem := url_problem(location)):
+                if problem := url_problem(location) if is_url(location) else values.name_problem(location):
                     yield f"--{name} {problem}"
 
     @property

@@ -5,6 +5,7 @@ from typing import Any
 
 from trainables.files import write_bytes
 from tuner.request.config import SearchConfig
+from tuner.request.values import name_problem
 from tuner.run_dir.names import SETTINGS, SETTINGS_SUFFIXES, settings_name
 
 
@@ -30,7 +31,8 @@ def as_kept(config: SearchConfig) -> SearchConfig:
 def found(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Returns the `values` of a YAML file in `folder`, with settings files named that are there and not here."""
     named = {name: values[name] for name in ("search_space", "deepspeed") if isinstance(values.get(name), str)}
-    beside = {name: folder / value for name, value in named.items() if value and not Path(value).exists()}
+    sound = {name: value for name, value in named.items() if value and not name_problem(value)}
+    beside = {name: folder / value for name, value in sound.items() if not Path(value).exists()}
     return {**values, **{name: str(path) for name, path in beside.items() if path.is_file()}}
 
 

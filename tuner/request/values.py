@@ -11,10 +11,15 @@ import os
 import re
 import reprlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
+
+from tuner.run_dir.object_storage import is_url
 
 _BOOLEANS = {"true": True, "yes": True, "1": True, "on": True, "false": False, "no": False, "0": False, "off": False}
 _LARGEST = 2**63
+_NAME_BYTES = 255
+"""Of a file's name, on Linux and macOS."""
 _MOST = 500
 """Values of a mapping, and of what is in it: YAML's aliases make gigabytes from a few lines."""
 _EXPONENT = re.compile(r"[-+]?\d+[eE][-+]?\d+")
@@ -198,3 +203,14 @@ def shown(value: Any) -> str:
     except ValueError:  # an int of more digits than Python prints
         said = "a number of thousands of digits"
     return " ".join(said.split())
+
+
+def name_problem(location: str) -> str:
+    """Returns what is wrong with the names in a path, nothing where they are sound; URLs have other limits.
+
+    Where a name is too long, asking whether there is such a file is an error by itself.
+    """
+    most = 0 if is_url(location) else max((len(os.fsencode(name)) for name in Path(location).parts), default=0)
+    if most <= _NAME_BYTES:
+        return ""
+    return f"{location[:40]}...: a name in it has {most} bytes, but file systems take {_NAME_BYTES} at most; shorten it"
