@@ -12,6 +12,7 @@ from trainables.config import Progress, Report, TrialConfig
 from trainables.m3.base_models import BaseModels
 from trainables.trial.trial import run_trial
 from tuner.cluster.executor import run_in_process
+from tuner.export.bundle import write_bundle
 from tuner.planning.plan import make_plan
 from tuner.request.arguments import honoured
 from tuner.request.asked import write_config
@@ -80,5 +81,7 @@ def test_two_objectives_with_a_guard_as_constraint(tmp_path: Path) -> None:
     card = (run_dir / "best" / "README.md").read_text()
     assert "objective `" in card
     assert ("## Elsewhere" in card) == (result["verdict"] == "fine-tune")  # else it is the base model's
+    trained_one = write_bundle(run_dir, tmp_path / "trained", trial=result["best"]["trial"], verify=False)
+    assert "## Elsewhere" in (trained_one / "README.md").read_text()
     trained = [trial for trial in read_studies(run_dir)[0].trials[1:] if "duplicate_of" not in trial.user_attrs]
     assert all("guard_excess" in trial.user_attrs for trial in trained)

@@ -40,6 +40,7 @@ SECRETS = ("token", "hub_token")
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)"
 _TUPLES = ("rungs", "guard", "warm_start")
 _LOCAL_PATHS = ("search_space", "warm_start", "again", "deepspeed", "cache_dir", "cache_path")
+"""Options and arguments that are paths of this machine alone."""
 _LOCATIONS = ("run_dir", "resume", "output_dir", "train_data", "eval_data", "guard", "model_name_or_path")
 """What may be a URL of object storage."""
 _QUANTITIES = {"time_budget": "duration", "disk_budget": "size"}
