@@ -271,6 +271,7 @@ class DeepSpeeds(TrainerCallback):
         self.scales.append(self.runner.trainer.model_wrapped.optimizer.loss_scale)
 
 
+@pytest.mark.integration  # the first DeepSpeed of a machine compiles its communication
 @pytest.mark.usefixtures("deepspeeds_half")
 @pytest.mark.parametrize("stage", [0, 1])
 def test_deepspeeds_scaler_skips_as_it_does_under_upstream(stage: int, root: Path, tmp_path: Path) -> None:
@@ -289,6 +290,7 @@ def test_deepspeeds_scaler_skips_as_it_does_under_upstream(stage: int, root: Pat
     assert found["ours"] == found["upstream"] == ([4, 2, 2, 1, 1, 1], 2)
 
 
+@pytest.mark.integration  # the first DeepSpeed of a machine compiles its communication
 @pytest.mark.usefixtures("deepspeeds_half")
 @pytest.mark.parametrize(("stage", "message"), [(0, f"{SKIPPED_FOR_GOOD} steps"), (1, "at the lowest loss scale")])
 def test_deepspeeds_scaler_ends_a_trial_where_no_scale_helps(
