@@ -122,6 +122,16 @@ def test_what_is_no_path_is_sent_as_it_stands(monkeypatch: pytest.MonkeyPatch, t
     assert sent == [*asked[:5], str(tmp_path / "news"), *asked[6:]]
 
 
+def test_searches_that_are_learned_from_are_found_from_the_cluster(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("first", "second"):
+        Path("runs", name).mkdir(parents=True)
+    sent = shlex.split(entrypoint(["--warm_start", "runs/first", "runs/second", "--seed=7"], tmp_path))
+    assert sent[-4:] == ["--warm_start", str(tmp_path / "runs/first"), str(tmp_path / "runs/second"), "--seed=7"]
+
+
 def test_a_search_space_function_is_sent_as_a_module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     Path("spaces").mkdir()

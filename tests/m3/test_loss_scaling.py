@@ -209,6 +209,7 @@ def test_a_trial_stopped_between_skipped_steps_goes_on_as_if_it_had_not_been(
     assert hashes[0] == hashes[1]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("what", ["inf", "gradient"])
 def test_a_trial_ends_where_no_scale_helps(
     what: str, overflowing: Callable[[Mapping[int, str]], None], root: Path, tmp_path: Path

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuner.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, RequestError
 from tuner.request.command_line import parse
-from tuner.request.config import SECRETS, SearchConfig
+from tuner.request.config import LOCAL_PATHS, LOCATIONS, SECRETS, SearchConfig
 from tuner.request.storage_url import HIDDEN, PASSWORD_VARIABLE, redacted
 from tuner.run_dir.object_storage import is_url
 
@@ -33,10 +33,7 @@ DRIVER_RESOURCES = {"node:__internal_head__": 0.001}
 """Keeps the driver, and so the study, on the head: workers may be spot machines."""
 
 _SETTINGS_BYTES = 1 << 20
-_PATHS = {
-    "train_data", "eval_data", "guard", "model_name_or_path", "config_name", "tokenizer_name", "cache_dir",
-    "cache_path", "config", "search_space", "deepspeed", "run_dir", "output_dir", "resume", "again",
-}  # fmt: skip
+_PATHS = {*LOCATIONS, *LOCAL_PATHS, "config", "config_name", "tokenizer_name"}
 """Flags whose values are paths, where there is something at them."""
 _RECONNECT_SECONDS = 300
 _FUNCTION = re.compile(r"([A-Za-z_][\w.]*):\w+")

@@ -25,7 +25,7 @@ from tuner.planning.gpus import missing_gpus
 from tuner.planning.limits import NO_SCORES, check_limits, fitting_lengths, limits_of
 from tuner.planning.space import find_space, rehearse
 from tuner.request.arguments import searchable_numbers, upstream_arguments
-from tuner.request.config import SECRETS, SearchConfig
+from tuner.request.config import LOCAL_PATHS, SECRETS, SearchConfig
 from tuner.request.taken_over import taken_over
 from tuner.run_dir.names import GUARDS, MANIFEST
 from tuner.run_dir.object_storage import is_url
@@ -35,7 +35,6 @@ from tuner.study.lessons import Lesson, read_lessons
 from tuner.study.pruners import pruner_names
 from tuner.study.samplers import sampler_names
 
-_PATHS = ("deepspeed", "cache_dir", "cache_path")
 _BUDGETS = ("max_steps", "warmup_steps")
 _TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "mlflow": ("mlflow",), "wandb": ("wandb",)}
 """What ``--report_to`` names -> packages of which one is needed."""
@@ -298,7 +297,7 @@ def _refuse_unsupported(path: str) -> None:
 
 def _absolute(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Paths as they are from anywhere: the workers stand in another directory."""
-    paths = {name: arguments[name] for name in _PATHS if isinstance(arguments.get(name), str)}
+    paths = {name: arguments[name] for name in LOCAL_PATHS if isinstance(arguments.get(name), str)}
     return {**arguments, **{name: str(Path(path).resolve()) for name, path in paths.items()}}
 
 

@@ -39,9 +39,9 @@ SECRETS = ("token", "hub_token")
 
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)"
 _TUPLES = ("rungs", "guard", "warm_start")
-_LOCAL_PATHS = ("search_space", "warm_start", "again", "deepspeed", "cache_dir", "cache_path")
+LOCAL_PATHS = ("search_space", "warm_start", "again", "deepspeed", "cache_dir", "cache_path")
 """Options and arguments that are paths of this machine alone."""
-_LOCATIONS = ("run_dir", "resume", "output_dir", "train_data", "eval_data", "guard", "model_name_or_path")
+LOCATIONS = ("run_dir", "resume", "output_dir", "train_data", "eval_data", "guard", "model_name_or_path")
 """What may be a URL of object storage."""
 _QUANTITIES = {"time_budget": "duration", "disk_budget": "size"}
 """Options that stay as they were written, once `Argument.parse` has read them."""
@@ -207,7 +207,7 @@ class SearchConfig:
 
     def _location_problems(self) -> Iterator[str]:
         """URLs with secrets are refused before they are written down or sent anywhere, and names that no file has."""
-        for name in (*_LOCATIONS, *_LOCAL_PATHS):
+        for name in (*LOCATIONS, *LOCAL_PATHS):
             value = getattr(self, name, None) or self.arguments.get(name) or ()
             for location in (value,) if isinstance(value, str) else value:
                 if problem := url_problem(location) if is_url(location) else values.name_problem(location):
