@@ -95,7 +95,7 @@ def training_rows(folder: Path, target: Path) -> Path:
 
 def search_ours(folder: Path, rows: Path, scratch: Path, max_len: int, trials: int) -> dict[str, Any]:
     """Runs ``python -m tuner.search`` and watches its study for better dev scores."""
-    space, run_dir = scratch / "space.json", scratch / "run"
+    space, run_dir = scratch / "space.yaml", scratch / "run"
     space.write_text(json.dumps({name: _range(*ends) for name, ends in SPACE.items()}))
     flags: dict[str, Any] = {
         "run_dir": run_dir,
