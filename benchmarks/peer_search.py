@@ -129,7 +129,7 @@ def search_ours(folder: Path, rows: Path, scratch: Path, max_len: int, trials: i
         "gain": round(best["gain"], 4),
         "ci95": [round(end, 4) for end in best["ci95"]],
         "p_value": round(best["p_value"], 4),
-        "curve": curve,
+        "curve": [(after, round(score, 4)) for after, score in curve],
     }
 
 
@@ -146,7 +146,7 @@ def _watched(command: list[str], study: Path) -> tuple[Curve, float]:
         while not done.wait(1):
             score = _best_in(study)
             if score is not None and (not curve or score > curve[-1][1]):
-                curve.append((round(time.perf_counter() - begun, 1), round(score, 4)))
+                curve.append((round(time.perf_counter() - begun, 1), score))
 
     watcher = threading.Thread(target=watch)
     watcher.start()

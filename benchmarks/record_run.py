@@ -99,9 +99,13 @@ class Recorder:
         except torch.OutOfMemoryError:
             return self._run(job, SUB_BATCH)
 
-    def _run(self, job: Job, sub_batch_size: int | None) -> dict[str, Floats]:
+    def rows(self, job: Job, sub_batch_size: int | None = None) -> list[Floats]:
+        """Returns what scoring found at each fraction that the job reaches; the model before training is at all."""
         with trial_process(self._log):
-            rows = self._base_scores(job) if job.config < 0 else self._train(job, sub_batch_size)
+            return self._base_scores(job) if job.config < 0 else self._train(job, sub_batch_size)
+
+    def _run(self, job: Job, sub_batch_size: int | None) -> dict[str, Floats]:
+        rows = self.rows(job, sub_batch_size)
         count = len(self._queries[job.task]["dev"])
         total = sum(map(len, self._queries[job.task].values()))
         scores = np.full((len(FRACTIONS), total), np.nan, dtype=np.float16)
@@ -148,11 +152,14 @@ class Recorder:
 
     def _score(self, task: str, model: Model) -> Floats:
         """Returns nDCG@10 of dev's queries, then of test's."""
+        found = self._scorer(task, model).score(model, BOTH, heads=["dense"]).per_query[METRIC]
+        order = [query for split in ("dev", "test") for query in self._queries[task][split]]
+        return np.array([found[query] for query in order])
+
+    def _scorer(self, task: str, model: Model) -> Scorer:
         if task not in self._scorers:
             length = asdict(TASKS[task])
             del length["epochs"]
             settings = EncodingSettings(sentence_pooling_method="mean", **length)
             self._scorers[task] = Scorer(self._folder / task, model.tokenizer, settings)
-        found = self._scorers[task].score(model, BOTH, heads=["dense"]).per_query[METRIC]
-        order = [query for split in ("dev", "test") for query in self._queries[task][split]]
-        return np.array([found[query] for query in order])
+        return self._scorers[task]

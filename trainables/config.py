@@ -52,6 +52,9 @@ class TrialConfig:
     """Bytes of a device that a training step is planned to take less of (`m3.memory`), as steps that took more ran out
     of memory in this search. None: what the device has."""
 
+    pauses: bool = False
+    """Whether a trial that is stopped at a rung may be taken up again, so that its training state is saved there."""
+
     workers: int = 1
     """Processes that train it side by side, for the record: how many negatives a query had depends on it."""
 

@@ -89,3 +89,18 @@ def test_a_duplicate_of_a_running_trial_that_fails_is_trained(agenda: Agenda, tm
     assert fourth.name == "0004"
     _end(agenda, fourth)
     assert [trial.state.name for trial in _told(tmp_path)[3:]] == ["FAIL", "COMPLETE"]
+
+
+def test_a_duplicate_of_a_paused_trial_waits_for_its_end(tmp_path: Path) -> None:
+    """Trial 3 is worse than trial 2 at its first rung, and pauses there for good."""
+    config = CONFIG.replace(pruner="promotion")
+    study = open_study(config, tmp_path)
+    for rate in (1.5 * START["learning_rate"], 2e-4, 2e-4):
+        study.search.enqueue_trial({**START, "learning_rate": rate})
+    agenda = new_agenda(config, study, tmp_path)
+    run_in_process(agenda, fake_train)
+    _, _, second, third, fourth = _told(tmp_path)
+    assert (second.state.name, third.state.name, max(third.intermediate_values)) == ("COMPLETE", "PRUNED", 1)
+    assert fourth.user_attrs["duplicate_of"] == third.number
+    assert not (tmp_path / "trials" / "0004").exists()
+    assert agenda.finished

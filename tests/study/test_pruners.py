@@ -5,17 +5,17 @@ from pathlib import Path
 
 import optuna
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import Trial, TrialState
 
 from tests.support.fake import METRIC, fake_train, open_agenda, open_study
 from trainables.config import RungReport
 from trainables.scoring.measures import packed, unpacked
 from tuner.cluster.executor import run_in_process
 from tuner.request.config import SearchConfig
-from tuner.study.pruners import HalvingPruner, PausingPruner
+from tuner.study.pruners import HalvingPruner, PausedTrials, PausingPruner
 from tuner.study.stopping import distinguishable, no_longer_pays
 from tuner.study.study import SearchStudy
-from tuner.study.trials import QUERIES, is_paused
+from tuner.study.trials import PAUSED, QUERIES, is_paused
 
 
 def _at_first_rung(values: Sequence[float]) -> optuna.Study:
@@ -134,3 +134,37 @@ def test_a_search_ends_when_what_is_to_come_is_less_than_dev_can_tell_apart() ->
     assert no_longer_pays(quiet, left=10, patience=2) == ""
     assert no_longer_pays(noisy, left=10, patience=5) == ""  # too few to tell
     assert no_longer_pays(noisy, left=0, patience=2) == ""
+
+
+def test_what_a_trial_adds_counts_when_it_comes_to_its_end() -> None:
+    """Trial 1 begins before trial 2, and ends after it, with the best score: it is no old news."""
+    study = _told([0.5], 0.2)
+    late = study.ask()
+    for value, packing in ((0.49, [0.4, 0.58]), (0.48, [0.39, 0.57])):
+        trial = study.ask()
+        trial.set_user_attr(f"{QUERIES}_1", packed(packing))
+        trial.report(value, 1)
+        study.tell(trial, value)
+    late.set_user_attr(f"{QUERIES}_1", packed([1.0, 0.4]))
+    late.report(0.7, 1)
+    assert "rose by 0.0000" in no_longer_pays(study.trials, left=1, patience=2)
+    late.set_user_attr(PAUSED, 1)
+    assert no_longer_pays(study.trials, left=1, patience=2) == ""  # 0.7 may be reached: 0.1 a trial are expected
+    study.tell(late, 0.7)
+    assert "rose by 0.2000" in no_longer_pays(study.trials, left=1, patience=2)
+
+
+def test_a_trial_that_failed_keeps_nobody_from_going_on() -> None:
+    study = _at_first_rung([0.8, 0.7])
+    study.sampler, study.pruner = optuna.samplers.RandomSampler(), PausingPruner(2)
+    for trial in study.trials:
+        Trial(study, trial._trial_id).set_user_attr(PAUSED, 1)
+    paused = PausedTrials(study)
+    best = paused.promote(closing=True)
+    assert best is not None
+    assert best[0].number == 0
+    assert paused.promote(closing=True) is None
+    study.tell(best[0], state=TrialState.FAIL)
+    other = paused.promote(closing=True)
+    assert other is not None
+    assert other[0].number == 1

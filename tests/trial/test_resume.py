@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from tests.support.m3_fixtures import make_inputs, unified_arguments
 from tests.support.tensors import tensor_hash
 from trainables.config import RungReport, TrialConfig, TrialInterrupted
+from trainables.trial import saving
 from trainables.trial.states import States, config_hash
 
 CHILD = """
@@ -138,6 +139,43 @@ def test_asked_to_stop_and_resumed_equals_straight(config: TrialConfig, changes:
     assert steps[0] == 8
     assert reports(config) == reports(straight)
     assert tensor_hash(weights(config)) == tensor_hash(weights(straight))
+
+
+@pytest.mark.parametrize("changes", [{}, LORA], ids=["whole", "adapters"])
+def test_paused_at_a_rung_and_promoted_equals_straight(
+    config: TrialConfig, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is paused is on disk when the trial asks, and what was trained and scored before is not done again."""
+    from trainables.trial.trial import run_trial
+
+    monkeypatch.setattr(saving, "PAUSE_SECONDS", 0.0)
+    config = replace(config, arguments={**config.arguments, **changes}, rungs=(0.25, 1.0), pauses=True)
+    straight = replace(config, directory=config.directory + "-straight", pauses=False)
+    run_trial(straight, lambda _: True)
+    found: list[str] = []
+
+    def pause(_: RungReport) -> bool:
+        found.extend(path.name for path in (Path(config.directory) / "resume").glob("0*"))
+        return False
+
+    run_trial(config, pause)
+    assert found == ["000000005"]
+    steps, told = list[int](), list[int]()
+    run_trial(config, lambda rung: not told.append(rung.rung), progress=lambda step, _: steps.append(step))
+    assert (steps[0], told) == (6, [1, 2])
+    assert reports(config) == reports(straight)
+    assert tensor_hash(weights(config)) == tensor_hash(weights(straight))
+
+
+@pytest.mark.parametrize(("pauses", "seconds"), [(False, 0.0), (True, 1000.0)], ids=["ends", "cheaper anew"])
+def test_a_trial_that_is_stopped_leaves_no_state_that_is_not_worth_it(
+    config: TrialConfig, pauses: bool, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trainables.trial.trial import run_trial
+
+    monkeypatch.setattr(saving, "PAUSE_SECONDS", seconds)
+    run_trial(replace(config, rungs=(0.25, 1.0), pauses=pauses), lambda _: False)
+    assert list((Path(config.directory) / "resume").glob("0*")) == []
 
 
 @pytest.mark.slow

@@ -100,9 +100,17 @@ class Rungs(TrainerCallback):
             self._keep_best(scores, model)
         self._pass_on(scores, guards)
         for number in due:
-            if not agree(self._report(self._reported.add(number, state.global_step, loss, scores, guards))):
+            record = self._reported.add(number, state.global_step, loss, scores, guards)
+            if number == due[-1] and not record.last:
+                self._save_for_a_pause(state.global_step)
+            if not agree(self._report(record)):
                 return False
         return True
+
+    def _save_for_a_pause(self, step: int) -> None:
+        """Saves the training state before the trial asks whether it goes on: the search keeps what is there by then."""
+        if self._config.pauses and self._trainer.resumable and agree(self._saving.is_worth_a_pause):
+            self._saving.save(step, self._trainer.capture_state, now=True)
 
     def _pass_on(self, scores: Scores, guards: Mapping[str, float]) -> None:
         """Hands scores to the trackers that ``report_to`` names, beside the trainer's own curves."""

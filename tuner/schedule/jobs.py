@@ -151,6 +151,8 @@ class TrialConfigs:
     """FlagEmbedding's, as this machine can honour them."""
     eval_data: str
     """BEIR folder with dev and test."""
+    keeps_stopped: bool = True
+    """Whether the run directory keeps the training state of a trial that is stopped."""
 
     def make(self, name: str, params: Mapping[str, Any], *, seed: int | None = None, **fields: Any) -> TrialConfig:
         """Returns the configuration of a job.

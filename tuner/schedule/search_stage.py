@@ -13,7 +13,7 @@ from tuner.schedule.pool import CandidatePool
 from tuner.schedule.retries import Failure
 from tuner.schedule.suggestions import NO_TIME, Asked, Suggestions
 from tuner.study.study import SearchStudy
-from tuner.study.trials import BASE, BEST_VALUE, SAMPLED, SEED, role_of
+from tuner.study.trials import BASE, BEST_VALUE, SAMPLED, SEED, arguments_of, role_of
 from tuner.verdict import selection
 
 WITHOUT_BASE = Failure(kind="error", message="the base model could not be scored: no trial can be compared")
@@ -71,6 +71,9 @@ class SearchStage:
                 self._twins.append(asked)
             else:
                 return self._job(*asked)
+        if self._twins and not self._jobs.of(self):
+            self._study.paused.stop()  # nothing else is to come: who waited for one is told of its end
+            return self.next_job()
         return None
 
     def close(self) -> bool:
@@ -121,9 +124,10 @@ class SearchStage:
         return self._suggestions.next(is_alone=not self._jobs.of(self))
 
     def _runs_already(self, asked: Asked) -> bool:
-        """Whether another slot, or one that is to take it up again, has a trial of the same parameters."""
-        _, params = asked
-        return bool(params) and any(job.row.params == params for job in self._jobs.of(self))
+        """Whether a trial of the same parameters runs, is to be taken up again, or is paused."""
+        trial, params = asked
+        paused = (arguments_of(known) for known in self._study.paused.all if known.number != trial.number)
+        return bool(params) and dict(params) in [*(dict(job.row.params) for job in self._jobs.of(self)), *paused]
 
     def _reuse(self, trial: Trial, params: Mapping[str, Any], earlier: FrozenTrial) -> None:
         self._study.tell.reuse(trial, earlier)
@@ -136,6 +140,7 @@ class SearchStage:
         role = role_of(trial)
         fields = self._pool.to_make() if role == BASE else {"rungs": self._config.rungs, **self._pool.to_use()}
         guards = self._config.guard if self._config.guard_constraint else ()
-        config = self._configs.make(trial_name(trial.number), params, guards=guards, **fields)
+        pauses = role == SAMPLED and self._study.paused.are_kept and self._configs.keeps_stopped
+        config = self._configs.make(trial_name(trial.number), params, guards=guards, pauses=pauses, **fields)
         trial.set_user_attr(SEED, self._config.seed)
         return Job(config=config, row=self._jobs.row(config.name, role, params), stage=self, trial=trial)

@@ -93,7 +93,13 @@ def _new_agenda(
 ) -> Agenda:
     arguments, warnings = honoured(plan.arguments, gpu=slots.gpus > 0)
     session.warn(warnings)
-    configs = TrialConfigs(search=config, run_dir=plan.run_dir, arguments=arguments, eval_data=plan.dataset.eval_data)
+    configs = TrialConfigs(
+        search=config,
+        run_dir=plan.run_dir,
+        arguments=arguments,
+        eval_data=plan.dataset.eval_data,
+        keeps_stopped=not session.store.is_remote,
+    )
     return Agenda(
         study,
         configs,

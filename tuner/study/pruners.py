@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from tuner.run_dir.names import trial_name
 from tuner.study.strategy import Strategy
-from tuner.study.trials import PAUSED, PROMOTED, USER, arguments_of, is_paused, role_of
+from tuner.study.trials import PAUSED, PROMOTED, USER, arguments_of, has_failed, is_paused, role_of
 
 
 class HalvingPruner(BasePruner):
@@ -49,9 +49,13 @@ class PausingPruner(HalvingPruner):
 
 
 def _rivals(study: Study, trial: FrozenTrial, rung: int) -> list[FrozenTrial]:
-    """Returns the other suggestions that have come to `rung`: the base model never does, the user's settings always."""
+    """Returns the other suggestions that have come to `rung` and did not fail after it.
+
+    The base model never comes there, the user's settings always.
+    """
     others = (each for each in study.get_trials(deepcopy=False) if each.number != trial.number)
-    return [each for each in others if rung in each.intermediate_values and role_of(each) != USER]
+    suggested = (each for each in others if rung in each.intermediate_values and role_of(each) != USER)
+    return [each for each in suggested if not has_failed(each)]
 
 
 class PausedTrials:
@@ -69,6 +73,11 @@ class PausedTrials:
         """Those at the latest rung first and the best of it."""
         running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         return sorted((trial for trial in running if is_paused(trial)), key=_standing, reverse=True)
+
+    @property
+    def are_kept(self) -> bool:
+        """Whether a trial that is stopped at a rung may be taken up again."""
+        return isinstance(self._study.pruner, PausingPruner) and len(self._study.directions) == 1
 
     def promote(self, *, closing: bool) -> tuple[Trial, dict[str, Any]] | None:
         """Takes up a trial that may go on by now; None where there is none.

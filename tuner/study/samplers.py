@@ -230,7 +230,8 @@ def _gp(ask: _Ask) -> BaseSampler:
 def _from_priors(model: BaseSampler, ask: _Ask) -> BaseSampler:
     """`model`, its first trials and some of the later ones drawn from priors, where the strategy says so."""
     strategy = ask.strategy
-    if np.random.default_rng(ask.mixed).random() < strategy.exploit:
+    # a stream of its own: the prior's first draw chooses its component, from the same seed
+    if np.random.default_rng([ask.mixed, 1]).random() < strategy.exploit:
         return PriorSampler({BEST: 1.0}, ask.mixed)
     if not strategy.prior and not ask.warm:
         return model

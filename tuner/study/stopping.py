@@ -6,29 +6,28 @@ import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from trainables.scoring.measures import unpacked
-from tuner.study.trials import BASE, ROLE, SAMPLED, queries_at
+from tuner.study.trials import BASE, ROLE, SAMPLED, is_paused, queries_at
 
 
 def no_longer_pays(trials: Sequence[FrozenTrial], *, left: int, patience: int) -> str:
     """Returns why no further trial is worth its time; nothing where one may be, or where it cannot be told.
 
-    Each of the trials that are left is expected to add what the last `patience` ones have added to the best dev score,
-    on average. Dev tells two configurations apart from one standard error of their difference on, query by query.
+    Each of the trials that are left is expected to add what the best dev score has gained, a trial, since the last
+    `patience` of them began. A paused trial counts by its best rung, as it may be taken up again. Dev tells two
+    configurations apart from one standard error of their difference on, query by query.
 
     Args:
         trials: Of the study.
         left: How many are still to come.
         patience: Over how many of the last trials the gain is counted.
     """
-    states = (TrialState.COMPLETE, TrialState.PRUNED)
-    ended = [trial for trial in trials if trial.state in states and trial.user_attrs.get(ROLE) != BASE]
-    sampled = [trial for trial in ended if trial.user_attrs.get(ROLE, SAMPLED) == SAMPLED]
+    stood = [trial for trial in trials if _stands(trial) and trial.user_attrs.get(ROLE) != BASE]
+    sampled = [trial for trial in stood if trial.user_attrs.get(ROLE, SAMPLED) == SAMPLED]
     if left <= 0 or len(sampled) < patience:
         return ""
-    recent = {trial.number for trial in sampled[-patience:]}
-    before = _best([trial for trial in ended if trial.number not in recent])
-    now = _best(ended)
-    error = distinguishable(ended)
+    before = _best([trial for trial in stood if _ended_before(trial, sampled[-patience])])
+    now = _best(stood)
+    error = distinguishable(stood)
     if before is None or now is None or error is None:
         return ""
     gained = max(0.0, now - before)
@@ -36,14 +35,25 @@ def no_longer_pays(trials: Sequence[FrozenTrial], *, left: int, patience: int) -
     if expected >= error:
         return ""
     return (
-        f"the last {patience} trials raised the best dev score by {gained:.4f}, so the {left} that are left are "
+        f"the best dev score rose by {gained:.4f} since the last {patience} trials began: the {left} that are left are "
         f"expected to add {expected:.4f}, and dev cannot tell less than {error:.4f} apart; raise --patience to go on"
     )
 
 
+def _stands(trial: FrozenTrial) -> bool:
+    return trial.state in (TrialState.COMPLETE, TrialState.PRUNED) or is_paused(trial)
+
+
+def _ended_before(trial: FrozenTrial, other: FrozenTrial) -> bool:
+    """Whether a trial had come to its end when the `other` one began; one that began first may end long after."""
+    ended, begun = trial.datetime_complete, other.datetime_start
+    return ended is not None and begun is not None and ended <= begun
+
+
 def _best(trials: Sequence[FrozenTrial]) -> float | None:
-    values = [trial.values[0] for trial in trials if trial.state == TrialState.COMPLETE and len(trial.values) == 1]
-    return max(values, default=None)
+    complete = [trial.values[0] for trial in trials if trial.state == TrialState.COMPLETE and len(trial.values) == 1]
+    paused = [max(trial.intermediate_values.values()) for trial in trials if is_paused(trial)]
+    return max([*complete, *paused], default=None)
 
 
 def distinguishable(trials: Sequence[FrozenTrial]) -> float | None:
