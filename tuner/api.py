@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from trainables.names import CHECKPOINT
+from tuner.errors import RequestError
 from tuner.export.bundle import best_arguments, check_room, write_bundle
 from tuner.export.finished_run import read_run
 from tuner.request.config import SearchConfig
@@ -102,8 +103,8 @@ def run(config: SearchConfig, *, console: Console | None = None) -> Result:
         The finished search. With `dry_run` there is none: nothing is left where nothing was.
 
     Raises:
-        RequestError: The request or the data is wrong; or, with the search finished, the bundle needs a file that is
-            not here any more.
+        RequestError: The request or the data is wrong, `submit` in it; or, with the search finished, the bundle needs
+            a file that is not here any more.
         AllTrialsFailedError: No trial could be trained.
         BundleRefusedError: A library does not embed with the best model as training did, or the bundle could not be
             written; the search is finished.
@@ -116,6 +117,9 @@ def run(config: SearchConfig, *, console: Console | None = None) -> Result:
     from tuner.search.run import run_search
     from tuner.search.terminal import new_console
 
+    if config.submit:
+        remedy = f"leave it out, or write a command line: python -m tuner.search --submit {config.submit} ..."
+        raise RequestError([f"submit: from Python a search runs here; {remedy}"])
     if config.resume or config.again:
         config = resumed(config)
     if config.is_example:

@@ -10,9 +10,11 @@ import ray.exceptions
 import ray.job_submission
 from ray.job_submission import JobDetails, JobStatus
 
+import tuner
 import tuner.cluster.submit
 from tuner.cluster.submit import entrypoint, runtime_environment, submit
 from tuner.errors import RequestError
+from tuner.request.command_line import parse
 
 ADDRESS = "http://127.0.0.1:8265"
 
@@ -106,7 +108,7 @@ def test_the_driver_stays_on_the_head_and_only_settings_are_sent(
     assert cluster.job["entrypoint_resources"] == {"node:__internal_head__": 0.001}
     assert cluster.job["files"] == ["0-ds_stage0.json", "1-space.yaml"]
     assert shlex.split(cluster.job["entrypoint"]) == [
-        *("python", "-m", "tuner.search", "--address", "auto", "--run_dir", "s3://b/r"),
+        *("python", "-m", "tuner.search", "--address", "auto", "--submit", "none", "--run_dir", "s3://b/r"),
         *("--train_data", str(tmp_path / "dataset.jsonl"), "--deepspeed", "0-ds_stage0.json"),
         "--search_space=1-space.yaml",
     ]
@@ -162,6 +164,24 @@ def test_the_run_directory_may_stand_in_the_configuration(tmp_path: Path) -> Non
         submit(ADDRESS, ["--config", str(tmp_path / "lost.yaml")])
     with pytest.raises(RequestError, match="No Ray cluster answers"):
         submit("http://127.0.0.1:9", ["--config", str(tmp_path / "kept.yaml")])
+
+
+def test_a_job_does_not_submit_itself_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The file that says where to submit goes along."""
+    monkeypatch.chdir(tmp_path)
+    Path("search.yaml").write_text(f"submit: {ADDRESS}\nrun_dir: s3://bucket/run\n")
+    assert parse(["--config", "search.yaml"]).submit == ADDRESS
+    staged = tmp_path / "staged"
+    staged.mkdir()
+    asked = shlex.split(entrypoint(["--config", "search.yaml"], staged))[3:]
+    monkeypatch.chdir(staged)
+    in_job = parse(asked)
+    assert (in_job.submit, in_job.address, in_job.run_dir) == (None, "auto", "s3://bucket/run")
+
+
+def test_python_does_not_submit_and_says_so() -> None:
+    with pytest.raises(RequestError, match=rf"submit: from Python .* python -m tuner.search --submit {ADDRESS}"):
+        tuner.run(tuner.SearchConfig(submit=ADDRESS))
 
 
 @pytest.mark.parametrize("flags", [["--token", "hf_secret"], ["--hub_token=hf_secret"], ["--hub-token", "hf_secret"]])

@@ -87,7 +87,8 @@ def entrypoint(arguments: Sequence[str], folder: Path) -> str:
         if named[2:].replace("-", "_") in _PATHS or Path(value).suffix in SETTINGS:
             value = _staged(value, folder)
         staged.append(f"{flag}{equals}{value}")
-    return shlex.join(["python", "-m", "tuner.search", "--address", "auto", *staged])
+    here = ["--address", "auto", "--submit", "none"]  # a file that is sent along may name where to submit
+    return shlex.join(["python", "-m", "tuner.search", *here, *staged])
 
 
 def runtime_environment(working_dir: Path) -> dict[str, Any]:
@@ -115,7 +116,8 @@ def _value(arguments: Sequence[str], flag: str) -> str | None:
 
 def _check(arguments: Sequence[str]) -> None:
     config = parse(_without(arguments, "--resume"))  # what is resumed holds no secret, and may be out of reach here
-    run_dir = _value(arguments, "--resume") or config.run_dir or config.arguments.get("output_dir") or ""
+    resumed = _value(arguments, "--resume") or config.resume
+    run_dir = resumed or config.run_dir or config.arguments.get("output_dir") or ""
     problems = []
     if not (is_url(run_dir) or Path(run_dir).is_absolute()):
         problems.append(
