@@ -22,10 +22,11 @@ from tuner.run_dir.names import CONFIG_FILE
 from tuner.study.claim import check_claim, claim, facts
 
 
-def _plan(folder: Path, *, space: str = "m3", **arguments: object) -> Plan:
+def _plan(folder: Path, *, space: str = "m3", workers: int | None = None, **arguments: object) -> Plan:
     data = {"train_data": [str(make_rows(folder / "rows.jsonl", rows=120))]}
     model = {"model_name_or_path": str(make_model(folder / "model"))}
-    config = SearchConfig(arguments={**data, **model, **arguments}, search_space=space)
+    given = {**data, **model, **arguments}
+    config = SearchConfig(arguments=given, search_space=space, workers_per_trial=workers)
     return make_plan(config, folder / "run", lambda _line: None)
 
 
@@ -53,9 +54,10 @@ def test_gpus_that_are_not_there_are_told_with_what_else_is_wrong(
     assert needed in str(refused.value)
 
 
-def test_budgets_are_counted_in_examples(tmp_path: Path) -> None:
-    """72 training rows: 18 steps of 8 rows are 2 epochs, and 9 of them in warm-up are a half."""
-    plan = _plan(tmp_path, max_steps=18, per_device_train_batch_size=8, warmup_steps=9)
+@pytest.mark.parametrize(("workers", "batch"), [(None, 8), (2, 4)])
+def test_budgets_are_counted_in_examples(tmp_path: Path, workers: int | None, batch: int) -> None:
+    """72 training rows: 18 steps of 8 rows, or of 4 on each of two workers, are 2 epochs; 9 in warm-up are a half."""
+    plan = _plan(tmp_path, workers=workers, max_steps=18, per_device_train_batch_size=batch, warmup_steps=9)
     assert plan.dataset.rows == 72
     assert plan.arguments["num_train_epochs"] == 2.0
     assert plan.arguments["warmup_ratio"] == 0.5
@@ -340,9 +342,7 @@ def test_lora_has_a_space_of_its_own(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_adapters_that_cannot_be_are_refused(
-    tmp_path: Path, space: str, changes: dict[str, object], words: str
-) -> None:
+def test_adapters_that_cannot_be_are_refused(tmp_path: Path, space: str, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(RequestError, match=words):
         _plan(tmp_path, space=space, **changes)
 

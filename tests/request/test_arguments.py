@@ -1,6 +1,6 @@
 import pytest
 
-from tuner.request.arguments import translated, upstream_arguments
+from tuner.request.arguments import searchable_numbers, translated, upstream_arguments
 
 
 def test_arguments_are_those_of_the_upstream_dataclasses() -> None:
@@ -53,3 +53,14 @@ def test_names_that_transformers_dropped_are_translated() -> None:
 
 def test_a_number_of_warmup_steps_wins_over_a_ratio() -> None:
     assert translated({"warmup_steps": 100, "warmup_ratio": 0.1}) == {"warmup_steps": 100}
+    asked = {"warmup_steps": 5, "warmup_ratio": 0.1, "per_device_train_batch_size": 8, "num_train_epochs": 2.0}
+    assert searchable_numbers(asked, rows=100, workers=1)["warmup_ratio"] == 5 * 8 / 200
+    assert searchable_numbers({**asked, "warmup_steps": 0}, rows=100, workers=1)["warmup_ratio"] == 0.1
+
+
+@pytest.mark.parametrize(("workers", "epochs"), [(1, 2.0), (4, 8.0)])
+def test_steps_are_those_of_all_workers_together(workers: int, epochs: float) -> None:
+    """Of 1000 rows, 250 steps of 8 see each twice, and four workers, with a batch each, 8 times."""
+    asked = {"max_steps": 250, "warmup_steps": 25, "per_device_train_batch_size": 8}
+    numbers = searchable_numbers(asked, rows=1000, workers=workers)
+    assert (numbers["num_train_epochs"], numbers["warmup_ratio"]) == (epochs, 0.1)

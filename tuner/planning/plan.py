@@ -306,7 +306,7 @@ def _context(
 ) -> tuple[Context, dict[str, list[Any]]]:
     """What `space` may know, the user's own value of every argument that it varies among it, and what it reaches."""
     rows = dataset.rows_used(arguments)
-    start = searchable_numbers(arguments, rows)
+    start = searchable_numbers(arguments, rows=rows, workers=config.workers)
     context = Context(rows=rows, negatives=dataset.negatives, start=start)
     called, known = space_name(config), upstream_arguments()
     others = [known[name] for name in rehearse(called, space, context).keys() - start.keys() if name in known]

@@ -247,19 +247,24 @@ def translated(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def searchable_numbers(arguments: Mapping[str, Any], rows: int) -> dict[str, int | float]:
+def searchable_numbers(arguments: Mapping[str, Any], *, rows: int, workers: int) -> dict[str, int | float]:
     """Returns the numbers that a space may vary: the user's, else upstream's defaults.
 
     Budgets are counted in examples, so that every batch size gets the same: `max_steps` becomes epochs, and a number of
-    warm-up steps a share.
+    warm-up steps, which wins over a ratio, a share.
+
+    Args:
+        arguments: As the user gave them.
+        rows: That train.
+        workers: Of one trial: each sees a batch of its own in every step.
     """
     numbers = {name: arguments.get(name, upstream_arguments()[name].default) for name in _SEARCHABLE}
-    batch = numbers["per_device_train_batch_size"] * numbers["gradient_accumulation_steps"]
+    batch = workers * numbers["per_device_train_batch_size"] * numbers["gradient_accumulation_steps"]
     if (arguments.get("max_steps") or -1) > 0:
         numbers["num_train_epochs"] = arguments["max_steps"] * batch / rows
     warmup = arguments.get("warmup_steps") or 0
     share = warmup if warmup < 1 else min(0.5, warmup * batch / (rows * numbers["num_train_epochs"]))
-    return {**numbers, "warmup_ratio": arguments.get("warmup_ratio", share)}
+    return {**numbers, "warmup_ratio": share if warmup else arguments.get("warmup_ratio", share)}
 
 
 def honoured(arguments: Mapping[str, Any], *, gpu: bool) -> tuple[dict[str, Any], list[str]]:

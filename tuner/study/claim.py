@@ -39,7 +39,10 @@ def facts(config: SearchConfig, dataset: Dataset) -> dict[str, Any]:
         "candidate_pool_size": config.candidate_pool_size,
         "seed": config.seed,
         "workers": config.workers,
-        "arguments": {**_decisive(config.arguments), **searchable_numbers(config.arguments, dataset.rows)},
+        "arguments": {
+            **_decisive(config.arguments),
+            **searchable_numbers(config.arguments, rows=dataset.rows, workers=config.workers),
+        },
     }
 
 
