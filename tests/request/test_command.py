@@ -12,7 +12,7 @@ import yaml
 from tests.support.storage_fixtures import stored
 from tuner.errors import RequestError
 from tuner.request.command_line import code_flags, parse, resumed
-from tuner.request.config import SearchConfig
+from tuner.request.config import SearchConfig, new_run_dir
 from tuner.run_dir.store import open_run_dir
 
 USERS_COMMAND = """
@@ -86,6 +86,31 @@ def test_a_resumed_search_keeps_its_settings_and_takes_new_ones(tmp_path: Path) 
     )
     config = parse(["--resume", str(tmp_path), "--num_trials", "9"])
     assert (config.num_trials, config.metric, config.arguments["train_data"]) == (9, "dense.mrr_at_10", ["a.jsonl"])
+
+
+def test_a_settings_file_may_name_what_is_resumed(tmp_path: Path) -> None:
+    run, file = tmp_path / "run", tmp_path / "search.yaml"
+    run.mkdir()
+    (run / "config.yaml").write_text("num_trials: 4\npatience: 3\narguments: {train_data: [a.jsonl]}\n")
+    file.write_text(f"resume: {run}\nnum_trials: 9\n")
+    config = parse(["--config", str(file), "--patience", "5"])
+    assert (config.resume, config.num_trials, config.patience) == (str(run), 9, 5)
+    assert config.arguments == {"train_data": ["a.jsonl"]}
+    assert parse(["--config", str(file), "--resume", "none", "--train_data", "b.jsonl"]).resume is None
+
+
+def test_the_run_directory_of_a_line_wins_under_both_of_its_names(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("run_dir: runs/first\narguments: {train_data: [a.jsonl], output_dir: out}\n")
+    for flag in ("--run_dir", "--output_dir"):
+        assert new_run_dir(parse(["--config", str(file), flag, "runs/second"]), "now") == "runs/second"
+    assert new_run_dir(parse(["--config", str(file)]), "now") == "runs/first"
+
+
+def test_two_run_directories_on_one_line_are_refused() -> None:
+    with pytest.raises(RequestError, match=r"--run_dir a and --output_dir b both name the run directory"):
+        parse(["--run_dir", "a", "--output_dir", "b"])
+    assert parse(["--run_dir", "a", "--output_dir", "a"]).run_dir == "a"
 
 
 def test_python_resumes_what_the_run_was_asked(tmp_path: Path) -> None:

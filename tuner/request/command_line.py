@@ -1,6 +1,6 @@
 """The command line: the flags of a fine-tuning command, and the search's own, into a `SearchConfig`."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,13 @@ def parse(argv: Sequence[str]) -> SearchConfig:
     namespace, unknown = build_parser().parse_known_args(list(argv))
     given = {name: value for name, value in vars(namespace).items() if value is not None}
     problems = list(dict.fromkeys(_unknown_flag(token) for token in _without_their_values(unknown)))
-    run_dir, file = given.get("resume"), given.pop("config", None)
-    from_run = _read_run(run_dir, problems) if run_dir else {}
+    problems += _two_run_dirs(given)
+    file = given.pop("config", None)
     from_file = _read_yaml(file, problems, asked=given) if file else {}
+    if "output_dir" in given:  # the run directory by another name
+        from_file.pop("run_dir", None)
+    run_dir = _named(given.get("resume", from_file.get("resume")))
+    from_run = _read_run(run_dir, problems) if run_dir else {}
     problems += _code_of_a_run(f"--resume {run_dir}", from_run, asked={*from_file, *given})
     earlier = _named(given.get("again", from_file.get("again")))
     if earlier and run_dir:
@@ -52,6 +56,12 @@ def parse(argv: Sequence[str]) -> SearchConfig:
     from_earlier = _begun_again(earlier, problems, asked={*from_file, *given}) if earlier and not run_dir else {}
     values = _given({**from_earlier, **from_run, **from_file, **given, **_absolute(earlier)})
     return _configuration(values, problems)
+
+
+def _two_run_dirs(given: Mapping[str, Any]) -> Iterator[str]:
+    run_dir, output_dir = given.get("run_dir"), given.get("output_dir")
+    if run_dir and output_dir and run_dir != output_dir:
+        yield f"--run_dir {run_dir} and --output_dir {output_dir} both name the run directory; leave one of them out"
 
 
 def resumed(config: SearchConfig) -> SearchConfig:
@@ -111,9 +121,11 @@ def _without_their_values(unknown: Sequence[str]) -> list[str]:
     ]
 
 
-def _named(again: Any) -> str | None:
-    """The run of `--again`; None for a value of a YAML file that names none, which is refused with all others."""
-    return str(again) if isinstance(again, str | int | float) and not isinstance(again, bool) else None
+def _named(run: Any) -> str | None:
+    """The run to `--resume` or begin `--again`; None for what names none in a YAML file, refused with all others."""
+    if isinstance(run, bool) or not isinstance(run, str | int | float) or str(run).lower() == "none":
+        return None
+    return str(run)
 
 
 def _begun_again(run_dir: str, problems: list[str], *, asked: Collection[str]) -> dict[str, Any]:
