@@ -191,6 +191,18 @@ def test_a_rows_own_negatives_stay_but_for_false_ones(tmp_path: Path, model: str
     assert not {positive, *pairs[1]["pos"]} & set(rows[1]["neg"])
 
 
+def test_own_negatives_that_dev_or_test_look_for_are_removed(tmp_path: Path, model: str, beir: str) -> None:
+    passages = [row["text"] for row in _lines(Path(beir) / "corpus.jsonl")]
+    pairs = make_pairs(30)
+    pairs[0]["neg"] = [f" {passages[7]} ", passages[12]]  # of test query 7, and of none
+    pairs[1]["neg"] = [passages[7]]
+    mined, rows = run(asked(tmp_path, pairs, model, eval_data=beir, relative_margin=None, max_score=1.0))
+    assert (mined.own, mined.own_removed, mined.kept_rows, mined.mined_rows) == (3, 2, 1, 29)
+    assert rows[0]["neg"] == [passages[12]]
+    assert passages[7] not in {text.strip() for row in rows for text in row["neg"]}
+    assert "removed 2 of 3 negatives that rows came with, as near as a positive, or" in " ".join(mined.lines())
+
+
 def test_own_negatives_as_near_as_the_positive_are_removed(tmp_path: Path, model: str, beir: str) -> None:
     pairs = make_pairs(30)
     pairs[0]["neg"] = [pairs[0]["query"]]  # nothing is nearer to a query than itself

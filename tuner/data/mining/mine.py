@@ -30,7 +30,7 @@ def mine(mining: Mining, say: Say) -> Mined:
     """Writes the rows with negatives.
 
     A row keeps its negatives, but for such as lie as near to the query as a positive; one that is left without gets new
-    ones. Passages that are positives of dev and test queries become nobody's.
+    ones. Passages that are positives of dev and test queries are nobody's.
 
     Args:
         mining: What is asked for.
@@ -82,7 +82,10 @@ def _miner(mining: Mining) -> "Miner":
 
 
 def _remove_false(material: Material, rule: Rule, miner: "Miner", mined: Mined) -> None:
-    """Removes negatives that are, or lie as near as, a positive; scores that rows have go with them."""
+    """Removes negatives that are, or lie as near as, a positive, or are what dev and test queries look for.
+
+    Scores that rows have go with them.
+    """
     rows = [row for row in material.rows if row["neg"]]
     queries = [row["query"].strip() for row in rows]
     asked = [
@@ -95,7 +98,7 @@ def _remove_false(material: Material, rule: Rule, miner: "Miner", mined: Mined) 
         kept = [
             number
             for number, (text, score) in enumerate(zip(row["neg"], scores[len(positives) :], strict=True))
-            if score <= highest and text.strip() not in positives
+            if score <= highest and text.strip() not in positives and fingerprint(text) not in material.held_out
         ]
         mined.own += len(row["neg"])
         mined.own_removed += len(row["neg"]) - len(kept)

@@ -65,7 +65,7 @@ class Mined:
     own: int = 0
     """Negatives that rows came with."""
     own_removed: int = 0
-    """Of these, positives or too near to them."""
+    """Of these, positives, of dev and test queries too, or too near to their own query's."""
     negatives: int = 0
     """Negatives that are written."""
     removed: int = 0
@@ -86,7 +86,8 @@ class Mined:
             f"{self.mined_rows:,} got new ones"
         )
         if self.own:
-            yield f"removed {self.own_removed:,} of {self.own:,} negatives that rows came with, as near as a positive"
+            removed = f"removed {self.own_removed:,} of {self.own:,} negatives that rows came with"
+            yield f"{removed}, as near as a positive, or a positive of a dev or test query"
         yield f"removed {self.removed:,} candidates of {self.removed_rows:,} rows, as near as a positive"
         yield f"left out {self.held_out:,} passages that are positives of dev or test queries"
         if self.drawn:
