@@ -83,6 +83,7 @@ def test_broken_lines_keep_their_numbers(tmp_path: Path) -> None:
         ("rows.jsonl", LINES.decode().encode("utf-16"), "UTF-8"),
         ("rows.jsonl.gz", gzip.compress(LINES, mtime=0)[:-20], "unreadable"),
         ("rows.jsonl.gz", LINES, "unreadable"),
+        ("rows.jsonl.gz", gzip.compress(LINES, mtime=0)[:10] + b"\xff" * 20, "unreadable"),
         ("rows.jsonl.xz", LINES, "unreadable"),
         ("rows.parquet", LINES, "Parquet"),
     ],

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import json
 import lzma
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,7 +152,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
             yield from _read_parquet(path)
         else:
             yield from _read_json(path)
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         yield 1, Fault("unreadable", f"cannot be read ({' '.join(str(error).split())}); is the file whole?")
 
 
