@@ -49,6 +49,8 @@ FORMATS: dict[str, Callable[[Path], Any]] = {
     "rows.jsonl.xz": lambda path: path.write_bytes(lzma.compress(LINES)),
     "rows.json": lambda path: path.write_text("\n \n" + json.dumps(ROWS, indent=1)),
     "object.json": lambda path: path.write_text(json.dumps({"version": 2, "data": ROWS}, indent=2)),
+    "object-on-one-line.json": lambda path: path.write_text(json.dumps({"version": 2, "data": ROWS}) + "\n"),
+    "object-on-one-line.json.gz": lambda path: path.write_bytes(gzip.compress(json.dumps({"data": ROWS}).encode())),
     "array.json.gz": lambda path: path.write_bytes(gzip.compress(json.dumps(ROWS).encode())),
     "rows.parquet": _parquet,
     "saved": _saved,
@@ -69,6 +71,12 @@ def test_every_format_holds_the_same_rows(name: str, tmp_path: Path) -> None:
 def test_rows_that_are_whole_objects_on_several_lines_are_one_row(tmp_path: Path) -> None:
     (tmp_path / "one.json").write_text(json.dumps(ROWS[0], indent=2))
     assert list(read_rows(tmp_path / "one.json")) == [(1, ROWS[0])]
+
+
+def test_a_first_line_that_holds_a_list_makes_no_object_of_several_lines(tmp_path: Path) -> None:
+    first = {"passages": [{"text": "a"}]}
+    (tmp_path / "rows.jsonl").write_bytes(json.dumps(first).encode() + b"\n" + LINES)
+    assert list(read_rows(tmp_path / "rows.jsonl")) == [(1, first), *enumerate(ROWS, start=2)]
 
 
 def test_broken_lines_keep_their_numbers(tmp_path: Path) -> None:
@@ -115,6 +123,9 @@ def test_another_format_is_refused_with_those_that_are_read(tmp_path: Path) -> N
     (tmp_path / "rows.csv").write_text("query,pos\n")
     (finding,) = check([str(tmp_path / "rows.csv")])
     assert "extension '.csv' is not read: JSON Lines" in finding.message
+    (tmp_path / "rows.parquet.gz").write_bytes(b"")
+    (finding,) = check([str(tmp_path / "rows.parquet.gz")])
+    assert "JSON Lines and JSON arrays (also as .gz, .bz2 or .xz), Parquet and folders" in finding.message
 
 
 def test_a_beir_folder_is_no_training_data_and_told_once(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from tuner.data.rows import FIELDS, Fault
 
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 NO_SUCH_DATA = "no such file or folder; check --train_data"
-_READ = "JSON Lines, JSON arrays, Parquet, these with .gz, .bz2 or .xz, and folders of datasets.save_to_disk are read"
+_READ = "JSON Lines and JSON arrays (also as .gz, .bz2 or .xz), Parquet and folders of datasets.save_to_disk are read"
 _UNPACK: Mapping[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _PARQUET = ".parquet"
 _BEIR = ("corpus.jsonl", "queries.jsonl")
@@ -179,14 +179,19 @@ def _read_as_one(path: Path, start: bytes) -> list[tuple[int, Any]] | None:
     if start.startswith(_WIDE_BOMS):
         return [(1, Fault("UTF-8", "not UTF-8 but UTF-16; save the file as UTF-8"))]
     opens_array = start.startswith(b"[")
-    if not opens_array and not (start.startswith(b"{") and isinstance(_decode(start), Fault)):
+    if not opens_array and not (start.startswith(b"{") and _may_hold_rows(_decode(start))):
         return None
     with _open(path) as file:
         content = _decode(file.read().removeprefix(_BOM).strip())
     if isinstance(content, Fault) and not opens_array:
-        return None  # lines that are broken one by one
+        return None  # several lines, or broken ones
     rows = _only_list(content) if isinstance(content, dict) else content
     return list(enumerate(rows, start=1)) if isinstance(rows, list) else [(1, rows)]
+
+
+def _may_hold_rows(first_line: Any) -> bool:
+    """Whether the line is no row: it is cut off, or holds a list of rows."""
+    return isinstance(first_line, Fault) or _only_list(first_line) is not first_line
 
 
 def _only_list(value: dict[str, Any]) -> Any:
