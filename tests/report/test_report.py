@@ -15,6 +15,7 @@ from tests.support.report_fixtures import CHINESE, HOSTILE, OUT_OF_MEMORY, WARNI
 from tests.support.storage_fixtures import stored
 from tuner.cluster.executor import run_in_process
 from tuner.errors import EXIT_DONE, EXIT_REQUEST
+from tuner.report import findings
 from tuner.report.command import main
 from tuner.report.page import write_report
 from tuner.request.config import SearchConfig
@@ -231,7 +232,31 @@ def test_the_parts_of_the_time_add_up_to_the_clock(run_dir: Path, tmp_path: Path
     (other / "result.json").write_text(json.dumps(result))
     page = write_report(other).read_text("utf-8")
     text = "".join(_Page(page[page.index('<section id="time">') :].partition("</section>")[0]).text.split())
-    assert text.endswith("training50.0s50%scoring20.0s20%guards10.0s10%finaltest5.0s5%start-up,imports,data15.0s15%")
+    assert text.endswith("training50.0s50%scoring20.0s20%guards10.0s10%finaltest5.0s5%startandrest15.0s15%")
+    assert "sidebyside" not in text
+
+
+def test_jobs_side_by_side_are_told_as_shares_of_the_clock() -> None:
+    """Of 90 s that jobs took, four at a time took 22.5 s of the clock; of 500 s, all of its 100 s."""
+    parts = {"training": 60.0, "scoring": 20.0, "overhead": 0.0, "test": 10.0}
+    assert findings.spent({"total": 100.0} | parts, 4) == [
+        ("training", 15.0, 15.0),
+        ("scoring", 5.0, 5.0),
+        ("final test", 2.5, 2.5),
+        ("start and rest", 77.5, 77.5),
+    ]
+    assert findings.spent({"total": 100.0, "training": 400.0, "scoring": 100.0}, 4) == [
+        ("training", 80.0, 80.0),
+        ("scoring", 20.0, 20.0),
+    ]
+
+
+def test_the_report_says_where_trials_ran_side_by_side(run_dir: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(run_dir, tmp_path / "run")
+    config = yaml.safe_load((other / "config.yaml").read_text())
+    (other / "config.yaml").write_text(yaml.safe_dump(config | {"concurrent_trials": 4}))
+    text = " ".join(_Page(write_report(other).read_text("utf-8")).text.split())
+    assert "beside the base model 7 trained to the end, 3 stopped early, 1 failed. 4 trials side by side" in text
 
 
 def test_without_finalists_there_is_no_spread(tmp_path: Path) -> None:

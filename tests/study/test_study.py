@@ -7,6 +7,7 @@ import optuna
 import pytest
 
 from tests.support.fake import METRIC, PARETO, fake_train, open_agenda, open_study, score_of
+from tests.support.study_fixtures import BASE, USER, make_study
 from trainables.config import RungReport
 from tuner.cluster.executor import run_in_process
 from tuner.request.config import SearchConfig
@@ -14,7 +15,7 @@ from tuner.schedule.retries import Failure
 from tuner.study.pruners import pruner_names
 from tuner.study.samplers import sampler_names
 from tuner.study.study import read_studies
-from tuner.study.trials import has_failed, value_of
+from tuner.study.trials import has_failed, how_they_ended, value_of
 
 
 def _run(config: SearchConfig, run_dir: Path, *, break_after: int | None = None) -> list[tuple[object, ...]]:
@@ -104,6 +105,16 @@ def test_a_trials_value_is_its_best_rungs(tmp_path: Path) -> None:
     study.tell.complete(user)
     told = study.search.trials[1]
     assert (told.value, told.user_attrs["best_rung"], told.intermediate_values) == (0.8, 2, {1: 0.7, 2: 0.8, 3: 0.75})
+
+
+def test_what_was_told_an_earlier_end_counts_as_not_trained() -> None:
+    sampled: list[dict[str, Any]] = [{"value": 0.7}, {"value": None}, {"value": None, "infeasible": True}]
+    trials = make_study(BASE, USER, *sampled).trials
+    assert how_they_ended(trials) == "2 trained to the end, 1 stopped early, 1 failed"
+    repeated = [{**trial, "duplicate_of": number} for number, trial in enumerate([USER, *sampled], start=1)]
+    trials = make_study(BASE, USER, *sampled, *repeated).trials
+    ended = "2 trained to the end, 1 stopped early, 2 failed, 3 not trained again (settings of earlier trials)"
+    assert how_they_ended(trials) == ended
 
 
 def test_a_trial_that_does_not_fit_is_a_violated_constraint(tmp_path: Path) -> None:

@@ -18,10 +18,11 @@ from tuner.verdict.decision import (
 from tuner.verdict.previous import previous_notes
 from tuner.verdict.result import Best, Verdict
 from tuner.verdict.statistics import Comparison
+from tuner.verdict.time_spent import parts_of
 
 INTERVAL_WIDTH = 150
 """Pixels of the drawing of an interval."""
-_PARTS = {"test": "final test"}
+_PARTS = {"test": "final test", "rest": "start and rest"}
 _NEGATIVE = re.compile(r"(?<![\w.\-])-(?=\d)")
 Guarded = Mapping[str, float | None]
 """Guard task -> score."""
@@ -206,10 +207,7 @@ def searched(result: Verdict, best: Best) -> list[tuple[str, Any, Any]]:
     return [(name, yours.get(name), value) for name, value in best.params.items()]
 
 
-def spent(seconds: Mapping[str, float]) -> list[tuple[str, float, float]]:
-    """Returns part, seconds, share of all parts in percent; the rest of the clock, where jobs ran one by one, too."""
-    parts = {_PARTS.get(part, part): taken for part, taken in seconds.items() if part != "total" and taken > 0}
-    if (rest := seconds["total"] - sum(parts.values())) > 0:
-        parts["start-up, imports, data"] = rest
-    whole = sum(parts.values())
-    return [(part, taken, 100 * taken / whole) for part, taken in parts.items()]
+def spent(seconds: Mapping[str, float], slots: int) -> list[tuple[str, float, float]]:
+    """Returns part, seconds of the clock's, share of the clock in percent: the parts sum to it (`parts_of`)."""
+    parts = {part: taken for part, taken in parts_of(seconds, slots).items() if taken > 0}
+    return [(_PARTS.get(part, part), taken, 100 * taken / seconds["total"]) for part, taken in parts.items()]

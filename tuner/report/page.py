@@ -35,6 +35,7 @@ from tuner.run_dir.names import (
 )
 from tuner.run_dir.written import is_foreign
 from tuner.study.study import read_studies
+from tuner.study.trials import how_they_ended
 from tuner.verdict.decision import FINE_TUNE, SIGNIFICANT
 from tuner.verdict.result import Best, Verdict, bundle_of
 
@@ -80,7 +81,8 @@ def _contents(run_dir: Path, storage: str | None) -> dict[str, Any]:
     """Everything that the template shows, by name."""
     config = yaml.safe_load((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))
     search, _ = read_studies(run_dir, storage or config["storage"], config.get("study_name"))
-    trials, result = standings(search.get_trials(deepcopy=False)), Verdict.read(run_dir)
+    made, result = search.get_trials(deepcopy=False), Verdict.read(run_dir)
+    trials, slots = standings(made), config.get("concurrent_trials", 1)
     best = result.best if result else None
     manifest, metric = _json(run_dir / DATA / MANIFEST), Metric.read(config["metric"])
     scene = Scene(
@@ -106,7 +108,9 @@ def _contents(run_dir: Path, storage: str | None) -> dict[str, Any]:
         "significant": SIGNIFICANT,
         "interval_width": findings.INTERVAL_WIDTH,
         "pictures": search_pictures(search, scene),
-        "spent": findings.spent(result.seconds) if result else [],
+        "ended": how_they_ended(made),
+        "slots": slots,
+        "spent": findings.spent(result.seconds, slots) if result else [],
         "trials": [_trial_row(run_dir, trial, scene) for trial in trials],
         "parameter_names": names,
         "kept": kept_settings(config, names),

@@ -24,6 +24,7 @@ from tuner.search.next_steps import next_steps
 from tuner.search.terminal import say
 from tuner.search.wording import clock, shown
 from tuner.study.study import read_studies
+from tuner.study.trials import how_they_ended
 from tuner.verdict.decision import FINE_TUNE, interval, range_notes, scored_on, sentence, settings_notes
 from tuner.verdict.judge import judge
 from tuner.verdict.previous import previous_notes
@@ -67,7 +68,8 @@ def conclude(config: SearchConfig, run_dir: Path, console: Console, *, seconds: 
     result.write(run_dir)
     note_verdict(search, result)
     refusal = _refusal(run_dir, result, trusted=bool(config.arguments.get("trust_remote_code")))
-    _say(result, console, slots=config.concurrent_trials)
+    ended = how_they_ended(search.get_trials(deepcopy=False))
+    _say(result, console, ended=ended, slots=config.concurrent_trials)
     _say_where(result, run_dir, console, config, refused=refusal is not None)
     _report(config, run_dir, console)
     if refusal:
@@ -119,8 +121,8 @@ def _report(config: SearchConfig, run_dir: Path, console: Console) -> None:
         )
 
 
-def _say(result: Verdict, console: Console, *, slots: int) -> None:
-    """Says the verdict and what it rests on."""
+def _say(result: Verdict, console: Console, *, ended: str, slots: int) -> None:
+    """Says the verdict and what it rests on; `ended` is how the trials did."""
     best, tell = result.best, partial(say, console)
     assert best is not None, "a search without a winner has no conclusion"
     tell("")
@@ -139,9 +141,7 @@ def _say(result: Verdict, console: Console, *, slots: int) -> None:
         tell(f"mixture     {result.mixtures.reason}")
     if scored := scored_on(result):
         tell(f"scored      {scored}")
-    counts = result.trials
-    trained = f"{counts.complete - 1} trained to the end, {counts.pruned} stopped early, {counts.failed} failed"
-    tell(f"trials      {trained} (and the base model)")
+    tell(f"trials      {ended} (and the base model)")
     tell(f"time        {_time(result.seconds, slots)}")
 
 

@@ -1,6 +1,7 @@
 """A trial of the study: its user attributes that more than one module reads, and what follows from them."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from optuna import Study
@@ -87,6 +88,19 @@ def state_of(trial: FrozenTrial) -> str:
     if has_failed(trial):
         return "failed"
     return "paused" if is_paused(trial) else trial.state.name.lower()
+
+
+def how_they_ended(trials: Iterable[FrozenTrial]) -> str:
+    """Returns how many were trained to their end, stopped, or failed, the base model left out, in words.
+
+    One that was told the end of an earlier trial was not trained: it is counted with such alone, unless that failed.
+    """
+    made = [trial for trial in trials if role_of(trial) != BASE]
+    ends = Counter((state_of(trial), DUPLICATE_OF in trial.user_attrs) for trial in made)
+    failed = sum(map(has_failed, made))
+    said = f"{ends['complete', False]} trained to the end, {ends['pruned', False]} stopped early, {failed} failed"
+    repeated = ends["complete", True] + ends["pruned", True]
+    return said + (f", {repeated} not trained again (settings of earlier trials)" if repeated else "")
 
 
 def value_of(trial: FrozenTrial) -> float:
