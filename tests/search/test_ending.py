@@ -101,6 +101,14 @@ def test_where_the_base_model_is_kept_no_trained_one_is_offered(
     assert "train.sh" not in said
 
 
+def test_where_patience_ended_a_search_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tuner.search.conclusion.write_bundle", lambda *_, **__: None)
+    run_dir, console = build_run(tmp_path / "run", gain=0.001), Console(record=True, width=200)
+    config = SearchConfig(num_trials=20, patience=5)
+    tuner.search.conclusion.conclude(config, run_dir, console, seconds=1.0, by_patience=True)
+    assert f"--resume {run_dir} --patience 20 (12 of 20 trials ran" in console.export_text().replace("\n", "")
+
+
 def test_the_end_says_the_gain_over_base_and_over_yours_and_what_the_time_went_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

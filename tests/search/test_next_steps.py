@@ -28,6 +28,12 @@ def test_a_gain_that_may_be_chance_wants_more_queries_and_more_trials(kept: Verd
     )
 
 
+def test_a_search_that_patience_ended_wants_more_patience(kept: Verdict) -> None:
+    steps = list(next_steps(kept, "runs/1", planned=16, by_patience=True))
+    ended = "(12 of 16 trials ran, then --patience ended the search)"
+    assert steps[1] == f"look further: python -m tuner.search --resume runs/1 --patience 16 {ended}"
+
+
 def test_a_directory_is_named_as_a_shell_takes_it(kept: Verdict) -> None:
     assert "--resume 'runs/exp?a' --num_trials" in list(next_steps(kept, "runs/exp?a", planned=12))[1]
 

@@ -39,7 +39,9 @@ _PARTS = {
 }
 
 
-def conclude(config: SearchConfig, run_dir: Path, console: Console, *, seconds: float) -> None:
+def conclude(
+    config: SearchConfig, run_dir: Path, console: Console, *, seconds: float, by_patience: bool = False
+) -> None:
     """Judges a finished search and hands over what it found.
 
     Args:
@@ -47,6 +49,7 @@ def conclude(config: SearchConfig, run_dir: Path, console: Console, *, seconds: 
         run_dir: Its directory, the test scores of the base model and the winner in it.
         console: Where the verdict is said.
         seconds: Wall clock of the search, over all its sessions.
+        by_patience: ``--patience`` ended it before all trials were made.
 
     Raises:
         BundleRefusedError: A library does not embed as training did, or the bundle could not be written; verdict and
@@ -71,6 +74,10 @@ def conclude(config: SearchConfig, run_dir: Path, console: Console, *, seconds: 
     ended = how_they_ended(search.get_trials(deepcopy=False))
     _say(result, console, ended=ended, slots=config.concurrent_trials)
     _say_where(result, run_dir, console, config, refused=refusal is not None)
+    home = _from_here(run_dir)
+    for place, step in enumerate(next_steps(result, str(home), planned=config.num_trials, by_patience=by_patience)):
+        say(console, f"{'' if place else 'next':<12}{step}")
+    say(console, f"report      {home / REPORT_FILE}")
     _report(config, run_dir, console)
     if refusal:
         raise refusal
@@ -189,9 +196,6 @@ def _say_where(result: Verdict, run_dir: Path, console: Console, config: SearchC
         tell(f'use it      SentenceTransformer("{home / BEST}"){"" if tuned else ", which is the base model"}')
     if tuned and not refused:
         tell(f"retrain     {_base_of(config)}bash {shlex.quote(str(home / BEST / TRAIN_SCRIPT))}")
-    for place, step in enumerate(next_steps(result, str(home), planned=config.num_trials)):
-        tell(f"{'' if place else 'next':<12}{step}")
-    tell(f"report      {home / REPORT_FILE}")
 
 
 def _base_of(config: SearchConfig) -> str:

@@ -63,7 +63,7 @@ def drive(plan: Plan, session: Session) -> None:
         with live:
             _run_jobs(agenda, plan, mirror, session, slots, live.watching(storage.check))
     _say_left_out(agenda, session)
-    _conclude(config, study, mirror, session, live)
+    _conclude(config, study, agenda, mirror, session, live)
 
 
 def _open_study(plan: Plan, storage: PatientStorage) -> SearchStudy:
@@ -138,12 +138,14 @@ def _say_left_out(agenda: Agenda, session: Session) -> None:
     session.warn([note for note in (agenda.left_out, agenda.passed_over) if note])
 
 
-def _conclude(config: SearchConfig, study: SearchStudy, mirror: Mirror, session: Session, live: LivePage) -> None:
-    store = session.store
+def _conclude(
+    config: SearchConfig, study: SearchStudy, agenda: Agenda, mirror: Mirror, session: Session, live: LivePage
+) -> None:
+    store, by_patience = session.store, bool(agenda.ended_early)
     try:
         with session.ending_in_order(config), interrupting():  # again: Ray has put handlers of its own in place
             seconds = max(study.spent, time.monotonic() - session.started)
-            conclude(config, store.local, session.console, seconds=seconds)
+            conclude(config, store.local, session.console, seconds=seconds, by_patience=by_patience)
     finally:
         live.end()
         mirror.finish()

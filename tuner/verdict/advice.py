@@ -99,6 +99,8 @@ class MoreTrials(Advice):
     made: int
     planned: int
     """Trials that were asked for."""
+    by_patience: bool = False
+    """Whether ``--patience`` ended the search before they were made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,12 +154,13 @@ class Searched:
     """What RUN/data/manifest.json holds; None where it is not there."""
 
 
-def of_verdict(result: Verdict, *, planned: int = 0) -> Iterator[Advice]:
+def of_verdict(result: Verdict, *, planned: int = 0, by_patience: bool = False) -> Iterator[Advice]:
     """Yields what follows from the verdict alone; nothing where fine-tuning is recommended, or nothing was trained.
 
     Args:
         result: The verdict.
         planned: How many trials were asked for.
+        by_patience: ``--patience`` ended the search before they were made.
     """
     best = result.best
     if result.verdict == FINE_TUNE or best is None:
@@ -165,7 +168,7 @@ def of_verdict(result: Verdict, *, planned: int = 0) -> Iterator[Advice]:
     if best.ci95[1] < 0:
         yield Do(step=Step.TRAIN_MORE_GENTLY, because=Reason.WORSE)
     else:
-        yield from _of_chance(best, result, planned)
+        yield from _of_chance(best, result, planned, by_patience=by_patience)
     if result.guard is not None and result.guard.lost:
         yield Do(step=Step.FORGET_LESS, because=Reason.FORGOTTEN)
     if is_certain(best) and result.recommended is not None and result.recommended.settings:
@@ -191,7 +194,7 @@ def of_search(result: Verdict, searched: Searched) -> Iterator[Advice]:
         yield LookIntoFailures(trials=searched.failed)
 
 
-def _of_chance(best: Best, result: Verdict, planned: int) -> Iterator[Advice]:
+def _of_chance(best: Best, result: Verdict, planned: int, *, by_patience: bool) -> Iterator[Advice]:
     because = None if is_certain(best) else Reason.CHANCE
     is_small = 0 < best.gain < best.detectable
     needed = best.queries * (best.detectable / best.gain) ** 2 if is_small else None
@@ -199,7 +202,7 @@ def _of_chance(best: Best, result: Verdict, planned: int) -> Iterator[Advice]:
         yield MoreQueries(because=because, gain=best.gain, queries=best.queries, needed=needed)
     if because:
         made = result.trials.complete + result.trials.pruned + result.trials.failed
-        yield MoreTrials(because=because, made=made, planned=planned)
+        yield MoreTrials(because=because, made=made, planned=planned, by_patience=by_patience)
 
 
 def _of_harm(searched: Searched, *, higher: bool) -> Iterator[Advice]:
