@@ -1,7 +1,9 @@
 """Earlier searches as priors: their best settings are drawn near, and are no trials of the search."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -11,9 +13,12 @@ from tests.support.storage_fixtures import stored
 from tuner.cluster.executor import run_in_process
 from tuner.errors import RequestError
 from tuner.request.config import SearchConfig
-from tuner.study.lessons import read_lessons
+from tuner.study.lessons import Lesson, read_lessons
+from tuner.study.samplers import sampler_names
 from tuner.study.storage import open_storage
 from tuner.study.study import SearchStudy
+
+BEST = {"learning_rate": 2e-6, "temperature": 0.01, "train_group_size": 2, "per_device_train_batch_size": 2}
 
 
 def _earlier(folder: Path) -> Path:
@@ -28,7 +33,7 @@ def test_a_lesson_is_the_best_of_an_earlier_search(tmp_path: Path) -> None:
     assert (lesson.model, lesson.trials, len(lesson.params)) == ("e5-small", 5, 3)
     assert lesson.params[0]["learning_rate"] == START["learning_rate"]  # the optimum of the fake score
     assert lesson.gain == pytest.approx(0.2)
-    assert "learned from" in str(lesson)
+    assert f"learned from {tmp_path} (e5-small, 5 trials, best +0.2000 on its dev): " in lesson.sentence("tpe")
 
 
 def test_a_lesson_is_read_from_storage_as_from_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,28 +54,40 @@ def test_what_is_no_search_is_refused_all_at_once(tmp_path: Path) -> None:
     assert len(refused.value.findings) == 2
 
 
+def _opened(folder: Path, config: SearchConfig, lessons: Sequence[Mapping[str, Any]]) -> SearchStudy:
+    from search_spaces import Context, load_search_space
+
+    return SearchStudy(
+        open_storage(None, folder),
+        config,
+        space=load_search_space("m3"),
+        context=Context(rows=100_000, negatives=15, start=START),
+        lessons=lessons,
+    )
+
+
+@pytest.mark.parametrize("sampler", sampler_names())
+def test_it_is_said_whether_a_sampler_draws_near_a_lesson(sampler: str, tmp_path: Path) -> None:
+    """One that does draws otherwise with it than without, from the same seed."""
+    lesson = Lesson(run_dir="earlier", model="e5-small", trials=5, gain=0.2, params=(BEST,))
+    drawn = []
+    for name, lessons in (("without", []), ("with", [lesson.to_dict()])):
+        (tmp_path / name).mkdir()
+        study = _opened(tmp_path / name, SearchConfig(sampler=sampler, num_trials=31, seed=1), lessons)
+        drawn.append([study.ask()[1] for _ in range(6)])
+    said = "are drawn near, and" if drawn[0] != drawn[1] else f"are not used (--sampler {sampler} draws near nothing)"
+    assert said in lesson.sentence(sampler)
+
+
 def test_first_trials_are_drawn_near_the_lessons_also_after_a_resume(tmp_path: Path) -> None:
     """The earlier best is at the lower end of every range: most of the first trials lie in the lower third."""
-    best = {"learning_rate": 2e-6, "temperature": 0.01, "train_group_size": 2, "per_device_train_batch_size": 2}
-    lessons: list[dict[str, object]] = [{"run_dir": "earlier", "params": [best]}]
+    lessons: list[dict[str, object]] = [{"run_dir": "earlier", "params": [BEST]}]
     config = SearchConfig(num_trials=31, seed=1)
-
-    def opened(lessons: list[dict[str, object]]) -> SearchStudy:
-        from search_spaces import Context, load_search_space
-
-        return SearchStudy(
-            open_storage(None, tmp_path),
-            config,
-            space=load_search_space("m3"),
-            context=Context(rows=100_000, negatives=15, start=START),
-            lessons=lessons,
-        )
-
-    study = opened(lessons)
+    study = _opened(tmp_path, config, lessons)
     study.ask(), study.ask()
     drawn = []
     for number in range(8):
-        study = opened([]) if number == 4 else study  # the lessons are in the study
+        study = _opened(tmp_path, config, []) if number == 4 else study  # the lessons are in the study
         while study.has_unfinished:
             study._unfinished.pop()
         drawn.append(study.ask()[1]["learning_rate"])

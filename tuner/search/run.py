@@ -181,7 +181,7 @@ def _say_plan(plan: "Plan", session: Session) -> None:
     pace = f"{slots} at a time" if slots > 1 else "one by one"
     session.say(f"{trials}, {pace}, judged by {plan.config.metric} on dev; run directory {plan.run_dir}")
     for lesson in plan.lessons:
-        session.say(str(lesson))
+        session.say(lesson.sentence(plan.config.sampler))
 
 
 def _split(manifest: Mapping[str, Any], *, used: int) -> str:

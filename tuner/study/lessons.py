@@ -22,6 +22,8 @@ from tuner.study.trials import BASE, DUPLICATE_OF, ROLE, arguments_of, value_of
 _READ = (CONFIG_FILE, STUDY_FILE)
 _BEST = 3
 """Trials of an earlier search that are drawn near."""
+_BLIND = ("random", "qmc")
+"""Samplers that look at no trial, nor at a lesson."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +44,13 @@ class Lesson:
         """Returns plain values."""
         return {**asdict(self), "params": [dict(params) for params in self.params]}
 
-    def __str__(self) -> str:
+    def sentence(self, sampler: str) -> str:
+        """Returns what is said of it where a search with `sampler` begins."""
         best = ", ".join(f"{name} {_short(value)}" for name, value in self.params[0].items())
+        used = f"not used (--sampler {sampler} draws near nothing)" if sampler in _BLIND else "drawn near"
         return (
             f"learned from {self.run_dir} ({self.model}, {counted(self.trials, 'trial')}, best {self.gain:+.4f} "
-            f"on its dev): {best}; its best settings are drawn near, and are no result of this search"
+            f"on its dev): {best}; its best settings are {used}, and are no result of this search"
         )
 
 
