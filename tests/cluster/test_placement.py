@@ -127,9 +127,13 @@ def test_a_trial_goes_on_on_another_machine(machine: Machine, tmp_path: Path) ->
     _does(driver, goes_on, tmp_path)(_job(driver), _on, lambda *_: None)
 
 
-def test_training_states_are_not_brought_to_the_driver(machine: Machine, tmp_path: Path) -> None:
-    """They are in storage until the study was told that the trial ended, and then nowhere."""
-    driver, seen = _driver(machine), set[str]()
+@pytest.mark.parametrize("pruner", ["none", "promotion"])
+def test_training_states_are_not_brought_to_the_driver(pruner: str, machine: Machine, tmp_path: Path) -> None:
+    """They are in storage until the study was told that the trial ended, and then nowhere.
+
+    By promotion, trials end that were stopped at a rung before.
+    """
+    driver, seen, jobs = _driver(machine), set[str](), list[str]()
 
     def train(config: TrialConfig, report: Report, progress: Progress) -> None:
         if config.rungs:
@@ -139,6 +143,7 @@ def test_training_states_are_not_brought_to_the_driver(machine: Machine, tmp_pat
 
     def elsewhere(job: TrialConfig, report: Report, progress: Progress) -> None:
         machine("worker")
+        jobs.append(job.name)
         _does(driver, train, tmp_path)(job, report, progress)
         machine("looks").pull([f"trials/{job.name}"])
         seen.update(path.parts[-3] for path in machine("looks").local.glob("trials/*/resume/*"))
@@ -153,14 +158,48 @@ def test_training_states_are_not_brought_to_the_driver(machine: Machine, tmp_pat
 
     mirror = Watched(driver)
     mirror.begin()
-    run_in_process(
-        open_agenda(SearchConfig(num_trials=3, finalists=0, pruner="none"), driver.local, mirror=mirror), elsewhere
-    )
+    config = SearchConfig(num_trials=9, finalists=0, pruner=pruner, rungs=(0.5, 1.0))
+    run_in_process(open_agenda(config, driver.local, mirror=mirror), elsewhere)
     mirror.finish()
-    assert seen >= {"0001", "0002"}
+    promoted = {name for name in jobs if jobs.count(name) > 1}
+    assert promoted & seen if pruner == "promotion" else seen >= {"0001", "0002"}
     assert pulled == []
     machine("yet another").pull()
     assert list(machine("yet another").local.glob("trials/*/resume/*")) == []
+
+
+def test_what_a_promoted_trial_leaves_is_dropped_as_any_other_s(machine: Machine) -> None:
+    """It was stopped at a rung, where its worker removes what is not worth its place, and then went on to its end."""
+    driver, states = _driver(machine), ["trials/0002/resume", "trials/0002/checkpoint"]
+    mirror = Mirror(driver)
+    mirror.begun("0002")
+    mirror.ended("0002", stopped=True)
+    mirror.drop(states)
+    mirror.begun("0002")
+    worker = machine("worker")
+    for folder in states:
+        (worker.local / folder).mkdir(parents=True)
+        (worker.local / folder / "model.safetensors").write_text("weights")
+    worker.push()
+    mirror.drop(states)
+    mirror.ended("0002")
+    mirror.settle()
+    assert not list(driver.local.glob("trials/0002/*/*"))
+    assert not machine("looks").pull(["trials/0002"])
+
+
+def test_what_was_dropped_once_is_dropped_again_after_another_run(machine: Machine) -> None:
+    mirror = Mirror(_driver(machine))
+    mirror.drop(["trials/0002/resume"])
+    mirror.settle()
+    mirror.begun("0002")
+    worker = machine("worker")
+    (worker.local / "trials/0002/resume").mkdir(parents=True)
+    (worker.local / "trials/0002/resume/state").write_text("half-way")
+    worker.push()
+    mirror.drop(["trials/0002/resume"])
+    mirror.settle()
+    assert not machine("looks").pull(["trials/0002"])
 
 
 def test_the_drivers_own_machine_keeps_its_files(machine: Machine, tmp_path: Path) -> None:

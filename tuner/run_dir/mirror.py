@@ -69,6 +69,11 @@ class Mirror:
             self._pages_wait = True
             self._ask(self._publish)
 
+    def begun(self, trial: str) -> None:
+        """Knows that `trial` is handed out, perhaps once more: what was stopped or dropped may come anew."""
+        self._stopped.discard(part_name(trial))
+        self._dropped = {folder for folder in self._dropped if part_of(folder) != part_name(trial)}
+
     def ended(self, trial: str, *, stopped: bool = False) -> None:
         """Brings here what a worker has made of `trial`; later, where it was `stopped` and is only now finding out."""
         if stopped:

@@ -102,6 +102,7 @@ class Agenda:
             return None
         job = replace(job, config=self._retries.known(job.config))
         self._jobs.hand_out(job)
+        self._mirror.begun(job.config.name)
         try:
             self._folders.opened(job.config)
         except OSError as error:
