@@ -106,6 +106,63 @@ def test_a_job_finds_its_data_and_leaves_its_files_in_storage(machine: Machine, 
     assert (driver.local / "trials/0002/checkpoint/model.safetensors").read_text() == "weights"
 
 
+def test_a_worker_s_end_leaves_what_others_of_its_machine_use(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second rank of a group ends while the first one pushes, and a trial beside it before it has read the pool."""
+    driver = _driver(machine)
+    (driver.local / "trials/0000").mkdir(parents=True)
+    (driver.local / "trials/0000/pool.json").write_text("the pool")
+    driver.push(["trials/0000"])
+    pool = str(driver.local / "trials/0000/pool.json")
+    worker = machine("worker")
+    shared, weights = worker.local / "trials/0000/pool.json", worker.local / "trials/0002/checkpoint/model.safetensors"
+    ranks = iter([0, 0, 1])
+    monkeypatch.setattr("tuner.cluster.staging.rank", lambda: next(ranks))
+
+    def does(train: object, name: str) -> None:
+        _does(driver, train, tmp_path)(_job(driver, name, pool=pool, pool_hash="0"), _on, lambda *_: None)
+
+    def nothing(config: TrialConfig, report: Report, progress: Progress) -> None: ...
+
+    def trains(config: TrialConfig, report: Report, progress: Progress) -> None:
+        weights.parent.mkdir(parents=True)
+        weights.write_text("weights")
+        does(nothing, "0003")  # another slot's trial
+        does(nothing, "0002")  # this trial's second rank
+        assert shared.read_text() == "the pool"
+
+    does(trains, "0002")
+    assert not shared.exists()  # nobody uses it any more
+    assert [path.name for path in (worker.local / "trials").iterdir()] == []
+    assert machine("looks").pull(["trials/0002/checkpoint"])
+
+
+def test_a_worker_s_end_leaves_what_another_could_not_push(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver, worker = _driver(machine), machine("worker")
+    log = worker.local / "trials/0002/log.txt"
+    ranks = iter([0, 1, 0])
+    monkeypatch.setattr("tuner.cluster.staging.rank", lambda: next(ranks))
+
+    def train(config: TrialConfig, report: Report, progress: Progress) -> None:
+        log.write_text("trained")
+
+    def refuse(*_: object) -> None:
+        raise OSError("ExpiredToken")
+
+    does = _does(driver, train, tmp_path)
+    with monkeypatch.context() as away:
+        away.setattr(Pusher, "close", refuse)
+        with pytest.raises(StorageAway):
+            does(_job(driver), _on, lambda *_: None)
+    does(_job(driver), _on, lambda *_: None)  # the second rank, which ends last
+    assert log.exists()
+    does(_job(driver), _on, lambda *_: None)
+    assert not log.exists()
+
+
 def test_a_trial_goes_on_on_another_machine(machine: Machine, tmp_path: Path) -> None:
     driver = _driver(machine)
 

@@ -19,6 +19,7 @@ from trainables.process import rank
 from trainables.worker.loop import train_trial
 from tuner.data.models import model_here
 from tuner.errors import RequestError
+from tuner.run_dir.in_use import in_use, keep, let_go
 from tuner.run_dir.lease import LeaseLostError
 from tuner.run_dir.mirror import Pusher, alone_on_this_machine
 from tuner.run_dir.names import part_name
@@ -65,20 +66,16 @@ class OnAnyMachine:
             self._require_shared(Path(self.root))
             self.train(self._here(config, Path(self.root)), report, progress)
             return
-        parts = self._bring(config, store)
-        here = self._here(config, store.local)
-        stays = self._is_drivers(store)
-        try:
+        parts = self._parts(config)
+        trials = [part for part in parts if part.startswith(part_name(""))]
+        with in_use(store, trials, stays=self._is_drivers(store)):
+            with _reaching(self.run_dir), alone_on_this_machine(store.local, "pulling"):
+                store.pull(parts)
+            here = self._here(config, store.local)
             if rank() == 0:
                 self._work_and_keep(config, here, store, report, progress)
             else:
                 self.train(here, report, progress)
-        except StorageAway:
-            stays = True
-            raise
-        finally:
-            if not stays:
-                store.forget(part for part in parts if part.startswith(part_name("")))
 
     def _require_shared(self, root: Path) -> None:
         if not (root / MARK).exists() or (root / MARK).read_text() != self.mark:
@@ -87,12 +84,9 @@ class OnAnyMachine:
                 "put it on a disk that they share, or on object storage (s3://bucket/prefix)"
             )
 
-    def _bring(self, config: TrialConfig, store: RunStore) -> list[str]:
-        mentioned = {part_of(path) for path in _inside(config.to_dict(), self.root)}
-        parts = sorted({DATA, *mentioned})
-        with _reaching(self.run_dir), alone_on_this_machine(store.local, "pulling"):
-            store.pull(parts)
-        return parts
+    def _parts(self, config: TrialConfig) -> list[str]:
+        """What a job reads or writes."""
+        return sorted({DATA, *(part_of(path) for path in _inside(config.to_dict(), self.root))})
 
     def _here(self, config: TrialConfig, local: Path) -> TrialConfig:
         values = _moved(config.to_dict(), self.root, str(local))
@@ -111,7 +105,9 @@ class OnAnyMachine:
     ) -> None:
         folder = Path(here.directory)
         folder.mkdir(parents=True, exist_ok=True)
-        pusher = Pusher(store, part_name(config.name))
+        part = part_name(config.name)
+        keep(store, part)
+        pusher = Pusher(store, part)
         keeping = _Keeping(pusher, _States(folder / RESUME), report, progress)
         try:
             self.train(here, keeping.report, keeping.progress)
@@ -125,6 +121,7 @@ class OnAnyMachine:
                     shutil.rmtree(folder / unwanted, ignore_errors=True)
             with _reaching(self.run_dir):
                 pusher.close()
+            let_go(store, part)
 
     def _is_drivers(self, store: RunStore) -> bool:
         mark = store.local / MARK
