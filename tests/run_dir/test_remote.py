@@ -16,9 +16,10 @@ from tuner.errors import RequestError
 from tuner.interrupts import SearchStopped
 from tuner.run_dir.mirror import Mirror
 from tuner.run_dir.object_storage import file_system
+from tuner.run_dir.ownership import held, reading
 from tuner.run_dir.prefix import Prefix
 from tuner.run_dir.safe_names import part_of
-from tuner.run_dir.store import MirroredRunStore, RunStore, open_run_dir
+from tuner.run_dir.store import MirroredRunStore, RunStore, open_run_dir, run_folder
 from tuner.search.run import main
 
 
@@ -219,6 +220,33 @@ def test_newer_local_files_are_kept_and_newer_stored_ones_fetched(new_machine: N
     other.push()
     store.pull()
     assert contents(store) == {"study": "3 trials, on the new machine"}
+
+
+def test_reading_a_search_that_runs_here_leaves_its_files_as_they_are(new_machine: NewMachine) -> None:
+    """What it writes is pushed later."""
+    store = new_machine()
+    write(store, study="1 trial", trials__0001__log_dot_txt="l")
+    store.push()
+    with held(store.local, "--run_dir", is_cache=True):
+        shutil.rmtree(store.local / ".listings")  # as between a push and its record
+        write(store, study="2 trials, not pushed yet")
+        assert run_folder(store.url, ["study"]) == store.local
+        assert contents(store)["study"] == "2 trials, not pushed yet"
+    run_folder(store.url, ["study"])
+    assert contents(store)["study"] == "1 trial"
+
+
+def test_no_search_begins_where_files_are_being_fetched(new_machine: NewMachine) -> None:
+    store = new_machine()
+    with reading(store.local) as first, reading(store.local) as second:
+        assert first
+        assert second
+        busy = r"another search is running there, or its files are just being fetched by another command; wait"
+        with pytest.raises(RequestError, match=busy), held(store.local, "--run_dir", is_cache=True):
+            pass
+    beginning = pytest.raises(RequestError, match="a search is just beginning there")
+    with held(store.local, "--run_dir", is_cache=True), beginning:
+        run_folder(store.url)
 
 
 def test_a_study_is_pushed_as_a_consistent_copy_while_it_is_written(new_machine: NewMachine) -> None:

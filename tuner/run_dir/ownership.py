@@ -39,6 +39,7 @@ _MARKED = (
 _NOTHING = (_LOCK, "lost+found")
 """What an empty directory may hold: the lock of a refused search; what a new disk holds."""
 _SHOWN = 4
+_LOCKED = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
 
 def mark(run_dir: Path) -> None:
@@ -120,7 +121,7 @@ def held(run_dir: Path, flag: str, *, is_cache: bool = False, is_dry: bool = Fal
         require_ours(run_dir, flag)
     new = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
     was_empty = _is_empty(run_dir)
-    lock, lock_is_new = _locked(run_dir, flag)
+    lock, lock_is_new = _locked(run_dir, flag, is_cache=is_cache)
     leaves = is_dry
     try:
         if not is_cache:
@@ -139,6 +140,28 @@ def held(run_dir: Path, flag: str, *, is_cache: bool = False, is_dry: bool = Fal
         if leaves and was_empty and not holds_trials(run_dir) and (is_dry or not is_cache):
             _leave_nothing(run_dir, new, whole=is_cache, lock_is_new=lock_is_new)
         os.close(lock)
+
+
+@contextmanager
+def reading(cache: Path) -> Iterator[bool]:
+    """Keeps searches out of the program's own copy of object storage for a block, so that files may be brought there.
+
+    Yields:
+        Whether it does; False where a search is running there, whose own files are newer than those in storage.
+    """
+    lock = os.open(cache / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        yield _shared(lock)
+    finally:
+        os.close(lock)
+
+
+def _shared(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in _LOCKED  # without locks there is no search
+    return True
 
 
 @contextmanager
@@ -200,7 +223,7 @@ def _written_to(run_dir: Path, flag: str) -> Iterator[None]:
         raise RequestError([f"{flag} {run_dir}: cannot be written: {error.strerror}"]) from error
 
 
-def _locked(run_dir: Path, flag: str) -> tuple[int, bool]:
+def _locked(run_dir: Path, flag: str, *, is_cache: bool) -> tuple[int, bool]:
     """Returns the lock that is held, and whether it was made; it dies with its process."""
     while True:
         with _written_to(run_dir, flag):
@@ -211,16 +234,17 @@ def _locked(run_dir: Path, flag: str) -> tuple[int, bool]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(lock)
-            raise RequestError([f"{flag} {run_dir}: {_why_not_locked(error)}"]) from error
+            raise RequestError([f"{flag} {run_dir}: {_why_not_locked(error, is_cache=is_cache)}"]) from error
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(lock), (run_dir / _LOCK).stat()):
                 return lock, made
         os.close(lock)  # a dry run that has just ended took it away
 
 
-def _why_not_locked(error: OSError) -> str:
-    if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
-        return "another search is running there; give another --run_dir"
+def _why_not_locked(error: OSError, *, is_cache: bool) -> str:
+    if error.errno in _LOCKED:
+        fetched = ", or its files are just being fetched by another command; wait for that" if is_cache else ""
+        return f"another search is running there{fetched}; give another --run_dir"
     return (
         f"its file system cannot lock files ({error.strerror}), and two searches there would spoil each other; mount "
         "it with locks, or name a --run_dir on another disk"

@@ -26,8 +26,10 @@ from tuner.run_dir.garbage import Garbage
 from tuner.run_dir.lease import DriversLease, Lease
 from tuner.run_dir.names import LIVE_PAGE, RESULT_FILE, STATUS, TRIALS, trial_name
 from tuner.run_dir.object_storage import is_url, working_directory
+from tuner.run_dir.ownership import reading
 from tuner.run_dir.parts import LAST_SEEN, Parts, parts_of
 from tuner.run_dir.prefix import Prefix
+from tuner.run_dir.replaced import holds_search
 from tuner.run_dir.safe_names import inside, part_of
 
 
@@ -213,6 +215,8 @@ def open_run_dir(url: str, driver: str | None = None) -> RunStore:
 def run_folder(location: str | Path, paths: Sequence[str] | None = None, *, trial: int | None = None) -> Path:
     """Returns the folder of a run directory named by a path or by a URL, of which what is needed is brought here first.
 
+    Where the search itself is running in that folder, nothing is brought: what is there is newer.
+
     Args:
         location: The path or the URL.
         paths: What is needed. None: everything but the trials that neither won nor are recommended.
@@ -222,8 +226,13 @@ def run_folder(location: str | Path, paths: Sequence[str] | None = None, *, tria
         RequestError: Nothing of a run is there, or it may not be read; or what is there would lead out of the folder.
     """
     store = open_run_dir(str(location))
-    if isinstance(store, MirroredRunStore) and not store.pull(_finished(store, trial) if paths is None else paths):
-        raise RequestError([f"{location} holds no search"])
+    if not isinstance(store, MirroredRunStore):
+        return store.local
+    with reading(store.local) as may_pull:
+        if may_pull and not store.pull(_finished(store, trial) if paths is None else paths):
+            raise RequestError([f"{location} holds no search"])
+    if not may_pull and not holds_search(store.local):
+        raise RequestError([f"{location}: a search is just beginning there, from this machine; try again in a minute"])
     return store.local
 
 
