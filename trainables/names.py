@@ -27,6 +27,8 @@ RESUME = "resume"
 """The folder of its training states, while it is alive."""
 DATA, TOKENS = "data", "tokens"
 """The folder of a run's data, beside its trials, and the folder of token ids in there."""
+CURVES, MLFLOW = "tensorboard", "mlflow.db"
+"""In a run directory: the folder of each trial's curves by its name, and the database of them, by ``--report_to``."""
 
 _FILES = re.compile(
     r"(config|dev|dev-pool|pool|test|guard|mixtures|hybrid|previous|mteb|mteb-.+)\.json|log(-\d+)?\.txt|metrics\.jsonl"

@@ -106,6 +106,28 @@ def test_a_job_finds_its_data_and_leaves_its_files_in_storage(machine: Machine, 
     assert (driver.local / "trials/0002/checkpoint/model.safetensors").read_text() == "weights"
 
 
+def test_curves_come_to_storage_and_to_the_head(machine: Machine, tmp_path: Path) -> None:
+    """Each trial's are a part of their own: workers of several trials write to storage at a time."""
+    driver, events = _driver(machine), "events.out.tfevents.1700000000.host.1.0"
+
+    def train(config: TrialConfig, report: Report, progress: Progress) -> None:
+        curves = Path(config.directory).parents[1] / "tensorboard" / config.name
+        curves.mkdir(parents=True)
+        (curves / events).write_text(config.name)
+
+    mirror = Mirror(driver)
+    for name in ("0002", "0003"):
+        worker = machine(f"worker of {name}")
+        _does(driver, train, tmp_path)(_job(driver, name), _on, lambda *_: None)
+        assert not list(worker.local.glob("tensorboard/*"))
+        machine("driver")
+        mirror.ended(name)
+    mirror.settle()
+    assert (driver.local / "tensorboard/0002" / events).read_text() == "0002"
+    assert (driver.local / "tensorboard/0003" / events).read_text() == "0003"
+    assert len(list((tmp_path / "storage/run/tensorboard").glob(f"000[23]/*/{events}"))) == 2
+
+
 def test_a_worker_s_end_leaves_what_others_of_its_machine_use(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

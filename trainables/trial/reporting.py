@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
+from trainables.names import CURVES, MLFLOW
+
 
 @contextmanager
 def own_run(directory: Path) -> Iterator[None]:
@@ -23,9 +25,9 @@ def own_run(directory: Path) -> Iterator[None]:
         directory: RUN/trials/NAME.
     """
     run_dir = directory.parents[1]
-    board = Path(os.environ.get("TENSORBOARD_LOGGING_DIR") or run_dir / "tensorboard")
+    board = Path(os.environ.get("TENSORBOARD_LOGGING_DIR") or run_dir / CURVES)
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(board / directory.name)
-    os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{quote(str(run_dir / 'mlflow.db'))}")
+    os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{quote(str(run_dir / MLFLOW))}")
     os.environ.setdefault("MLFLOW_EXPERIMENT_NAME", run_dir.name)
     os.environ.setdefault("WANDB_PROJECT", run_dir.name)
     try:

@@ -22,7 +22,7 @@ from tuner.errors import RequestError
 from tuner.run_dir.in_use import in_use, keep, let_go
 from tuner.run_dir.lease import LeaseLostError
 from tuner.run_dir.mirror import Pusher, alone_on_this_machine
-from tuner.run_dir.names import part_name
+from tuner.run_dir.names import curves_part, part_name
 from tuner.run_dir.safe_names import UnsafeNameError, part_of
 from tuner.run_dir.store import RunStore, open_run_dir
 
@@ -67,8 +67,8 @@ class OnAnyMachine:
             self.train(self._here(config, Path(self.root)), report, progress)
             return
         parts = self._parts(config)
-        trials = [part for part in parts if part.startswith(part_name(""))]
-        with in_use(store, trials, stays=self._is_drivers(store)):
+        of_trials = [*(part for part in parts if part.startswith(part_name(""))), curves_part(config.name)]
+        with in_use(store, of_trials, stays=self._is_drivers(store)):
             with _reaching(self.run_dir), alone_on_this_machine(store.local, "pulling"):
                 store.pull(parts)
             here = self._here(config, store.local)
@@ -105,9 +105,9 @@ class OnAnyMachine:
     ) -> None:
         folder = Path(here.directory)
         folder.mkdir(parents=True, exist_ok=True)
-        part = part_name(config.name)
-        keep(store, part)
-        pusher = Pusher(store, part)
+        written = part_name(config.name), curves_part(config.name)
+        keep(store, written)
+        pusher = Pusher(store, *written)
         keeping = _Keeping(pusher, _States(folder / RESUME), report, progress)
         try:
             self.train(here, keeping.report, keeping.progress)
@@ -121,7 +121,7 @@ class OnAnyMachine:
                     shutil.rmtree(folder / unwanted, ignore_errors=True)
             with _reaching(self.run_dir):
                 pusher.close()
-            let_go(store, part)
+            let_go(store, written)
 
     def _is_drivers(self, store: RunStore) -> bool:
         mark = store.local / MARK

@@ -42,14 +42,16 @@ def in_use(store: RunStore, parts: Iterable[str], *, stays: bool) -> Iterator[No
                 os.close(lock)
 
 
-def keep(store: RunStore, part: str) -> None:
-    """Keeps a part that is in use on this disk from now on: storage may lack some of it."""
-    _file(store, part).write_text("not in storage yet")
+def keep(store: RunStore, parts: Iterable[str]) -> None:
+    """Keeps parts that are in use on this disk from now on: storage may lack some of them."""
+    for part in parts:
+        _file(store, part).write_text("not in storage yet")
 
 
-def let_go(store: RunStore, part: str) -> None:
-    """Ends what `keep` has begun: storage has all of the part."""
-    _file(store, part).write_text("")
+def let_go(store: RunStore, parts: Iterable[str]) -> None:
+    """Ends what `keep` has begun: storage has all of the parts."""
+    for part in parts:
+        _file(store, part).write_text("")
 
 
 def _file(store: RunStore, part: str) -> Path:

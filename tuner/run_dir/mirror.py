@@ -18,7 +18,7 @@ from trainables.files import remove_folder
 from tuner.errors import RequestError
 from tuner.interrupts import SearchStopped
 from tuner.run_dir.lease import LeaseLostError
-from tuner.run_dir.names import STUDY_FILE, part_name
+from tuner.run_dir.names import STUDY_FILE, curves_part, part_name
 from tuner.run_dir.parts import parts_of
 from tuner.run_dir.safe_names import UnsafeNameError, part_of
 from tuner.run_dir.store import RunStore
@@ -79,7 +79,7 @@ class Mirror:
         if stopped:
             self._stopped.add(part_name(trial))
         else:
-            self._ask(lambda: self._pull(part_name(trial)))
+            self._ask(lambda: self._pull([part_name(trial), curves_part(trial)]))
 
     def drop(self, folders: Sequence[str]) -> None:
         """Removes folders of trials, here at once and in storage soon; a stopped trial's worker does that itself."""
@@ -141,8 +141,8 @@ class Mirror:
         with suppress(OSError):  # the next ones come in seconds
             self._store.publish()
 
-    def _pull(self, path: str | None) -> None:
-        self._store.pull(None if path is None else [path])
+    def _pull(self, paths: Sequence[str] | None) -> None:
+        self._store.pull(paths)
 
     def _ask(self, what: Callable[[], None]) -> None:
         if not self._store.is_remote:
@@ -153,15 +153,15 @@ class Mirror:
 
 
 class Pusher:
-    """Pushes a trial's part while it trains, from a thread of its own: training does not wait for storage.
+    """Pushes a trial's parts while it trains, from a thread of its own: training does not wait for storage.
 
     Args:
         store: The worker's working directory.
-        part: ``trials/NAME``.
+        parts: ``trials/NAME``, and what else the trial writes.
     """
 
-    def __init__(self, store: RunStore, part: str) -> None:
-        self._store, self._part = store, part
+    def __init__(self, store: RunStore, *parts: str) -> None:
+        self._store, self._parts = store, parts
         self._wanted, self._over = threading.Event(), False
         self._lost: LeaseLostError | None = None
         self._thread = threading.Thread(target=self._work, daemon=True)
@@ -190,19 +190,19 @@ class Pusher:
         self._over = True
         self._wanted.set()
         self._thread.join()
-        _patiently(lambda: self._store.push([self._part]))
+        _patiently(lambda: self._store.push(self._parts))
 
     def _work(self) -> None:
         while self._wanted.wait() and not self._over:
             self._wanted.clear()
             try:
-                self._store.push([self._part])
+                self._store.push(self._parts)
             except LeaseLostError as error:
                 self._lost = error
                 return
             except Exception as error:  # whatever it is: training goes on, and `close` tells what stays wrong
                 logger.warning(
-                    "%s was not brought to %s: %s; the next time catches up", self._part, self._store.url, error
+                    "%s was not brought to %s: %s; the next time catches up", self._parts[0], self._store.url, error
                 )
 
 

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from trainables.files import sha256
-from trainables.names import CHECKPOINT, DATA, POOL
+from trainables.names import CHECKPOINT, CURVES, DATA, POOL
 
 CONFIG_FILE = "config.yaml"
 """What was asked for."""
@@ -87,6 +87,11 @@ def trial_path(run_dir: Path, name: str) -> Path:
 def part_name(trial: str) -> str:
     """Returns what a trial's folder is called relative to the run directory: ``trials/0007``."""
     return f"{TRIALS}/{trial}"
+
+
+def curves_part(trial: str) -> str:
+    """Returns where a trial's curves are relative to the run directory: ``tensorboard/0007``."""
+    return f"{CURVES}/{trial}"
 
 
 def pool_file(run_dir: Path) -> Path:

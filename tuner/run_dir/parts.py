@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import IO
 
 from trainables.files import write_text
+from trainables.names import CURVES
 from tuner.run_dir.garbage import Garbage, push_name
 from tuner.run_dir.lease import DriversLease, Lease
-from tuner.run_dir.names import LIVE_PAGE, STATUS, TRIALS, part_name
+from tuner.run_dir.names import LIVE_PAGE, STATUS, TRIALS
 from tuner.run_dir.object_storage import receive, send
 from tuner.run_dir.prefix import Listing, Prefix, StoredFile, read_listing, to_json
 from tuner.run_dir.safe_names import inside, is_passed_over, part_of
@@ -30,9 +31,9 @@ _ATTEMPTS = 3
 
 def parts_of(local: Path) -> list[str]:
     """Returns the parts that a working directory has anything of; what `RunStore.publish` brings is none."""
-    trials = local / TRIALS
-    names = [part_name(trial.name) for trial in trials.iterdir()] if trials.is_dir() else []
-    names += [entry.name for entry in local.iterdir() if entry.name not in (TRIALS, LIVE_PAGE, STATUS)]
+    folders = [local / name for name in (TRIALS, CURVES) if (local / name).is_dir()]
+    names = [f"{folder.name}/{trial.name}" for folder in folders for trial in folder.iterdir()]
+    names += [entry.name for entry in local.iterdir() if entry.name not in (TRIALS, CURVES, LIVE_PAGE, STATUS)]
     return sorted(name for name in names if not is_passed_over(Path(name).name))
 
 

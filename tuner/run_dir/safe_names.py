@@ -5,6 +5,7 @@ Whoever can write to a bucket can write such names. What they name is written, r
 
 from pathlib import Path
 
+from trainables.names import CURVES
 from tuner.errors import RequestError
 from tuner.run_dir.names import TRIALS
 
@@ -59,9 +60,12 @@ def is_passed_over(name: str) -> bool:
 
 
 def part_of(path: str) -> str:
-    """Returns the part of a run directory that `path` (relative to it) lies in: ``trials/0007`` or the first folder."""
+    """Returns the part of a run directory that `path` (relative to it) lies in: ``trials/0007``, or the first folder.
+
+    The curves of a trial are a part of their own, ``tensorboard/0007``.
+    """
     names = Path(path).parts
-    return "/".join(names[:2]) if names[0] == TRIALS else names[0]
+    return "/".join(names[:2]) if names[0] in (TRIALS, CURVES) else names[0]
 
 
 def _is_unfit(character: str) -> bool:
