@@ -3,8 +3,10 @@
 import json
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import optuna
@@ -146,6 +148,27 @@ def test_only_what_a_search_wrote_is_moved_and_deleted(run_dir: Path) -> None:
         assert own | {"notes.txt", ".m3-tuner"} == {n for n in files_in(run_dir) if not n.startswith(".replaced")}
         forget_replaced(run_dir)
     assert files_in(run_dir) == own | {"notes.txt", ".m3-tuner"}
+
+
+def test_curves_go_with_their_search(run_dir: Path) -> None:
+    """A new trial of the same name would be drawn with the old one's."""
+    events, experiment = "tensorboard/0007/events.out.tfevents.1700000000.head.1.0", run_dir.name
+    for file in (run_dir / events, run_dir / "tensorboard/by-hand/events.out.tfevents.1700000000.head.1.0"):
+        file.parent.mkdir(parents=True)
+        file.write_text("curves")
+    with closing(sqlite3.connect(run_dir / "mlflow.db")) as database, database:
+        database.execute("create table experiments (name text)")
+        database.executemany("insert into experiments values (?)", [("Default",), (experiment,)])
+    assert {events, "mlflow.db"} <= set(written(run_dir))
+    with closing(sqlite3.connect(run_dir / "mlflow.db")) as database, database:
+        database.execute("insert into experiments values ('of somebody else')")
+    with set_aside(run_dir):
+        kept = keep_replaced(run_dir, "20260101-000000")
+    assert kept is not None
+    assert (kept / events).is_file()
+    assert not (run_dir / "tensorboard/0007").exists()
+    assert (run_dir / "tensorboard/by-hand").is_dir()
+    assert (run_dir / "mlflow.db").is_file()
 
 
 @pytest.fixture

@@ -7,11 +7,13 @@ import pytest
 
 from tests.support.m3_fixtures import make_inputs
 from trainables.config import TrialConfig
+from trainables.files import files_in
 from trainables.m3.base_models import BaseModels
 from trainables.trial.trial import run_trial
 from tuner.errors import RequestError
 from tuner.planning.plan import make_plan
 from tuner.request.config import SearchConfig
+from tuner.run_dir.written import written
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,7 @@ def test_tensorboard_shows_each_trial_by_its_name(folder: Path, tmp_path: Path) 
     for run in shown.Runs():
         assert [event.step for event in shown.Scalars(run, "train/loss")] == [2, 4, 6, 8, 10]
         assert [event.step for event in shown.Scalars(run, "eval/dense.ndcg_at_10")] == [5, 10]
+    assert {f"tensorboard/{name}" for name in files_in(tmp_path / "tensorboard")} <= set(written(tmp_path))
     final = shown.Scalars("0002", "eval/dense.ndcg_at_10")[-1].value
     assert final == pytest.approx(last["dense.ndcg_at_10"], abs=1e-6)
 
@@ -67,6 +70,7 @@ def test_mlflow_keeps_the_runs_beside_the_search(folder: Path, tmp_path: Path) -
     client = MlflowClient(f"sqlite:///{run_dir / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("nightly")
     assert experiment is not None
+    assert "mlflow.db" in written(run_dir)  # so that it goes with the search where another takes its place
     runs = client.search_runs([experiment.experiment_id])
     assert {run.info.run_name for run in runs} == {"0001", "0002"}
     assert {run.info.status for run in runs} == {"FINISHED"}

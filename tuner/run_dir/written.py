@@ -1,19 +1,21 @@
 """What in a run directory is the program's: that, and nothing else, is ever moved, replaced or removed.
 
 Files are known by their content, those of ``data/`` and ``best/`` by the manifests that were written beside them, and
-those of a trial by their names.
+those of a trial, with its curves, by their names.
 """
 
 import json
 import os
 import re
+import sqlite3
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from trainables.files import files_in, listed, prune, remove_folder
-from trainables.names import CHECKPOINT, DATA, RESUME, TOKENS, is_trial_file
+from trainables.names import CHECKPOINT, CURVES, DATA, MLFLOW, RESUME, TOKENS, is_trial_file
 from tuner.errors import RequestError
 from tuner.run_dir.names import (
     ARRIVING,
@@ -46,6 +48,7 @@ _BEIR = frozenset({"corpus.jsonl", "queries.jsonl", "qrels/dev.tsv", "qrels/test
 _EXAMPLE = frozenset({EXAMPLE_FILE, *(f"{EVAL}/{name}" for name in _BEIR)})
 _REPORT = ('<meta name="generator" content="M3 tuner">', "--ink: #1f2933; --muted: #5c6873")
 """Signs of a page: of one of today, and of one that was written before it had a sign."""
+_EVENTS = "events.out.tfevents.*"
 _SQLITE = b"SQLite format 3\0"
 _CONFIG_KEYS = {"arguments", "num_trials"}
 
@@ -53,14 +56,14 @@ _CONFIG_KEYS = {"arguments", "num_trials"}
 def written(run_dir: Path) -> list[str]:
     """Returns the files that are the program's, relative to the run directory, and folders that are so as a whole."""
     found = [name for name in (CONFIG_FILE, *PAGES) if _is_ours(run_dir, name)]
-    if _is_ours(run_dir, STUDY_FILE):
-        beside = (f"{STUDY_FILE}{end}" for end in ("", "-journal", "-wal", "-shm"))
-        found += [name for name in beside if (run_dir / name).exists()]
+    found += _database(run_dir, STUDY_FILE)
     found += [RAY] if (run_dir / RAY).is_dir() else []
     found += _below(run_dir, DATA, data_files(run_dir / DATA))
     found += _below(run_dir, SETTINGS, _settings(run_dir / SETTINGS))
     found += _below(run_dir, TRIALS, _trial_files(run_dir / TRIALS))
     found += _below(run_dir, BEST, _listed_files(run_dir / BEST))
+    found += _below(run_dir, CURVES, _curves(run_dir / CURVES))
+    found += _database(run_dir, MLFLOW)
     return found
 
 
@@ -151,6 +154,12 @@ def _below(run_dir: Path, folder: str, names: set[str]) -> list[str]:
     return [] if (run_dir / folder).is_symlink() else sorted(f"{folder}/{name}" for name in names)
 
 
+def _database(run_dir: Path, name: str) -> list[str]:
+    """A database that is ours, and what SQLite keeps beside it."""
+    beside = (f"{name}{end}" for end in ("", "-journal", "-wal", "-shm"))
+    return [each for each in beside if (run_dir / each).exists()] if _is_ours(run_dir, name) else []
+
+
 def _entries(folder: Path) -> list[Path]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
@@ -201,6 +210,15 @@ def _is_study(path: Path) -> bool:
     return not head or (head.startswith(_SQLITE) and (b"CREATE TABLE studies" in head or b"CREATE TABLE" not in head))
 
 
+def _is_mlflow(path: Path) -> bool:
+    """Whether it is a database of MLflow's with no experiment but this run directory's and the one it begins with."""
+    uri = f"file:{quote(str(path))}?immutable=1"
+    with suppress(sqlite3.Error), closing(sqlite3.connect(uri, uri=True)) as database:
+        names = {name for (name,) in database.execute("select name from experiments")}
+        return path.parent.name in names <= {path.parent.name, "Default"}
+    return False
+
+
 def _is_database(path: Path) -> bool:
     if not path.is_file():
         return True  # a folder, or a link to nowhere
@@ -215,6 +233,7 @@ _KINDS = {
     LIVE_PAGE: _is_report,
     STATUS: _is_status,
     STUDY_FILE: _is_study,
+    MLFLOW: _is_mlflow,
 }
 
 
@@ -269,6 +288,11 @@ def _trial_files(trials: Path) -> set[str]:
         names |= {f"{trial.name}/{name}" for name in found}
         names |= set() if files_in(trial) or found else {trial.name}
     return names
+
+
+def _curves(folder: Path) -> set[str]:
+    trials = [trial for trial in _entries(folder) if is_trial(trial.name) and not trial.is_symlink()]
+    return {f"{trial.name}/{entry.name}" for trial in trials for entry in trial.glob(_EVENTS) if entry.is_file()}
 
 
 def _listed_files(folder: Path) -> set[str]:
