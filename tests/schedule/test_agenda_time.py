@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.fake import fake_train, open_agenda, open_study
+from tests.support.fake import METRIC, PARETO, fake_train, open_agenda, open_study
 from trainables.config import Progress, Report, RungReport, TrialConfig
 from tuner.cluster import executor
 from tuner.cluster.executor import run_in_process
@@ -14,6 +14,7 @@ from tuner.interrupts import Interrupted, SearchStopped
 from tuner.request.config import SearchConfig
 from tuner.search.conclusion import without_winner
 from tuner.study.study import read_studies
+from tuner.study.trials import rung_values
 
 
 def test_no_trial_is_started_that_the_time_budget_cannot_hold(tmp_path: Path) -> None:
@@ -55,6 +56,30 @@ def test_trials_that_the_time_budget_left_out_are_told(tmp_path: Path) -> None:
     stopped = without_winner(agenda)
     assert isinstance(stopped, SearchStopped)
     assert stopped.reason == agenda.left_out
+
+
+def test_a_trial_of_two_objectives_that_has_no_time_for_its_next_rung_is_pruned(tmp_path: Path) -> None:
+    """10 s are left at the first rung of trial 2: too few for 15 s up to the next one, and 3 x 6 s for the test."""
+    now = 0.0
+
+    def minute(config: TrialConfig, report: Report, progress: Progress) -> None:
+        started = now
+
+        def in_time(rung: RungReport) -> bool:
+            nonlocal now
+            now = started + (60 * rung.fraction if config.rungs else 6)
+            if config.name == "0002":
+                now = 190.0
+            return report(replace(rung, seconds={"training": 0.0, "scoring": now - started}))
+
+        fake_train(config, in_time, progress)
+
+    config = SearchConfig(num_trials=4, time_budget="200", finalists=0, metric=f"{METRIC},{PARETO}")
+    agenda = open_agenda(config.replace(rungs=(0.25, 0.5, 1.0)), tmp_path, clock=lambda: now)
+    run_in_process(agenda, minute)
+    trial = read_studies(tmp_path)[0].trials[2]
+    assert trial.state.name == "PRUNED"
+    assert rung_values(trial).keys() == {1}
 
 
 def test_a_search_that_started_every_trial_left_out_nothing(tmp_path: Path) -> None:

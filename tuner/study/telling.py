@@ -28,6 +28,7 @@ from tuner.study.trials import (
     WHOLE_CORPUS,
     explain,
     role_of,
+    rung_values,
 )
 
 _PRUNED_AT = "pruned_at"
@@ -105,9 +106,9 @@ class Telling:
             constrain(trial, GUARD_EXCESS, excess)
 
     def stopped(self, trial: Trial) -> bool:
-        """The pruner stopped the trial; returns whether it is only paused."""
+        """The pruner stopped the trial, or time did; returns whether it is only paused."""
         rung = trial.user_attrs.get(_PRUNED_AT, 0)
-        if not isinstance(self._search.pruner, PausingPruner) or rung < max(self._frozen(trial).intermediate_values):
+        if not isinstance(self._search.pruner, PausingPruner) or rung < max(rung_values(self._frozen(trial))):
             self.pruned(trial)
             return False
         trial.set_user_attr(PAUSED, rung)
