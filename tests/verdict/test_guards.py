@@ -7,13 +7,14 @@ import pytest
 
 from tests.data.test_beir import lay
 from tests.support.fake import METRIC, fake_train, open_agenda
+from tests.support.study_fixtures import make_guarded, make_study
 from trainables.config import Progress, Report, TrialConfig
 from tuner.cluster.executor import run_in_process
 from tuner.data.guard_data import prepare
 from tuner.errors import RequestError
 from tuner.request.config import SearchConfig
 from tuner.run_dir.names import task_name
-from tuner.study.guards import Mixture, choose, excess, lost
+from tuner.study.guards import GuardRule, Mixture, choose, excess, lost
 from tuner.study.study import read_studies
 from tuner.study.trials import GUARD_EXCESS
 from tuner.verdict.selection import standings, winner
@@ -134,6 +135,14 @@ def test_the_winner_is_one_that_has_weights(tmp_path: Path) -> None:
     assert winner(search, finalists, run_dir=tmp_path) == best
     (tmp_path / "trials" / f"{best:04d}" / "checkpoint").rmdir()
     assert winner(search, finalists, run_dir=tmp_path) == second
+
+
+def test_a_new_finalist_does_not_lose_a_guard_that_was_dropped(tmp_path: Path) -> None:
+    """Trial 2 was scored on news alone, the base model and trial 1 on law, too."""
+    study = make_study({"role": "base", "value": 0.5}, {"role": "user", "value": 0.6}, {"value": 0.7})
+    make_guarded(tmp_path, {"0000": BASE, "0001": BASE, "0002": {"news": 0.70}})
+    for asked, wins in ((["news"], 2), (["some/news", "law"], 1)):
+        assert winner(study, run_dir=tmp_path, rule=GuardRule.of(asked, 0.02)) == wins
 
 
 def test_the_users_settings_are_scored_on_test_beside_their_mixture(tmp_path: Path) -> None:

@@ -76,6 +76,20 @@ def test_a_guard_that_loses_less_than_the_tolerance_does_not_turn_the_verdict(tm
     assert result["guard"]["finalists"] == {"2": {"news": 0.685}}
 
 
+def test_a_guard_that_was_dropped_does_not_turn_the_verdict(tmp_path: Path) -> None:
+    """Law lost 0.1, and is not asked for any more: neither by the verdict nor by the choice of a mixture."""
+    better = {query: 1.0 if number < 20 else 0.5 for number, query in enumerate(QUERIES)}
+    both = {"0000": {"news": 0.70, "law": 0.50}, "0002": {"news": 0.70, "law": 0.40}}
+    run_dir = make_guarded(_run(tmp_path, best=better), both)
+    assert _judged(run_dir, guard=("news",), tolerance=0.02)["verdict"] == FINE_TUNE
+    rows = [{"alpha": 0.5, "dev": {METRIC: 0.94}, "guard": {"news": 0.70, "law": 0.50}}]
+    (run_dir / "trials" / "0002" / "mixtures.json").write_text(json.dumps(rows))
+    result = _judged(run_dir, guard=("news",), tolerance=0.02)
+    assert (result["verdict"], result["best"]["alpha"]) == (FINE_TUNE, None)
+    assert (result["guard"]["lost"], result["guard"]["finalists"]) == ([], {"2": {"news": 0.70}})
+    assert {tuple(row["guard"]) for row in result["mixtures"]["rows"]} == {("news",)}
+
+
 def test_a_chosen_mixture_is_what_is_judged(tmp_path: Path) -> None:
     better = {query: 1.0 if number < 20 else 0.5 for number, query in enumerate(QUERIES)}
     run_dir = make_guarded(_run(tmp_path), {"0000": {"news": 0.70}, "0002": {"news": 0.60}})

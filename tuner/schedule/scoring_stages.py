@@ -20,6 +20,7 @@ from tuner.run_dir.names import PREVIOUS_FOLDER, TRIALS, mixture_name, task_name
 from tuner.schedule.jobs import Job, Jobs, Stage, TrialConfigs
 from tuner.schedule.retries import Failure
 from tuner.study import guards
+from tuner.study.guards import GuardRule
 from tuner.study.study import SearchStudy
 from tuner.study.trials import ROLE, USER, arguments_of, whole_corpus
 from tuner.verdict import selection
@@ -115,7 +116,7 @@ class _Models:
 
     def __init__(self, config: SearchConfig, study: SearchStudy, run_dir: Path) -> None:
         self._config, self._study, self._run_dir = config, study, run_dir
-        self.own = own_settings(config.arguments)
+        self.own, self.rule = own_settings(config.arguments), GuardRule.of(config.guard, config.guard_tolerance)
 
     def best(self) -> list[int]:
         """Returns the numbers of the trials that become finalists, the best first."""
@@ -137,7 +138,7 @@ class _Models:
             self._study.search,
             self._study.finalists,
             run_dir=self._run_dir,
-            tolerance=self._config.guard_tolerance,
+            rule=self.rule,
             own=self.own,
         )
         assert number is not None, "finalists were retrained, so one of them wins"
@@ -230,7 +231,7 @@ class Scorings:
         search's model, too.
         """
         winner, config = self._models.winner(), self._config
-        held = (config.guard_tolerance, self._models.own)
+        held = (self._models.rule, self._models.own)
         mixed = selection.chosen_mixture(self._run_dir, self._study.search, winner, config.metric, *held)
         bases = self._models.bases([winner])
         settings = selection.best_settings(self._run_dir, self._study.search, config.metric, *held)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trainables.names import GUARD, MIXTURES
-from tuner.run_dir.names import trial_name, trial_path
+from tuner.run_dir.names import task_name, trial_name, trial_path
 
 ALPHAS = (0.25, 0.5, 0.75)
 """Shares of the winner in its mixtures with the base model."""
@@ -30,6 +30,33 @@ class Mixture:
     """The objective."""
     guard: GuardScores
     dev_all: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardRule:
+    """What must not get worse, as it is asked for now: it may have been otherwise before a ``--resume``."""
+
+    tasks: tuple[str, ...] = ()
+    """Names of the guard tasks."""
+    tolerance: float = 0.0
+    """What each of them may lose."""
+
+    @classmethod
+    def of(cls, guard: Sequence[str], tolerance: float) -> "GuardRule":
+        """Returns the rule of ``--guard`` and ``--guard_tolerance``."""
+        return cls(tasks=tuple(map(task_name, guard)), tolerance=tolerance)
+
+    def among(self, scores: GuardScores) -> dict[str, float]:
+        """Returns those of `scores` that are asked for."""
+        return {task: value for task, value in scores.items() if task in self.tasks}
+
+    def read(self, run_dir: Path, name: str) -> dict[str, float] | None:
+        """Returns what the model in RUN/trials/`name` scores on the tasks; None where it was scored on none of them."""
+        return self.among(read_scores(run_dir, name) or {}) or None
+
+
+UNGUARDED = GuardRule()
+"""No guard is asked for."""
 
 
 def read_scores(run_dir: Path, name: str) -> dict[str, float] | None:

@@ -18,9 +18,9 @@ from trainables.names import HYBRID, scores_file
 from trainables.scoring.measures import Scores
 from trainables.scoring.metric import Metric
 from tuner.request.config import SearchConfig
-from tuner.run_dir.names import BASE_FOLDER, PREVIOUS_FOLDER, eval_path, mixture_name, task_name, trial_name, trial_path
+from tuner.run_dir.names import BASE_FOLDER, PREVIOUS_FOLDER, eval_path, mixture_name, trial_name, trial_path
 from tuner.study import guards
-from tuner.study.guards import Mixture
+from tuner.study.guards import GuardRule, Mixture
 from tuner.study.study import SearchStudy
 from tuner.study.trials import BASE, POOL, ROLE, USER, arguments_of, dev_scores, has_failed, whole_corpus
 from tuner.verdict.decision import FINE_TUNE, KEEP, decide, is_certain
@@ -93,12 +93,12 @@ def judge(
     Raises:
         ValueError: If the base model or the winner was not scored on test.
     """
-    own = own_settings(arguments or {})
-    run = _Run(run_dir=run_dir, study=study, metric=metric, seed=seed, tolerance=tolerance, own=own)
+    own, rule = own_settings(arguments or {}), GuardRule.of(guard, tolerance)
+    run = _Run(run_dir=run_dir, study=study, metric=metric, seed=seed, rule=rule, own=own)
     ranked = standings(study, retrains)
     found = _without_winner(run, retrains, ranked, total_seconds)
-    number = winner(study, retrains, run_dir=run_dir, tolerance=tolerance, own=own)
-    return found if number is None else _of_winner(run, found, number, ranked, guard)
+    number = winner(study, retrains, run_dir=run_dir, rule=rule, own=own)
+    return found if number is None else _of_winner(run, found, number, ranked)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,7 @@ class _Run:
     study: Study
     metric: str
     seed: int
-    tolerance: float
+    rule: GuardRule
     own: Mapping[str, Any]
 
     def settings(self, number: int) -> dict[str, Any]:
@@ -141,15 +141,15 @@ def _without_winner(run: _Run, retrains: Study | None, ranked: Sequence[Standing
     )
 
 
-def _of_winner(run: _Run, found: Verdict, number: int, ranked: Sequence[Standing], asked: Sequence[str]) -> Verdict:
+def _of_winner(run: _Run, found: Verdict, number: int, ranked: Sequence[Standing]) -> Verdict:
     """Adds to `found` what there is to say of the winner."""
-    mixed = chosen_mixture(run.run_dir, run.study, number, run.metric, run.tolerance, run.own)
+    mixed = chosen_mixture(run.run_dir, run.study, number, run.metric, run.rule, run.own)
     best = _model(run, run.study.get_trials(deepcopy=False)[number], mixed)
     alike = base_folder(run.settings(number))
     before, after = (scores_on_test(run.run_dir, folder) for folder in (alike, best.folder))
     gains = {name: compare(value, after.per_query[name], seed=run.seed) for name, value in before.per_query.items()}
     base = _base(run, found, number)
-    guarded = _guard(run, alike, best.folder, [s.trial for s in ranked], asked)
+    guarded = _guard(run, alike, best.folder, [s.trial for s in ranked])
     parts = _parts(run, alike, best.folder)
     verdict, reason = decide(gains[run.metric], guarded, parts, _rivals(run, base, alike, best.folder))
     standing = next(standing for standing in ranked if standing.trial == number)
@@ -178,7 +178,7 @@ def _of_winner(run: _Run, found: Verdict, number: int, ranked: Sequence[Standing
 def _base(run: _Run, found: Verdict, number: int) -> Base:
     """The base model, with what it scores as trial `number` encodes and with the settings it is best used with."""
     assert found.base is not None, "the base model is trial 0"
-    best = best_settings(run.run_dir, run.study, run.metric, run.tolerance, run.own)
+    best = best_settings(run.run_dir, run.study, run.metric, run.rule, run.own)
     return dataclasses.replace(
         found.base,
         encoded_as_best=_encoded_base(run, run.settings(number)),
@@ -228,8 +228,8 @@ def _finalist(run: _Run, standing: Standing) -> Finalist:
 
 def rests_on(job: TrialConfig, run_dir: Path, study: SearchStudy, config: SearchConfig) -> bool:
     """Whether there is no verdict without a job, which scores a base model or the winner on test: others are shown."""
-    own = own_settings(config.arguments)
-    number = winner(study.search, study.finalists, run_dir=run_dir, tolerance=config.guard_tolerance, own=own)
+    own, rule = own_settings(config.arguments), GuardRule.of(config.guard, config.guard_tolerance)
+    number = winner(study.search, study.finalists, run_dir=run_dir, rule=rule, own=own)
     shown = {_folder(user, None) for user in study.users if user != number} | {PREVIOUS_FOLDER}
     return job.split == "test" and job.name not in shown
 
@@ -254,22 +254,22 @@ def _parts(run: _Run, before: str, after: str) -> dict[str, Comparison]:
     return {part: run.compare(before, after, part) for part in (metric.names if metric.is_pareto else ())}
 
 
-def _guard(run: _Run, alike: str, folder: str, ranked: Sequence[int], asked: Sequence[str]) -> Guard | None:
+def _guard(run: _Run, alike: str, folder: str, ranked: Sequence[int]) -> Guard | None:
     """Guard tasks of the winner and of the base model, encoded alike and as it is; None where none was asked for.
 
     What was not scored counts as lost.
     """
-    if not asked:
+    names, tolerance = run.rule.tasks, run.rule.tolerance
+    if not names:
         return None
-    names = [task_name(guard) for guard in asked]
-    base, best, as_is = (guards.read_scores(run.run_dir, name) or {} for name in (alike, folder, BASE_FOLDER))
+    base, best, as_is = (run.rule.read(run.run_dir, name) or {} for name in (alike, folder, BASE_FOLDER))
     unscored = [name for name in names if name not in base or name not in best]
-    lost = {*guards.lost(base, best, run.tolerance), *guards.lost(as_is, best, run.tolerance)}
+    lost = {*guards.lost(base, best, tolerance), *guards.lost(as_is, best, tolerance)}
     own = {name: as_is.get(name) for name in names} if alike != BASE_FOLDER else {}
-    scored = {number: guards.read_scores(run.run_dir, trial_name(number)) for number in ranked}
-    bases = {number: guards.read_scores(run.run_dir, base_folder(run.settings(number))) for number in ranked}
+    scored = {number: run.rule.read(run.run_dir, trial_name(number)) for number in ranked}
+    bases = {number: run.rule.read(run.run_dir, base_folder(run.settings(number))) for number in ranked}
     return Guard(
-        tolerance=run.tolerance,
+        tolerance=tolerance,
         tasks={n: GuardTask(base=base.get(n), best=best.get(n), base_as_is=own.get(n)) for n in names},
         lost=[*unscored, *(name for name in base if name in lost and name not in unscored)],
         finalists={str(number): scores for number, scores in scored.items() if scores is not None},
@@ -279,10 +279,10 @@ def _guard(run: _Run, alike: str, folder: str, ranked: Sequence[int], asked: Seq
 
 def _swept(run: _Run, number: int) -> Sweep | None:
     """The mixtures with the base model and what was chosen on dev and guards; None where none was scored."""
-    found = mixtures(run.run_dir, run.study, number, run.metric, run.own)
+    found = mixtures(run.run_dir, run.study, number, run.metric, run.rule, run.own)
     if found is None:
         return None
-    choice, reason = guards.choose(*found, run.tolerance)
+    choice, reason = guards.choose(*found, run.rule.tolerance)
     base, trained, between = found
     rows = [SweepRow(alpha=row.alpha, dev=row.dev, guard=dict(row.guard)) for row in (base, *between, trained)]
     return Sweep(alpha=choice.alpha, reason=reason, rows=rows)

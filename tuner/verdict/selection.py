@@ -5,7 +5,7 @@ Everything here is decided on dev and guards; the test set is not looked at.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from trainables.names import scores_file
 from trainables.scoring.measures import Scores
 from tuner.run_dir.names import BASE_FOLDER, trial_name, trial_path, weights_of
 from tuner.study import guards
-from tuner.study.guards import Mixture
+from tuner.study.guards import UNGUARDED, GuardRule, GuardScores, Mixture
 from tuner.study.trials import (
     BASE,
     DUPLICATE_OF,
@@ -106,7 +106,7 @@ def winner(
     retrains: Study | None = None,
     *,
     run_dir: Path | None = None,
-    tolerance: float = 0.0,
+    rule: GuardRule = UNGUARDED,
     own: Mapping[str, Any] | None = None,
 ) -> int | None:
     """Returns the number of the winning trial; None when no trained trial completed.
@@ -116,37 +116,37 @@ def winner(
         retrains: The finalists' retrainings, if any.
         run_dir: Where weights are and guards were scored: of those with weights, the best that keeps the guards wins,
             and the best of all where none does.
-        tolerance: What a guard may lose.
+        rule: The guards, and what they may lose.
         own: The user's own values of what is not training, from `encoding.own_settings`.
     """
     ranked = [standing.trial for standing in standings(study, retrains)]
     if run_dir:
         ranked = [number for number in ranked if weights_of(run_dir, number).is_dir()] or ranked
-    guarded = [number for number in ranked if run_dir and guards.read_scores(run_dir, trial_name(number))]
-    kept = [n for n in guarded if run_dir and not _forgets(run_dir, _trial(study, n), tolerance, own or {})]
+    guarded = [number for number in ranked if run_dir and rule.read(run_dir, trial_name(number))]
+    kept = [n for n in guarded if run_dir and not _forgets(run_dir, _trial(study, n), rule, own or {})]
     return next(iter([*kept, *ranked]), None)
 
 
-def _forgets(run_dir: Path, trial: FrozenTrial, tolerance: float, own: Mapping[str, Any]) -> bool:
+def _forgets(run_dir: Path, trial: FrozenTrial, rule: GuardRule, own: Mapping[str, Any]) -> bool:
     """Whether a trial loses a guard beyond the tolerance: of the base model as it is, or encoded as the trial is."""
     folders = {BASE_FOLDER, base_folder(settings_of(arguments_of(trial), own))}
-    known = (guards.read_scores(run_dir, folder) for folder in folders)
-    scores = guards.read_scores(run_dir, trial_name(trial.number))
-    return any(guards.lost(base, scores, tolerance) for base in known if base)
+    known = (rule.read(run_dir, folder) for folder in folders)
+    scores = rule.read(run_dir, trial_name(trial.number))
+    return any(guards.lost(base, scores, rule.tolerance) for base in known if base)
 
 
-def best_settings(run_dir: Path, study: Study, metric: str, tolerance: float, own: Mapping[str, Any]) -> dict[str, Any]:
+def best_settings(run_dir: Path, study: Study, metric: str, rule: GuardRule, own: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings that the base model is best used with, by dev: its own (empty), or those of a trial.
 
     Only settings that it was scored with count, and where guards were scored, those that lose none beyond the
     tolerance.
     """
     best, best_dev = dict[str, Any](), base_scores(run_dir, study, BASE_FOLDER).get(metric, -math.inf)
-    kept = guards.read_scores(run_dir, BASE_FOLDER)
+    kept = rule.read(run_dir, BASE_FOLDER)
     for trial in _complete(study):
         settings = settings_of(arguments_of(trial), own)
         dev = base_scores(run_dir, study, base_folder(settings)).get(metric, -math.inf)
-        keeps = not kept or not guards.lost(kept, guards.read_scores(run_dir, base_folder(settings)), tolerance)
+        keeps = not kept or not guards.lost(kept, rule.read(run_dir, base_folder(settings)), rule.tolerance)
         if dev > best_dev and keeps:
             best, best_dev = settings, dev
     return best
@@ -161,30 +161,30 @@ def base_scores(run_dir: Path, study: Study, folder: str) -> dict[str, float]:
 
 
 def chosen_mixture(
-    run_dir: Path, study: Study, number: int, metric: str, tolerance: float, own: Mapping[str, Any] | None = None
+    run_dir: Path, study: Study, number: int, metric: str, rule: GuardRule, own: Mapping[str, Any] | None = None
 ) -> Mixture | None:
     """Returns the mixture of trial `number` with the base model that replaces it; None where none was better."""
-    found = mixtures(run_dir, study, number, metric, own)
-    choice = guards.choose(*found, tolerance)[0] if found else None
+    found = mixtures(run_dir, study, number, metric, rule, own)
+    choice = guards.choose(*found, rule.tolerance)[0] if found else None
     return None if choice is None or choice.alpha == 1.0 else choice
 
 
 def mixtures(
-    run_dir: Path, study: Study, number: int, metric: str, own: Mapping[str, Any] | None = None
+    run_dir: Path, study: Study, number: int, metric: str, rule: GuardRule, own: Mapping[str, Any] | None = None
 ) -> tuple[Mixture, Mixture, Sequence[Mixture]] | None:
     """Returns the base model, trial `number` itself, and the mixtures of both; None where none were scored.
 
     All of them are encoded as the trial is.
     """
-    between, trial = guards.read_mixtures(run_dir, number, metric), _trial(study, number)
+    trial, rows = _trial(study, number), guards.read_mixtures(run_dir, number, metric)
+    between = [replace(row, guard=rule.among(row.guard)) for row in rows]
     folder = base_folder(settings_of(arguments_of(trial), own or {}))
-    base = _end(run_dir, folder, base_scores(run_dir, study, folder), metric, 0.0)
-    trained = _end(run_dir, trial_name(number), dev_scores(study, trial), metric, 1.0)
-    return (base, trained, between) if between and base and trained else None
+    start = _end(base_scores(run_dir, study, folder), rule.read(run_dir, folder), metric, 0.0)
+    trained = _end(dev_scores(study, trial), rule.read(run_dir, trial_name(number)), metric, 1.0)
+    return (start, trained, between) if between and start and trained else None
 
 
-def _end(run_dir: Path, folder: str, dev: Mapping[str, float], metric: str, alpha: float) -> Mixture | None:
-    scores = guards.read_scores(run_dir, folder)
+def _end(dev: Mapping[str, float], scores: GuardScores | None, metric: str, alpha: float) -> Mixture | None:
     return Mixture(alpha=alpha, dev=dev[metric], guard=scores, dev_all=dev) if scores and dev else None
 
 
