@@ -79,6 +79,19 @@ def test_it_is_said_whether_a_sampler_draws_near_a_lesson(sampler: str, tmp_path
     assert said in lesson.sentence(sampler)
 
 
+LOWER_THIRD = 2e-6 * 25 ** (1 / 3)
+"""Of the learning rates 2e-6 to 5e-5, on their log scale."""
+
+
+@pytest.mark.parametrize("pruner", ["hyperband", "promotion"])
+def test_an_earlier_value_outside_of_a_range_is_its_end_with_every_pruner(pruner: str, tmp_path: Path) -> None:
+    """The learning rate 0 has no place on a log scale; hyperband shows samplers the trials of a bracket alone."""
+    lessons: list[dict[str, object]] = [{"run_dir": "earlier", "params": [{"learning_rate": 0.0}]}]
+    study = _opened(tmp_path, SearchConfig(num_trials=31, seed=1, pruner=pruner), lessons)
+    drawn = [study.ask()[1] for _ in range(10)][2:]
+    assert sum(params["learning_rate"] < LOWER_THIRD for params in drawn) >= 4
+
+
 def test_first_trials_are_drawn_near_the_lessons_also_after_a_resume(tmp_path: Path) -> None:
     """The earlier best is at the lower end of every range: most of the first trials lie in the lower third."""
     lessons: list[dict[str, object]] = [{"run_dir": "earlier", "params": [BEST]}]
@@ -91,6 +104,6 @@ def test_first_trials_are_drawn_near_the_lessons_also_after_a_resume(tmp_path: P
         while study.has_unfinished:
             study._unfinished.pop()
         drawn.append(study.ask()[1]["learning_rate"])
-    assert sum(rate < 2e-6 * 25 ** (1 / 3) for rate in drawn) >= 4
+    assert sum(rate < LOWER_THIRD for rate in drawn) >= 4
     assert len(study.search.trials) == 10
     assert new_study(config, open_storage(None, tmp_path)).search.user_attrs["lessons"] == lessons

@@ -6,7 +6,7 @@ a few trials.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,9 +36,11 @@ class PriorSampler(BaseSampler):
     Args:
         shares: Component -> its share of the trials.
         seed: Of this trial: the component and the draws follow from it.
+        lessons: What earlier searches found.
     """
 
-    def __init__(self, shares: Mapping[str, float], seed: int) -> None:
+    def __init__(self, shares: Mapping[str, float], seed: int, lessons: Sequence[Mapping[str, Any]] = ()) -> None:
+        self._earlier = [params for lesson in lessons for params in lesson["params"]]
         self._generator = np.random.default_rng(seed)
         self._component = str(self._generator.choice(list(shares), p=list(shares.values())))
         self._pick = int(self._generator.integers(2**31))
@@ -74,8 +76,7 @@ class PriorSampler(BaseSampler):
     def _centre(self, study: Study) -> Mapping[str, Any]:
         """The parameters of the trial that is drawn near; none of the middle and of anywhere."""
         if self._component == EARLIER:
-            known = [params for lesson in study.user_attrs.get(LESSONS, []) for params in lesson["params"]]
-            return known[self._pick % len(known)] if known else {}
+            return self._earlier[self._pick % len(self._earlier)] if self._earlier else {}
         trials = study.get_trials(deepcopy=False)
         if self._component == OWN:
             return next((trial.params for trial in trials if trial.user_attrs.get(ROLE) == USER), {})
@@ -87,7 +88,7 @@ class PriorSampler(BaseSampler):
         if self._component == ANYWHERE:
             return float(self._generator.random())
         while True:
-            drawn = self._generator.normal(min(1.0, max(0.0, centre)), _SPREAD[self._component])
+            drawn = self._generator.normal(centre, _SPREAD[self._component])
             if 0 <= drawn <= 1:
                 return float(drawn)
 
@@ -104,8 +105,9 @@ class Scale:
         return math.log(value) if self._distribution.log else float(value)
 
     def unit(self, value: float) -> float:
-        """Returns the place of `value` in the range."""
-        return (self._inner(value) - self._low) / ((self._high - self._low) or 1.0)
+        """Returns the place of `value` in the range, of one outside that of the nearer end."""
+        inside = min(self._distribution.high, max(self._distribution.low, value))
+        return (self._inner(inside) - self._low) / ((self._high - self._low) or 1.0)
 
     def value(self, unit: float) -> float | int:
         """Returns the value at a place, in whole steps where the distribution has steps."""

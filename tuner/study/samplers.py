@@ -28,9 +28,11 @@ def sampler_names() -> list[str]:
     return sorted(_SAMPLERS)
 
 
-def make_sampler(strategy: Strategy, *, seed: int, number: int, trials: int, warm: bool = False) -> BaseSampler:
-    """Returns the sampler of `strategy` for trial `number` of a search of `trials`."""
-    ask = _Ask(strategy=strategy, seed=seed, number=number, trials=trials, warm=warm)
+def make_sampler(
+    strategy: Strategy, *, seed: int, number: int, trials: int, lessons: Sequence[Mapping[str, Any]] = ()
+) -> BaseSampler:
+    """Returns the sampler of `strategy` for trial `number` of a search of `trials`, that knows of earlier `lessons`."""
+    ask = _Ask(strategy=strategy, seed=seed, number=number, trials=trials, lessons=lessons)
     return _OfTrials(_SAMPLERS[strategy.sampler](ask), extrapolates=strategy.extrapolate)
 
 
@@ -166,8 +168,8 @@ class _Ask:
     seed: int
     number: int
     trials: int
-    warm: bool
-    """Earlier searches are known."""
+    lessons: Sequence[Mapping[str, Any]]
+    """What earlier searches found."""
 
     @property
     def mixed(self) -> int:
@@ -233,9 +235,10 @@ def _from_priors(model: BaseSampler, ask: _Ask) -> BaseSampler:
     # a stream of its own: the prior's first draw chooses its component, from the same seed
     if np.random.default_rng([ask.mixed, 1]).random() < strategy.exploit:
         return PriorSampler({BEST: 1.0}, ask.mixed)
-    if not strategy.prior and not ask.warm:
+    if not strategy.prior and not ask.lessons:
         return model
-    return _Started(PriorSampler(WARM_SHARES if ask.warm else SHARES, ask.mixed), model, ask.startup)
+    prior = PriorSampler(WARM_SHARES if ask.lessons else SHARES, ask.mixed, ask.lessons)
+    return _Started(prior, model, ask.startup)
 
 
 _SAMPLERS: Mapping[str, Callable[[_Ask], BaseSampler]] = {

@@ -87,7 +87,7 @@ class SearchStudy:
             strategy,
             seed=config.seed,
             trials=config.num_trials,
-            warm=LESSONS in self.search.user_attrs,
+            lessons=self.search.user_attrs.get(LESSONS, ()),
         )
         running = self.search.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         self._unfinished = [trial for trial in running if not is_paused(trial)]
