@@ -19,9 +19,6 @@ from tuner.study.priors import BEST, SHARES, WARM_SHARES, PriorSampler
 from tuner.study.strategy import Strategy
 from tuner.study.trials import BASE, GUARD_EXCESS, INFEASIBLE, ROLE, is_paused
 
-HAS_CONSTRAINTS = hasattr(Trial, "set_constraint")
-"""Optuna 5 and newer."""
-
 
 def sampler_names() -> list[str]:
     """What ``--sampler`` takes."""
@@ -50,17 +47,9 @@ def draw_again(sampler: BaseSampler, trial: Trial, known: FrozenTrial) -> None:
 
 
 def constrain(trial: Trial, name: str, value: float) -> None:
-    """Tells samplers to stay away from `trial` where `value` is above 0; told again, it is as it was.
-
-    Optuna before 5 asks `_constraints` instead.
-    """
-    if HAS_CONSTRAINTS and name not in trial.constraints:
+    """Tells samplers to stay away from `trial` where `value` is above 0; told again, it is as it was."""
+    if name not in trial.constraints:
         trial.set_constraint(name, value)
-
-
-def _constraints(trial: FrozenTrial) -> Sequence[float]:
-    """Above 0 where the trial did not fit the device, diverged, or lost more on a guard than it may: stay away."""
-    return (1.0 if trial.user_attrs.get(INFEASIBLE) else -1.0, trial.user_attrs.get(GUARD_EXCESS, -1.0))
 
 
 class _OfTrials(BaseSampler):
@@ -89,9 +78,6 @@ class _OfTrials(BaseSampler):
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         self._inner.before_trial(self._seen(study, trial), trial)
-
-    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        self._inner.after_trial(self._seen(study, trial), trial, state, values)
 
 
 class _Others:
@@ -181,11 +167,6 @@ class _Ask:
         """Finished trials before a model is asked; the base model is none of them."""
         return self.strategy.startup(self.trials)
 
-    @property
-    def deprecated(self) -> dict[str, Any]:
-        """What older samplers are made with."""
-        return {} if HAS_CONSTRAINTS else {"constraints_func": _constraints}
-
 
 class _Started(BaseSampler):
     """Draws from one sampler until enough trials have ended, and from another one then."""
@@ -210,23 +191,13 @@ class _Started(BaseSampler):
     ) -> Any:
         return self._now(study).sample_independent(study, trial, param_name, param_distribution)
 
-    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        self._then.after_trial(study, trial, state, values)
-
 
 def _tpe(ask: _Ask) -> BaseSampler:
-    return TPESampler(
-        seed=ask.mixed,
-        multivariate=True,
-        group=True,
-        constant_liar=True,
-        n_startup_trials=ask.startup,
-        **ask.deprecated,
-    )
+    return TPESampler(seed=ask.mixed, multivariate=True, group=True, constant_liar=True, n_startup_trials=ask.startup)
 
 
 def _gp(ask: _Ask) -> BaseSampler:
-    return GPSampler(seed=ask.mixed, n_startup_trials=ask.startup, **ask.deprecated)
+    return GPSampler(seed=ask.mixed, n_startup_trials=ask.startup)
 
 
 def _from_priors(model: BaseSampler, ask: _Ask) -> BaseSampler:
