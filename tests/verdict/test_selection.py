@@ -3,6 +3,7 @@
 import pytest
 
 from tests.support.study_fixtures import BASE, USER, make_retrains, make_study
+from tuner.study.guards import GuardRule
 from tuner.verdict.selection import finalists, noise, standings, ties, winner
 
 
@@ -10,6 +11,14 @@ def test_finalists_are_the_best_complete_trials_without_the_base_and_without_dup
     study = make_study(BASE, USER, {"value": 0.5}, {"value": None}, {"value": 0.7}, {"value": 0.7, "duplicate_of": 4})
     assert finalists(study, 2) == [4, 1]
     assert finalists(study, 10) == [4, 1, 2]
+
+
+def test_finalists_that_lose_more_than_is_accepted_now_come_last() -> None:
+    """Trial 2 loses 0.03 on news and nothing on law; it was 0.02 too much when it ended."""
+    base, user = BASE | {"guard": {"news": 0.70, "law": 0.5}}, USER | {"guard": {"news": 0.70, "law": 0.5}}
+    study = make_study(base, user, {"value": 0.7, "guard": {"news": 0.67, "law": 0.5}, "guard_excess": 0.02})
+    for guard, tolerance, ranked in (("news", 0.01, [1, 2]), ("news", 0.05, [2, 1]), ("law", 0.01, [2, 1])):
+        assert finalists(study, 2, rule=GuardRule.of([guard], tolerance)) == ranked
 
 
 def test_without_retrainings_the_best_dev_score_wins_and_only_equal_scores_tie() -> None:

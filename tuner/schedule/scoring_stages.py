@@ -120,7 +120,8 @@ class _Models:
 
     def best(self) -> list[int]:
         """Returns the numbers of the trials that become finalists, the best first."""
-        return selection.finalists(self._study.search, max(1, self._config.finalist_count), self._run_dir)
+        count = max(1, self._config.finalist_count)
+        return selection.finalists(self._study.search, count, self._run_dir, rule=self.rule)
 
     def finalists(self) -> list[int]:
         """Returns the trials that become finalists and the winner, each once."""

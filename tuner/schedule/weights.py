@@ -9,6 +9,7 @@ from tuner.run_dir.mirror import Mirror
 from tuner.run_dir.names import trial_name
 from tuner.schedule.disk import TrialFolders
 from tuner.schedule.jobs import Jobs
+from tuner.study.guards import GuardRule
 from tuner.study.study import SearchStudy
 from tuner.verdict import selection
 
@@ -38,17 +39,18 @@ class Weights:
         self._config, self._study, self._jobs = config, study, jobs
         self._run_dir, self._folders, self._mirror = run_dir, folders, mirror
         self._least = max(1, config.finalist_count)
+        self._rule = GuardRule.of(config.guard, config.guard_tolerance)
 
     def finalists(self) -> list[FrozenTrial]:
         """Returns the best trials whose weights are there: one that wins is scored on test and exported."""
-        numbers = selection.finalists(self._study.search, self._least, self._run_dir)
+        numbers = selection.finalists(self._study.search, self._least, self._run_dir, rule=self._rule)
         trials = self._study.search.get_trials(deepcopy=False)
         return [trials[number] for number in numbers]
 
     @property
     def passed_over(self) -> str:
         """Which trials would have been finalists, had their weights been kept; nothing where all of them were."""
-        best = selection.finalists(self._study.search, self._least)
+        best = selection.finalists(self._study.search, self._least, rule=self._rule)
         there = {trial.number for trial in self.finalists()}
         gone = ", ".join(str(number) for number in best if number not in there)
         return gone and (
@@ -71,7 +73,7 @@ class Weights:
     def drop(self, *, fewest: bool = False) -> None:
         """Removes what is not worth its place; with `fewest`, all but what the search cannot do without."""
         count = self._least if fewest else max(self._least, self._config.keep_checkpoints)
-        best = selection.finalists(self._study.search, count)
+        best = selection.finalists(self._study.search, count, rule=self._rule)
         winner = selection.winner(self._study.search, self._study.finalists)
         finalists = [trial.number for trial in self.finalists()]
         others = [*finalists, *self._study.users, *([] if winner is None else [winner])]

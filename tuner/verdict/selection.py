@@ -21,7 +21,7 @@ from tuner.study.guards import UNGUARDED, GuardRule, GuardScores, Mixture
 from tuner.study.trials import (
     BASE,
     DUPLICATE_OF,
-    GUARD_EXCESS,
+    GUARD_SCORES,
     POOL,
     ROLE,
     SCORES,
@@ -55,23 +55,25 @@ class Standing:
         return float(np.mean(list(self.seeds.values())))
 
 
-def finalists(study: Study, count: int, run_dir: Path | None = None) -> list[int]:
+def finalists(study: Study, count: int, run_dir: Path | None = None, *, rule: GuardRule = UNGUARDED) -> list[int]:
     """Returns the numbers of the best `count` trained and completed trials, best first.
 
     Args:
         study: The search.
         count: How many, where there are as many.
         run_dir: Where weights are: a trial that has none there any more is passed over.
+        rule: The guards: trials that were scored on them, and lose more than they may, come last.
     """
     trained = [trial for trial in _complete(study) if trial.user_attrs.get(ROLE) != BASE]
     distinct = [trial for trial in trained if DUPLICATE_OF not in trial.user_attrs]
-    numbers = [trial.number for trial in sorted(distinct, key=_rank, reverse=True)]
+    base = rule.among(_trial(study, 0).user_attrs.get(GUARD_SCORES, {})) if distinct else {}
+
+    def rank(trial: FrozenTrial) -> tuple[bool, float]:
+        loss = guards.excess(base, trial.user_attrs.get(GUARD_SCORES, {}), rule.tolerance)
+        return loss <= 0, value_of(trial)
+
+    numbers = [trial.number for trial in sorted(distinct, key=rank, reverse=True)]
     return [number for number in numbers if run_dir is None or weights_of(run_dir, number).is_dir()][:count]
-
-
-def _rank(trial: FrozenTrial) -> tuple[bool, float]:
-    """Trials that violate the guards' constraint come last."""
-    return trial.user_attrs.get(GUARD_EXCESS, -1.0) <= 0, value_of(trial)
 
 
 def standings(study: Study, retrains: Study | None = None) -> list[Standing]:
