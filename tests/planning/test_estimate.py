@@ -5,6 +5,7 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -44,6 +45,23 @@ def test_hours_add_up() -> None:
     assert hours.scoring * 3600 == pytest.approx(20 + 8 * 15)
     assert hours.end * 3600 == pytest.approx(10 + 240 + 30)
     assert hours.total * 3600 == pytest.approx(700 + 140 + 280)
+
+
+@pytest.mark.parametrize(
+    ("asked", "seconds"),
+    [
+        ({}, 100 * (0.5 + 0.5 / 2)),
+        ({"reduction_factor": 4}, 100 * (0.5 + 0.5 / 4)),
+        ({"reduction_factor": 4, "pruner": "median"}, 100 * (0.5 + 0.5 / 2)),
+        ({"metric": "dense.ndcg_at_10,dense.mrr_at_10"}, 100),
+        ({"pruner": "none"}, 100),
+    ],
+)
+def test_what_is_trained_of_a_suggestion_follows_from_what_stops_it(asked: dict[str, Any], seconds: float) -> None:
+    """Rungs at half and all of 100 s."""
+    config = SearchConfig(num_trials=3, rungs=(0.5, 1.0), finalists=0).replace(**asked)
+    hours = search_hours(config, Probe(seconds_per_step=2, steps=50, peak_bytes=0), 0, Passages(corpus=1, at_rungs=1))
+    assert hours.training * 3600 == pytest.approx(100 + seconds)
 
 
 def test_a_pool_makes_rungs_cheaper_and_the_end_dearer() -> None:

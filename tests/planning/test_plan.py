@@ -315,8 +315,10 @@ def test_a_sum_needs_every_head_that_it_weighs(tmp_path: Path) -> None:
 def test_two_objectives_are_said_to_prune_nothing(tmp_path: Path) -> None:
     model, rows = make_model(tmp_path / "model"), make_rows(tmp_path / "rows.jsonl", rows=120)
     arguments = {"train_data": [str(rows)], "model_name_or_path": str(model), "unified_finetuning": True}
-    config = SearchConfig(arguments=arguments, metric="dense.ndcg_at_10,sparse.ndcg_at_10")
-    assert any("no trial is pruned" in line for line in make_plan(config, tmp_path / "run", print).warnings)
+    config = SearchConfig(arguments=arguments, metric="dense.ndcg_at_10,sparse.ndcg_at_10", patience=8)
+    warnings = "\n".join(make_plan(config, tmp_path / "run", print).warnings)
+    assert "no trial is pruned" in warnings
+    assert "--patience 8: it is counted for one objective" in warnings
 
 
 LORA: dict[str, Any] = {"use_lora": True, "lora_rank": 32, "lora_alpha": 64}

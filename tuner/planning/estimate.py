@@ -34,6 +34,8 @@ from tuner.schedule.disk import gigabytes, search_bytes
 from tuner.schedule.time_budget import final_scorings
 
 _SAMPLES = 200
+_HALVING = ("promotion", "successive_halving")
+"""Pruners that take ``--reduction_factor``; the others stop about half."""
 _FLOAT32 = 4  # bytes
 _PROBE_SECONDS = 900
 
@@ -392,8 +394,11 @@ def search_hours(config: SearchConfig, probe: Probe, scoring: float, passages: P
 
 
 def _reached(config: SearchConfig) -> list[float]:
-    """Which share of the sampled trials comes to each rung: where trials are stopped, half go on from each."""
-    return [1.0 if config.pruner == "none" else 0.5**rung for rung in range(len(config.rungs))]
+    """Which share of the sampled trials comes to each rung: where trials are stopped, one in so many goes on."""
+    if config.pruner == "none" or config.objective.is_pareto:
+        return [1.0] * len(config.rungs)
+    factor = config.reduction_factor if config.pruner in _HALVING else 2
+    return [factor**-rung for rung in range(len(config.rungs))]
 
 
 def _trained_share(config: SearchConfig) -> float:

@@ -161,11 +161,14 @@ def space_name(config: SearchConfig) -> str:
 
 
 def _of_two_objectives(config: SearchConfig) -> Iterator[str]:
-    if config.objective.is_pareto:
-        yield (
-            f"--metric {config.metric}: Optuna's pruners compare one value, so no trial is pruned; trials are ranked "
-            "by the mean of the two, and the report shows the front"
-        )
+    if not config.objective.is_pareto:
+        return
+    yield (
+        f"--metric {config.metric}: Optuna's pruners compare one value, so no trial is pruned; trials are ranked "
+        "by the mean of the two, and the report shows the front"
+    )
+    if config.patience is not None:
+        yield f"--patience {config.patience}: it is counted for one objective, so it ends no search of two"
 
 
 def _check_names(config: SearchConfig) -> SearchSpace:

@@ -15,7 +15,7 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from tuner.study.trials import GUARD_EXCESS, INFEASIBLE, ROLE, USER
+from tuner.study.trials import GUARD_EXCESS, INFEASIBLE, ROLE, USER, rung_values, value_of
 
 OWN, MIDDLE, BEST, EARLIER, ANYWHERE = "own", "middle", "best", "earlier", "anywhere"
 SHARES: Mapping[str, float] = {OWN: 0.25, MIDDLE: 0.25, BEST: 0.25, ANYWHERE: 0.25}
@@ -125,8 +125,8 @@ def leader(trials: list[FrozenTrial]) -> FrozenTrial | None:
     Of the complete ones, those that lose too much on a guard come last.
     """
     known = [trial for trial in trials if trial.params and not trial.user_attrs.get(INFEASIBLE)]
-    complete = [trial for trial in known if trial.state == TrialState.COMPLETE and len(trial.values) == 1]
+    complete = [trial for trial in known if trial.state == TrialState.COMPLETE]
     if complete:
-        return max(complete, key=lambda trial: (trial.user_attrs.get(GUARD_EXCESS, 0.0) <= 0, trial.values[0]))
-    reached = [trial for trial in known if trial.intermediate_values]
-    return max(reached, key=lambda trial: max(trial.intermediate_values.items()), default=None)
+        return max(complete, key=lambda trial: (trial.user_attrs.get(GUARD_EXCESS, 0.0) <= 0, value_of(trial)))
+    reached = [trial for trial in known if rung_values(trial)]
+    return max(reached, key=lambda trial: max(rung_values(trial).items()), default=None)
