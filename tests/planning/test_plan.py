@@ -91,6 +91,27 @@ def test_a_space_without_place_for_the_users_own_value_is_refused(tmp_path: Path
         _plan(tmp_path, space=str(tmp_path / "space.yaml"))
 
 
+@pytest.mark.parametrize(("choices", "own"), [("'', 'query: '", ""), ("null, 'query: '", None)])
+def test_trial_1_is_told_no_value_that_the_user_does_not_have(choices: str, own: str | None, tmp_path: Path) -> None:
+    """FlagEmbedding puts no instruction before queries where none is given: its default is None."""
+    name = "query_instruction_for_retrieval"
+    (tmp_path / "space.yaml").write_text(f"{name}: {{choices: [{choices}]}}")
+    given: dict[str, Any] = {} if own is None else {name: own}
+    plan = _plan(tmp_path, space=str(tmp_path / "space.yaml"), **given)
+    study = optuna.create_study()
+    study.enqueue_trial(dict(plan.context.start))
+    trial = study.ask()
+    assert plan.space(trial, plan.context) == trial.params == {name: own}
+
+
+def test_a_space_over_what_the_user_has_no_value_of_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "space.yaml").write_text("query_instruction_for_retrieval: {choices: ['', 'query: ']}")
+    with pytest.raises(
+        RequestError, match="have no value of query_instruction_for_retrieval; give --query_instruction"
+    ):
+        _plan(tmp_path, space=str(tmp_path / "space.yaml"))
+
+
 def test_queries_are_not_trained_with_the_word_none_before_them(tmp_path: Path) -> None:
     plan = _plan(tmp_path, same_dataset_within_batch=True)
     assert plan.arguments["query_instruction_for_retrieval"] == ""

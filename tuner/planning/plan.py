@@ -312,8 +312,9 @@ def _context(
     start = searchable_numbers(arguments, rows=rows, workers=config.workers)
     context = Context(rows=rows, negatives=dataset.negatives, start=start)
     called, known = space_name(config), upstream_arguments()
-    others = [known[name] for name in rehearse(called, space, context).keys() - start.keys() if name in known]
+    reached = rehearse(called, space, context)
+    others = [known[name] for name in reached.keys() - start.keys() if name in known]
     own = {argument.name: arguments.get(argument.name, argument.default) for argument in others}
-    given = {name: value for name, value in own.items() if value is not None}
+    given = {name: value for name, value in own.items() if value is not None or None in reached[name]}
     context = replace(context, start={**given, **start})
-    return context, rehearse(called, space, context)
+    return context, rehearse(called, space, context, unset=own.keys() - given.keys())

@@ -46,26 +46,28 @@ def typed(name: str, space: SearchSpace) -> SearchSpace:
     return suggest_typed
 
 
-def rehearse(name: str, space: SearchSpace, context: Context) -> dict[str, list[Any]]:
+def rehearse(name: str, space: SearchSpace, context: Context, *, unset: Set[str] = frozenset()) -> dict[str, list[Any]]:
     """Suggests from `space`, first the user's own settings and then at random.
 
     Args:
         name: What ``--search_space`` calls it.
         space: The space.
         context: The search; its `start` are the user's own settings.
+        unset: Arguments of which the user has no value, nor is there one by default: not to be suggested.
 
     Returns:
         The arguments that it varies, and of each the values that it was seen to take, ends of ranges included.
 
     Raises:
-        RequestError: The space raises, has no place for the user's own value, suggests what is no argument, or a value
-            of another type than the argument's.
+        RequestError: The space raises, has no place for the user's own value or finds none, suggests what is no
+            argument, or a value of another type than the argument's.
     """
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     study.enqueue_trial(dict(context.start))
     returned = _suggested(name, space, context, study)
     varied = {name for arguments in returned for name in arguments}
-    if problems := list(_problems(study.trials, returned, varied, context.start)):
+    problems = [*_problems(study.trials, returned, varied, context.start), *_valueless(study.trials, unset)]
+    if problems:
         raise RequestError([f"--search_space {name}: {problem}" for problem in problems])
     return {argument: _seen(argument, returned, study.trials) for argument in varied}
 
@@ -101,6 +103,12 @@ def _problems(
             f"it suggests {argument}, which is no argument, so that your own settings cannot be a trial of it; suggest "
             "the argument itself, with log=True or choices, and return what follows from it"
         )
+
+
+def _valueless(trials: Sequence[FrozenTrial], unset: Set[str]) -> Iterator[str]:
+    """Yields a line for each suggested argument of which trial 1 would be told a value that it was not trained with."""
+    for argument in sorted(unset & {name for trial in trials for name in trial.params}):
+        yield f"your own settings, which are trial 1, have no value of {argument}; give --{argument}"
 
 
 def _seen(argument: str, returned: Sequence[Mapping[str, Any]], trials: Sequence[FrozenTrial]) -> list[Any]:
