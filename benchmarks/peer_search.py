@@ -184,7 +184,7 @@ class Peer:
 
         def evaluator(split: str) -> Callable[[Any], float]:
             judged = _judged(folder / "qrels" / f"{split}.tsv")
-            kept: Any = {query: queries[query] for query in judged}
+            kept: dict[str, Any] = {query: queries[query] for query in judged}
             score = InformationRetrievalEvaluator(kept, passages, judged, name=split, batch_size=64, write_csv=False)
             return lambda model: float(score(model)[f"{split}_cosine_ndcg@10"])
 

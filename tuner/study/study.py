@@ -19,7 +19,7 @@ from tuner.request.config import SearchConfig
 from tuner.run_dir.names import trial_name
 from tuner.study.priors import LESSONS
 from tuner.study.pruners import PausedTrials, make_pruner
-from tuner.study.samplers import as_ended, draw_again, make_sampler
+from tuner.study.samplers import draw_again, make_sampler
 from tuner.study.stopping import no_longer_pays
 from tuner.study.storage import RememberedStorage, open_storage, readable
 from tuner.study.strategy import Strategy, strategy_of
@@ -135,8 +135,7 @@ class SearchStudy:
 
     def no_longer_pays(self, *, left: int, patience: int) -> str:
         """Returns why no further trial is worth its time (`tuner.study.stopping`), and writes it down."""
-        trials = [as_ended(trial) for trial in self.search.get_trials(deepcopy=False)]
-        why = no_longer_pays(trials, left=left, patience=patience)
+        why = no_longer_pays(self.search.get_trials(deepcopy=False), left=left, patience=patience)
         if why:
             self.search.set_user_attr(ENDED_EARLY, why)
         return why
