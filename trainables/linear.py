@@ -46,6 +46,8 @@ class _FastLinear(nn.Linear):
         autocast = torch.is_autocast_enabled("cpu")
         if autocast or x.dtype != torch.float32 or self.weight.dtype != torch.float32:
             return super().forward(x)
+        if not x.numel():  # oneDNN refuses it
+            return super().forward(x)
         product: Tensor = _Linear.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
         return product
 

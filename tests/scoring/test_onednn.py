@@ -54,3 +54,12 @@ def test_a_frozen_layer_gets_no_gradient() -> None:
     assert layer.weight.grad is None
     assert x.grad is not None
     assert torch.equal(x.grad, layer.weight.sum(0, keepdim=True))
+
+
+def test_without_rows_gradients_are_0() -> None:
+    """As the sparse head has none where no token of a sub-batch stands in a query."""
+    layer, x = nn.Linear(24, 1), torch.empty(0, 24, requires_grad=True)
+    with fast_linear(layer):
+        layer(x).sum().backward()
+    assert layer.weight.grad is not None
+    assert torch.equal(layer.weight.grad, torch.zeros(1, 24))
