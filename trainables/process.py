@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -29,8 +30,8 @@ _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 def trial_process(log: Path) -> Iterator[None]:
     """Runs a block with its log in a file and without a trace in the process.
 
-    Accelerate's state, transformers' DeepSpeed configuration, environment variables, log handlers and unreferenced
-    memory are those from before the block when it ends.
+    Accelerate's state, transformers' DeepSpeed configuration, environment variables, log handlers, the precision of
+    float32 and unreferenced memory are those from before the block when it ends.
 
     Args:
         log: file that every logger's records of level INFO and above are appended to.
@@ -40,6 +41,7 @@ def trial_process(log: Path) -> Iterator[None]:
         stack.callback(_collect)
         stack.callback(_restore_environment, environment)
         stack.callback(_restore_determinism, torch.are_deterministic_algorithms_enabled())
+        stack.enter_context(_precision_kept())
         stack.callback(_reset_accelerate)
         stack.enter_context(_logging_to(log))
         _reset_accelerate()
@@ -131,6 +133,17 @@ def _restore_environment(before: Mapping[str, str]) -> None:
 def _restore_determinism(deterministic: bool) -> None:
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.deterministic = deterministic
+
+
+@contextmanager
+def _precision_kept() -> Iterator[None]:
+    """Takes back what `TrainingArguments(tf32=...)` has set."""
+    backends: Any = torch.backends
+    before = backends.fp32_precision
+    try:
+        yield
+    finally:
+        backends.fp32_precision = before
 
 
 def forget(error: BaseException) -> None:

@@ -13,6 +13,7 @@ import psutil
 import pytest
 import torch
 import torch.distributed as dist
+from transformers import TrainingArguments, training_args
 
 from trainables.process import forget, process_group, rank, remove_stale_build_locks, trial_process, world_size
 
@@ -31,6 +32,15 @@ def test_environment_handlers_and_determinism_are_restored(tmp_path: Path) -> No
     assert logging.getLogger().handlers == handlers
     assert not torch.are_deterministic_algorithms_enabled()
     assert "said in the trial" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_trial_in_tf32_leaves_the_next_one_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_args, "is_torch_tf32_available", lambda: True)
+    before = torch.backends.cuda.matmul.fp32_precision
+    with trial_process(tmp_path / "log.txt"):
+        TrainingArguments(output_dir=str(tmp_path), tf32=True)
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    assert torch.backends.cuda.matmul.fp32_precision == before
 
 
 class Activations:
