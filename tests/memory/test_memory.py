@@ -218,6 +218,12 @@ def test_an_estimate_is_close_to_what_a_gpu_had_allocated(
     assert found.allocated > 6.2e9  # scoring
 
 
+def test_other_workers_token_vectors_are_not_here() -> None:
+    """FlagEmbedding gathers dense vectors only."""
+    alone, one_of_8 = (memory(BGE_M3, {**USERS, "negatives_cross_device": True}, workers=workers) for workers in (1, 8))
+    assert one_of_8.heads == alone.heads
+
+
 def test_activations_are_42_times_the_hidden_size_a_token_and_layer() -> None:
     """8 queries and 64 passages of 512 tokens; a checkpointed layer keeps 4, and one of them is there in full."""
     arguments = {**USERS, "per_device_train_batch_size": 8}

@@ -144,7 +144,7 @@ def memory(
         checkpointing = bool(arguments.get("gradient_checkpointing")) and not sub_batch_size
     left_out = 0 if reachable is None else max(0, shape.vocab_size - reachable) * shape.hidden_size
     states = _states(shape, arguments, shape.parameters - left_out, workers)
-    work = _work(shape, arguments, texts, sub_batch_size, checkpointing, workers)
+    work = _work(shape, arguments, texts, sub_batch_size, checkpointing)
     if sub_batch_size:  # the first one leaves gradients of all weights
         work["layers"] += max(0.0, states["gradients"] - states["held_gradients"])
     scoring = work.pop("scoring") + left_out * _FLOAT
@@ -214,7 +214,6 @@ def _work(
     texts: Texts,
     sub_batch_size: int | None,
     checkpointing: bool,
-    workers: int,
 ) -> dict[str, float]:
     """Activations of a step, and what scoring takes instead."""
     mixed = _is_mixed(arguments)
@@ -231,7 +230,7 @@ def _work(
     working = shape.wide(_WORKING) + shape.wide(_ADAPTING) * widths.number * bool(arguments.get("use_lora"))
     stored, layers = at_once * (kept + _EMBEDDED * size), at_once * (again + working)
     copies = shape.matrices * widths.number * mixed
-    heads, held = _heads(shape, arguments, texts, workers, widths)
+    heads, held = _heads(shape, arguments, texts, widths)
     scored = _SCORED_TOKENS * (shape.wide(widths.forward) + 2 * _FLOAT * shape.colbert_dim * unified)
     return {
         "copies": copies / shape.num_hidden_layers if checkpointing else copies,
@@ -252,17 +251,16 @@ def _adapted(shape: Shape, arguments: Mapping[str, Any], widths: _Widths) -> int
     return dropped + 6 * _rank(arguments) * widths.number
 
 
-def _heads(
-    shape: Shape, arguments: Mapping[str, Any], texts: Texts, workers: int, widths: _Widths
-) -> tuple[float, float]:
-    """Returns what the token vectors take when the backward pass begins, and what of it stays while it lasts."""
+def _heads(shape: Shape, arguments: Mapping[str, Any], texts: Texts, widths: _Widths) -> tuple[float, float]:
+    """Returns what the token vectors take when the backward pass begins, and what of it stays while it lasts.
+
+    With `negatives_cross_device` FlagEmbedding gathers dense vectors alone.
+    """
     if not arguments.get("unified_finetuning"):
         return 0.0, 0.0
-    gathered = workers if arguments.get("negatives_cross_device") else 1
     places = texts.queries * texts.query_length + texts.passages * texts.passage_length
-    vectors = places * gathered * shape.colbert_dim
-    queries, passages = texts.queries * gathered, texts.passages * gathered
-    best = queries * texts.query_length * passages
+    vectors = places * shape.colbert_dim
+    best = texts.queries * texts.query_length * texts.passages
     loss = min(_SIMILARITIES, best * texts.passage_length) * widths.similarity + best * _INDEX
     return vectors * widths.vector + loss, vectors * widths.number
 
