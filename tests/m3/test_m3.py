@@ -6,10 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from FlagEmbedding.finetune.embedder.encoder_only.m3 import EncoderOnlyEmbedderM3Model, EncoderOnlyEmbedderM3Runner
+from FlagEmbedding.finetune.embedder.encoder_only.m3 import (
+    EncoderOnlyEmbedderM3Model,
+    EncoderOnlyEmbedderM3Runner,
+    EncoderOnlyEmbedderM3TrainingArguments,
+)
 from transformers import AutoModel
 
 from tests.support.m3_fixtures import make_model, make_rows, text
+from trainables.m3.__main__ import main
 from trainables.m3.arguments import build_arguments
 from trainables.m3.base_models import BaseModels
 from trainables.m3.batching import Layout
@@ -57,6 +62,18 @@ def test_weights_in_16_bits_are_trained_in_float32(root: Path, tmp_path: Path) -
 def test_unknown_arguments_are_named(root: Path) -> None:
     with pytest.raises(ValueError, match="but got colour, temprature"):
         build_arguments(arguments(root, temprature=1, colour=2), "out")
+
+
+def test_several_gpus_are_several_workers(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """transformers would let one process drive them all, which breaks in the first step."""
+    monkeypatch.setattr(EncoderOnlyEmbedderM3TrainingArguments, "n_gpu", 2)
+    flags = ["--model_name_or_path", str(root / "model"), "--train_data", str(root / "rows.jsonl")]
+    with pytest.raises(SystemExit) as ended:
+        main([*flags, "--output_dir", str(tmp_path / "out")])
+    assert ended.value.code == 2
+    assert "torchrun --nproc_per_node 2 -m trainables.m3" in capsys.readouterr().err
 
 
 def models(root: Path, **changes: Any) -> tuple[EncoderOnlyEmbedderM3Model, Model]:

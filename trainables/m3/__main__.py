@@ -3,6 +3,7 @@
 As FlagEmbedding's it trains and saves, and nothing else; ``torchrun -m trainables.m3`` trains on several workers.
 """
 
+import sys
 from collections.abc import Sequence
 
 from trainables.m3.arguments import read_command_line
@@ -15,8 +16,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Args:
         argv: arguments without the program's name; None takes the process's own.
+
+    Raises:
+        SystemExit: the process sees several GPUs, which are several workers'.
     """
-    Runner(read_command_line(argv), BaseModels(), []).run()
+    arguments = read_command_line(argv)
+    if (gpus := arguments.training.n_gpu) > 1:
+        print(
+            f"error: a process trains on one GPU, but sees {gpus}: start `torchrun --nproc_per_node {gpus} -m "
+            "trainables.m3` with the same flags, or set CUDA_VISIBLE_DEVICES to one of them",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
+    Runner(arguments, BaseModels(), []).run()
 
 
 if __name__ == "__main__":
