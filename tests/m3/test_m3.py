@@ -298,3 +298,29 @@ def test_every_parameter_that_trains_has_a_gradient(root: Path, tmp_path: Path) 
     without = [name for name, value in runner.model.named_parameters() if value.requires_grad and value.grad is None]
     assert without == []
     assert not runner.model.model.pooler.dense.weight.requires_grad
+
+
+def test_nothing_of_a_frozen_encoder_is_kept(root: Path, tmp_path: Path) -> None:
+    """Also where layers may be computed again: upstream has the embeddings require a gradient then."""
+    found = []
+    for checkpointing in (False, True):
+        values = arguments(root, unified_finetuning=True, fix_encoder=True, gradient_checkpointing=checkpointing)
+        with trial_process(tmp_path / "log.txt"):
+            torch.manual_seed(0)  # of new heads
+            runner = Runner(build_arguments(values, str(tmp_path / "out")), BaseModels(), [])
+            batch = next(iter(runner.trainer.get_train_dataloader()))
+            model = runner.model.train()
+            model.gradient_checkpointing_enable()
+            outputs: list[bool] = []
+            model.model.register_forward_hook(
+                lambda _, __, output, seen=outputs: seen.append(output.last_hidden_state.requires_grad)
+            )
+            torch.manual_seed(1)  # of dropout
+            loss = model(**batch).loss
+            found.append((loss, gradients(model, loss)))
+            assert outputs
+            assert not any(outputs)
+    (loss, wanted), (again, heads) = found
+    assert wanted.keys() == {f"{head}_linear.{part}" for head in ("colbert", "sparse") for part in ("weight", "bias")}
+    assert torch.equal(again, loss)
+    check_gradients(heads, wanted)

@@ -130,6 +130,18 @@ def test_an_estimate_is_not_below_what_is_measured_and_close_to_it(
     assert 1.0 <= activations(found) / peak <= 1.15
 
 
+@pytest.mark.parametrize("mixed", [True, False], ids=["16 bits", "float32"])
+def test_a_frozen_encoder_takes_what_is_estimated_for_it(mixed: bool) -> None:
+    arguments = {**STEP, "unified_finetuning": True, "bf16": mixed, "fix_encoder": True, "gradient_checkpointing": True}
+    model = make_model(6, None, checkpointing=False, unified=True)
+    model.model.requires_grad_(False)
+    model.gradient_checkpointing_enable()
+    peak = measured(model, 2, 16, mixed=mixed)
+    found = memory(Shape.of(model.model.config), arguments)
+    print(f"RATIO {activations(found) / peak:.3f}")
+    assert 1.0 <= activations(found) / peak <= 1.2
+
+
 class MaskedDropout(nn.Module):
     """Dropout as CUDA has it: its mask takes a byte a number."""
 

@@ -56,8 +56,12 @@ class Model(EncoderOnlyEmbedderM3Model):  # type: ignore[misc]
     of a second forward pass. Sub-batches are checkpointed whole instead, whatever this says. No loss depends on it."""
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
-        """Lets each layer's activations be computed again in the backward pass, where that is asked for."""
-        if self.checkpoint_layers and not self._is_cached:
+        """Lets each layer's activations be computed again in the backward pass, where that is asked for.
+
+        A frozen encoder keeps none: checkpointed, it would, since transformers has its embeddings require a gradient.
+        """
+        trains = any(parameter.requires_grad for parameter in self.model.parameters())
+        if self.checkpoint_layers and trains and not self._is_cached:
             newer = hasattr(self.model, "activation_checkpointing_enable")
             enable = "activation_checkpointing_enable" if newer else "gradient_checkpointing_enable"
             getattr(self.model, enable)(**kwargs)
@@ -332,7 +336,7 @@ def load_model(arguments: Arguments, base: BaseModels) -> tuple[PreTrainedTokeni
         use_self_distill=training.use_self_distill,
         self_distill_start_step=training.self_distill_start_step,
     )
-    if training.gradient_checkpointing:
+    if training.gradient_checkpointing and not training.fix_encoder:
         model.enable_input_require_grads()
     _freeze(model, training)
     if can_pack(model.model):

@@ -57,7 +57,7 @@ def _ways(arguments: Mapping[str, Any], texts: Texts) -> Iterator[tuple[int | No
     most = positive(arguments.get("sub_batch_size"))
     if most is None or most >= texts.count:
         yield None, False
-        if arguments.get("gradient_checkpointing"):
+        if arguments.get("gradient_checkpointing") and not arguments.get("fix_encoder"):  # which keeps nothing
             yield None, True
     sizes = {-(-texts.count // number) for number in range(2, texts.count + 1)}
     for size in sorted({min(size, most or size) for size in sizes}, reverse=True):

@@ -133,7 +133,7 @@ def memory(
         texts: of the longest batch. None: every text as long as the arguments allow.
         sub_batch_size: texts whose activations are held at once. None: all of them.
         checkpointing: whether layers' activations are computed again. None: both are as the arguments say; in
-            sub-batches layers are not.
+            sub-batches layers are not, nor are those of a frozen encoder.
         reachable: distinct tokens of the training data, where only their embeddings are trained
             (`embedding.Vocabulary`). None: the whole embedding is trained.
         workers: that train together.
@@ -141,7 +141,8 @@ def memory(
     texts = texts or Texts.longest(arguments)
     if checkpointing is None:
         sub_batch_size = sub_batch_size or positive(arguments.get("sub_batch_size"))
-        checkpointing = bool(arguments.get("gradient_checkpointing")) and not sub_batch_size
+        keeps = not (sub_batch_size or arguments.get("fix_encoder"))
+        checkpointing = bool(arguments.get("gradient_checkpointing")) and keeps
     left_out = 0 if reachable is None else max(0, shape.vocab_size - reachable) * shape.hidden_size
     states = _states(shape, arguments, shape.parameters - left_out, workers)
     work = _work(shape, arguments, texts, sub_batch_size, checkpointing)
@@ -223,20 +224,20 @@ def _work(
         shape.num_hidden_layers * _INPUT * size,
     )
     unified, last = bool(arguments.get("unified_finetuning")), at_once * _LAST * size
-    if arguments.get("fix_encoder"):
-        kept, again = 0, shape.wide(widths.forward)
-    else:
-        kept, again = (inputs, layer) if checkpointing else (shape.num_hidden_layers * layer, 0)
+    kept, again = (inputs, layer) if checkpointing else (shape.num_hidden_layers * layer, 0)
     working = shape.wide(_WORKING) + shape.wide(_ADAPTING) * widths.number * bool(arguments.get("use_lora"))
     stored, layers = at_once * (kept + _EMBEDDED * size), at_once * (again + working)
+    one_at_a_time = checkpointing or bool(arguments.get("fix_encoder"))  # layers
+    if arguments.get("fix_encoder"):  # nothing of it is kept, and nothing goes back through it
+        stored, layers = 0, at_once * shape.wide(widths.forward)
     copies = shape.matrices * widths.number * mixed
     heads, held = _heads(shape, arguments, texts, widths)
     scored = _SCORED_TOKENS * (shape.wide(widths.forward) + 2 * _FLOAT * shape.colbert_dim * unified)
     return {
-        "copies": copies / shape.num_hidden_layers if checkpointing else copies,
+        "copies": copies / shape.num_hidden_layers if one_at_a_time else copies,
         "kept": held if sub_batch_size else stored,
         "heads": heads if sub_batch_size else heads + last,
-        "layers": layers + stored + last if sub_batch_size else layers + last * (not checkpointing),
+        "layers": layers + stored + last if sub_batch_size else layers + last * (not one_at_a_time),
         "first_layer": at_once * (layer + working + (_INPUT + _EMBEDDED) * size),
         "embedding": at_once * shape.wide(_WORKING),
         "scoring": copies + scored + _SCORED_SIMILARITIES * _FLOAT * unified,
