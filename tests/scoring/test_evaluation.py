@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from tests.support.m3_fixtures import make_eval, make_model
 from trainables.failures import NonFiniteScore
+from trainables.scoring import frozen
 from trainables.scoring import scorer as evaluation
 from trainables.scoring.encoding import Encoder, evaluation_mode, tokenise
 from trainables.scoring.frozen import HiddenStates
@@ -213,3 +215,27 @@ def test_what_does_not_fit_into_memory_is_encoded_again() -> None:
     for batch in ("a", "b", "a", "b"):
         assert torch.equal(kept.of(batch, encode), torch.ones(2, 3, 4))
     assert len(calls) == 3
+
+
+def test_a_quarter_of_what_is_free_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch takes 96 bytes: of 800, the second would make 192 where 704 are left, more than a quarter of them."""
+    free = [800.0]
+    monkeypatch.setattr(frozen, "host_room", lambda: free[0])
+    kept = HiddenStates()
+    calls: list[str] = []
+
+    def encode(batch: str) -> torch.Tensor:
+        calls.append(batch)
+        return torch.ones(2, 3, 4)
+
+    def ask(*batches: str) -> None:
+        for batch in batches:
+            kept.of(batch, partial(encode, batch))
+
+    ask("a", "a")
+    free[0] = 704
+    ask("b", "b", "a")
+    assert calls == ["a", "b", "b"]
+    free[0] = 768  # another process has ended
+    ask("b", "b")
+    assert calls == ["a", "b", "b", "b"]

@@ -6,5 +6,5 @@ are encoded and which arguments decide that, `encoding` embeds texts, `frozen` k
 finds the nearest passages, `scorer` scores all heads, `mteb_judge` scores with mteb, `checkpoint` loads a model folder
 for either.
 
-Uses: process, config, files, linear.
+Uses: memory, process, config, files, linear.
 """
