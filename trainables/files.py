@@ -25,8 +25,15 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file at once."""
+    with new_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yields where to write a file that takes the place of `path` when the block ends without an exception."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
+    yield temporary
     flush(temporary)
     temporary.replace(path)
     flush(path.parent)

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mteb.results import TaskResult
 from transformers import AutoModel, AutoTokenizer
 
 from tests.support.m3_fixtures import make_eval, make_model
+from trainables.scoring import mteb_judge
 from trainables.scoring.mteb_judge import GuardUnavailable, guard_score, guard_task, judge
 from trainables.scoring.scorer import EncodingSettings, Scorer
 
@@ -65,8 +67,6 @@ def test_the_scorer_equals_mteb(embedder: tuple[Any, Any], eval_data: Path, tmp_
 
 
 def test_the_result_is_mtebs_own(embedder: tuple[Any, Any], eval_data: Path, tmp_path: Path) -> None:
-    from mteb.results import TaskResult
-
     path = tmp_path / "mteb.json"
     scores = judge(*embedder, SETTINGS, eval_data, "test", languages=["zho-Hans"], result=path)
     result = TaskResult.from_disk(path)
@@ -74,6 +74,26 @@ def test_the_result_is_mtebs_own(embedder: tuple[Any, Any], eval_data: Path, tmp
     assert result.scores["test"][0]["languages"] == ["zho-Hans"]
     assert result.get_score() == pytest.approx(scores.means["dense.ndcg_at_10"], abs=1e-5)
     assert str(eval_data) not in path.read_text()
+
+
+def test_of_several_workers_the_first_writes_and_all_at_once(
+    embedder: tuple[Any, Any], eval_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: TaskResult, path: Path) -> None:
+        path.write_text("{")
+        raise OSError("the disk is full")
+
+    path = tmp_path / "mteb.json"
+    monkeypatch.setattr(mteb_judge, "rank", lambda: 1)
+    judge(*embedder, SETTINGS, eval_data, "dev", result=path)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    judge(*embedder, SETTINGS, eval_data, "dev", result=path)
+    before = path.read_text()
+    monkeypatch.setattr(TaskResult, "to_disk", broken)
+    with pytest.raises(OSError, match="disk is full"):
+        judge(*embedder, SETTINGS, eval_data, "dev", result=path)
+    assert path.read_text() == before
 
 
 def test_a_second_model_gets_its_own_scores(embedder: tuple[Any, Any], eval_data: Path) -> None:

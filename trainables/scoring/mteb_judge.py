@@ -28,6 +28,8 @@ from mteb.results import TaskResult
 from mteb.types import EncodeKwargs, PromptType
 from torch.utils.data import DataLoader
 
+from trainables.files import new_file
+from trainables.process import rank
 from trainables.scoring.encoding import EmbeddingModel, Embeddings, Encoder, evaluation_mode, tokenise
 from trainables.scoring.heldout import read_passages, read_qrels, read_queries
 from trainables.scoring.measures import Scores, measure
@@ -131,7 +133,7 @@ def judge(
         eval_data: a BEIR folder.
         split: ``dev`` or ``test``.
         languages: for the metadata in ``result``.
-        result: where to write mteb's own result JSON.
+        result: where the first worker writes mteb's own result JSON.
 
     Returns:
         Metrics of the dense head per query, from mteb's search and pytrec_eval's measures.
@@ -202,8 +204,9 @@ def _evaluate(
     with _quiet(), _generators_kept(), evaluation_mode(model):
         evaluated = mteb.evaluate(encoder, task, cache=None, show_progress_bar=False, co2_tracker=False)
     scores = evaluated.task_results[0]
-    if result is not None:
-        scores.to_disk(result)
+    if result is not None and rank() == 0:
+        with new_file(result) as file:
+            scores.to_disk(file)
     return scores
 
 
