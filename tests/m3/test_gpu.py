@@ -173,3 +173,21 @@ def test_compiled_layers_train_and_score_as_written_ones(root: Path, tmp_path: P
                 states.append(model.model(torch.arange(4, 12, device="cuda")[None]).last_hidden_state)
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)
     torch.testing.assert_close(states[1], states[0], rtol=0, atol=1e-2)
+
+
+def test_a_state_goes_on_where_other_devices_are_seen(root: Path, tmp_path: Path) -> None:
+    """Upstream's part of it is a list, by the devices' numbers, which it cannot use where there are fewer."""
+    with trial_process(tmp_path / "log.txt"):
+        runner = Runner(build_arguments(arguments(root, max_steps=1), str(tmp_path / "out")), BaseModels(), [])
+        trainer = runner.trainer
+        trainer.train()
+        torch.cuda.manual_seed(3)
+        trainer.capture_state(tmp_path)
+        expected = torch.cuda.get_rng_state()
+        torch.save(
+            torch.load(tmp_path / "rng_state.pth", weights_only=False) | {"cuda": []}, tmp_path / "rng_state.pth"
+        )
+        torch.cuda.manual_seed(4)
+        trainer._cuda_draws = torch.load(tmp_path / "position-0.pt", weights_only=True)["cuda"]
+        trainer._load_rng_state(str(tmp_path))
+        assert torch.equal(torch.cuda.get_rng_state(), expected)

@@ -324,3 +324,28 @@ def test_nothing_of_a_frozen_encoder_is_kept(root: Path, tmp_path: Path) -> None
     assert wanted.keys() == {f"{head}_linear.{part}" for head in ("colbert", "sparse") for part in ("weight", "bias")}
     assert torch.equal(again, loss)
     check_gradients(heads, wanted)
+
+
+def test_a_state_has_the_draws_of_its_workers_own_device(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Upstream keeps those of all devices that a worker sees, by their number; elsewhere it may have another one."""
+    drawn, restored = torch.tensor([1, 2], dtype=torch.uint8), []
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: drawn * device.index)
+    monkeypatch.setattr(
+        torch.cuda, "set_rng_state", lambda state, device: restored.append((state.tolist(), device.index))
+    )
+    with trial_process(tmp_path / "log.txt"):
+        runner = Runner(build_arguments(arguments(root, max_steps=1), str(tmp_path / "out")), BaseModels(), [])
+        trainer = runner.trainer
+        trainer.train()
+        with monkeypatch.context() as on_a_gpu:
+            on_a_gpu.setattr(type(runner.training_args), "device", torch.device("cuda", 2))
+            trainer.capture_state(tmp_path)
+            on_a_gpu.setattr(type(runner.training_args), "device", torch.device("cuda", 0))
+            trainer._cuda_draws = torch.load(tmp_path / "position-0.pt", weights_only=True)["cuda"]
+            trainer._load_rng_state(str(tmp_path))
+            assert restored == [([2, 4], 0)]
+            trainer._cuda_draws = None  # an earlier version's state
+            trainer._load_rng_state(str(tmp_path))
+            assert len(restored) == 1

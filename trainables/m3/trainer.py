@@ -144,6 +144,7 @@ class ResumableTrainer(HuggingFaceTrainer):
             {
                 "batches": self.batches,
                 "draws": self.data_collator.draws[self.batches],
+                "cuda": torch.cuda.get_rng_state(self.args.device) if self.args.device.type == "cuda" else None,
                 "self_distill_step": self.model.step,
                 "loss_sum": self.loss_sum.cpu(),
                 "loss_count": self.loss_count,
@@ -187,6 +188,7 @@ class ResumableTrainer(HuggingFaceTrainer):
             self.left_out = position["left_out"].to(self.args.device)
             self.scaling.skipped = position["skipped"].to(self.args.device)
         self._expected_weights = position["weights"]
+        self._cuda_draws = position.get("cuda")  # earlier versions' states have none
         self.data_collator.start(self.batches)
         _move_to(self.train_dataset, self.batches)
         random.setstate(position["draws"])
@@ -213,10 +215,16 @@ class ResumableTrainer(HuggingFaceTrainer):
             _repeat_bias_corrections(self.model_wrapped.basic_optimizer)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Leaves Python's generator alone: it draws the negatives, one batch ahead of the step."""
+        """Leaves Python's generator alone: it draws the negatives, one batch ahead of the step.
+
+        Upstream's states of CUDA's are of all devices that a worker saw, by their number: after a resume on other
+        machines these may be more, fewer, or in another order.
+        """
         draws = random.getstate()
         super()._load_rng_state(checkpoint)
         random.setstate(draws)
+        if checkpoint is not None and self.args.device.type == "cuda" and self._cuda_draws is not None:
+            torch.cuda.set_rng_state(self._cuda_draws, self.args.device)
 
 
 @contextmanager
