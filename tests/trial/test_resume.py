@@ -141,6 +141,27 @@ def test_asked_to_stop_and_resumed_equals_straight(config: TrialConfig, changes:
     assert tensor_hash(weights(config)) == tensor_hash(weights(straight))
 
 
+def test_a_rung_that_is_passed_again_ends_its_loss(config: TrialConfig) -> None:
+    """The state is of step 7, the rung of step 10: the next one's loss is of steps 11 to 20, the second time too."""
+    from trainables.trial.trial import run_trial
+
+    def break_down(step: int, _: int) -> bool:
+        if step == 12:
+            raise RuntimeError("broken")
+        return True
+
+    config = replace(config, rungs=(0.5, 1.0))
+    straight = replace(config, directory=config.directory + "-straight")
+    run_trial(straight, lambda _: True)
+    with pytest.raises(TrialInterrupted):
+        run_trial(config, lambda _: True, progress=lambda step, _: step != 7)
+    with pytest.raises(RuntimeError, match="broken"):
+        run_trial(config, lambda _: True, progress=break_down)
+    assert len(reports(config)) == 1
+    run_trial(config, lambda _: True)
+    assert reports(config) == reports(straight)
+
+
 @pytest.mark.parametrize("changes", [{}, LORA], ids=["whole", "adapters"])
 def test_paused_at_a_rung_and_promoted_equals_straight(
     config: TrialConfig, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch

@@ -74,6 +74,10 @@ class Reported:
         rungs = self.config.rungs
         return [k + 1 for k in range(len(self._done), len(rungs)) if step >= math.ceil(rungs[k] * steps)]
 
+    def was_reported(self, step: int) -> bool:
+        """Returns whether a rung was reported at this step, which a trial passes again that goes on from before it."""
+        return any(report.step == step for report in self._done)
+
     def is_last(self, number: int) -> bool:
         """Returns whether a rung ends the trial."""
         return number == len(self.config.rungs)

@@ -76,6 +76,8 @@ class Rungs(TrainerCallback):
             self._clock.add("training", time.perf_counter() - self._resumed)
             control.should_training_stop = not self._stand(due, state) or self._reported.is_last(due[-1])
             self._resumed = time.perf_counter()
+        elif self._reported.was_reported(state.global_step):
+            self._trainer.take_mean_loss()  # the next rung's is of the steps after this one
         if control.should_training_stop:
             return
         if due or interrupted or state.global_step % LOOK_EVERY == 0:
