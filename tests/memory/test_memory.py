@@ -287,6 +287,8 @@ def test_the_longest_batch_is_told_from_the_lengths_of_texts() -> None:
     queries, passages = Lengths(mean=10, deviation=0, longest=10), Lengths(mean=200, deviation=100, longest=300)
     texts = Texts.likely(USERS, queries, passages)
     assert texts.tokens == 2 * 10 + 3200 + 1600
+    rows = [(4, Lengths(mean=100, deviation=0, longest=4096)), (2, Lengths(mean=3000, deviation=0, longest=4096))]
+    assert Texts.likely(USERS, queries, passages, rows).tokens == 2 * 3000
     long = Lengths(mean=512, deviation=0, longest=512)
     assert Texts.likely(USERS, long, long) == Texts.longest(USERS)
 

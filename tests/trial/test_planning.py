@@ -1,5 +1,7 @@
 """However a step is computed, its losses are the same."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from trainables.m3.runner import Runner
 from trainables.memory import device
 from trainables.memory import step as memory_module
 from trainables.memory.plan import StepPlan, plan_step
+from trainables.memory.shape import Texts
 from trainables.memory.step import CONTEXT, memory
 from trainables.process import trial_process
 from trainables.trial import planning
@@ -69,6 +72,52 @@ def test_only_what_is_trained_is_counted(runner: Runner, arguments: dict[str, An
     trained = sum(parameter.numel() for parameter in runner.model.parameters())
     assert seen["states"] == 4 * trained
     assert seen["shape"].parameters == trained + (seen["shape"].vocab_size - seen["reachable"]) * 16
+
+
+def planned_texts(arguments: dict[str, Any], folder: Path) -> Texts:
+    """Returns the batch that steps are planned for."""
+    seen: list[Texts] = []
+
+    def spy(limit: float, shape: Any, values: Any, **known: Any) -> Any:
+        seen.append(known["texts"])
+        return plan_step(limit, shape, values, **known)
+
+    with trial_process(folder / "log.txt"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, "plan_step", spy)
+        runner = Runner(build_arguments(arguments, str(folder)), BaseModels(), [], folder / "tokens")
+        step_plan(runner, arguments, 1e12)
+    return seen[0]
+
+
+def write_rows(path: Path, rows: int, negative: Callable[[int], str]) -> str:
+    """Writes rows whose queries and positives are a word, so of 3 tokens, each with 2 negatives alike."""
+    texts = [{"query": f"w{number}", "pos": [f"w{number}"], "neg": [negative(number)] * 2} for number in range(rows)]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in texts))
+    return str(path)
+
+
+def words(number: int) -> str:
+    """Returns a text of 32 tokens."""
+    return " ".join([f"w{number}"] * 30)
+
+
+def test_a_batch_of_one_source_is_as_long_as_its_rows(arguments: dict[str, Any], tmp_path: Path) -> None:
+    """One of 8 batches has 8 rows of 3 + 3 + 2 x 32 tokens, although few of all texts are so long."""
+    sources = [
+        write_rows(tmp_path / "short.jsonl", 56, lambda number: f"w{number}"),
+        write_rows(tmp_path / "long.jsonl", 8, words),
+    ]
+    changes: dict[str, Any] = {"train_data": sources, "same_dataset_within_batch": True, "small_threshold": 0}
+    arguments = {**arguments, **changes, "drop_threshold": 0, "cache_path": str(tmp_path / "cache")}
+    del arguments["per_device_train_batch_size"]  # 8 by default; upstream sets it to 1
+    found = planned_texts(arguments, tmp_path)
+    assert (found.queries, found.passages, found.tokens) == (8, 24, 8 * (3 + 3 + 2 * 32))
+
+
+def test_a_text_that_goes_with_every_row_is_in_every_row(arguments: dict[str, Any], tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", 56, lambda _: words(0))
+    changes = {"train_data": [rows], "cache_path": str(tmp_path / "cache")}
+    assert planned_texts({**arguments, **changes}, tmp_path).tokens == 4 * (3 + 3 + 2 * 32)
 
 
 @pytest.mark.parametrize("plan", [(None, True), (5, False)], ids=["layers computed again", "sub-batches"])

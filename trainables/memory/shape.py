@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ class Shape:
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """How many tokens texts have."""
+    """How many tokens texts have, or rows with the texts that go with them."""
 
     mean: float
     deviation: float
@@ -112,16 +112,27 @@ class Texts:
         )
 
     @classmethod
-    def likely(cls, arguments: Mapping[str, Any], queries: "Lengths", passages: "Lengths") -> "Texts":
+    def likely(
+        cls,
+        arguments: Mapping[str, Any],
+        queries: "Lengths",
+        passages: "Lengths",
+        sources: Iterable[tuple[int, "Lengths"]] = (),
+    ) -> "Texts":
         """Returns the longest batch that a training is likely to draw, packed.
+
+        A row's passages may be alike in length, some may go with many rows, and a batch may be of one source.
 
         Args:
             arguments: by FlagEmbedding's names.
             queries: of those that may be drawn, cut to the longest that is allowed.
             passages: of passages.
+            sources: for each source of batches, how many of its rows make one, and how long these are with their
+                groups.
         """
         most = cls.longest(arguments)
         tokens = queries.of_longest(most.queries) + passages.of_longest(most.passages)
+        tokens = max(tokens, *(rows.of_longest(count) for count, rows in sources), 0)
         return cls(
             queries=most.queries,
             passages=most.passages,
