@@ -179,7 +179,8 @@ class Peer:
 
         self.max_len = max_len
         self.rows = [json.loads(line) for line in rows.read_text("utf-8").splitlines()]
-        passages = {row["_id"]: f"{row['title']} {row['text']}".strip() for row in _objects(folder / "corpus.jsonl")}
+        rows_of_corpus = _objects(folder / "corpus.jsonl")
+        passages: dict[str, Any] = {row["_id"]: f"{row['title']} {row['text']}".strip() for row in rows_of_corpus}
         queries = {row["_id"]: row["text"] for row in _objects(folder / "queries.jsonl")}
 
         def evaluator(split: str) -> Callable[[Any], float]:
