@@ -21,7 +21,7 @@ from tuner.run_dir.object_storage import is_url, url_problem
 
 EXAMPLE_DEFAULTS: Mapping[str, Any] = {
     "search_space": "example",
-    "num_trials": 7,
+    "num_trials": 5,
     "time_budget": "265",
     "finalists": 1,
     "finalist_seeds": 1,
