@@ -37,6 +37,14 @@ class Interrupted(BaseException):
         return f"stopped: {self.reason}" if self.reason else "stopped"
 
     @property
+    def while_saving(self) -> str:
+        """What is said until then."""
+        return (
+            f"stopping: what runs saves its state, for up to {self.grace_seconds:.0f} s; the command to go on follows "
+            "(a second Ctrl-C ends it at once)"
+        )
+
+    @property
     def grace_seconds(self) -> float:
         """What running trials get to save their state; `ray job stop` kills 3 seconds after its SIGTERM."""
         return _GRACE_SECONDS[self.exit_code]

@@ -83,6 +83,7 @@ def test_a_stopped_search_goes_on(
     rest = process.communicate(timeout=60)[0]
     assert process.returncode == exit_code, rest
     assert time.monotonic() - told < SECONDS[number]
+    assert "stopping: what runs saves its state" in rest
     assert f"--resume {tmp_path / 'run'}" in rest
     assert _nothing_left_of(children)
 

@@ -13,14 +13,13 @@ import pytest
 from tests.support.m3_fixtures import make_eval, make_model, make_rows
 from trainables.deepspeed_config import DS_STAGE0
 from trainables.memory.plan import StepPlan
+from trainables.scoring.heldout import read_passages, read_qrels
 from tuner.errors import RequestError
-from tuner.planning import estimate
+from tuner.planning import probe
 from tuner.planning.estimate import (
     Hours,
     Passages,
-    Probe,
     _compiles_optimizer,
-    _first_card,
     _fits,
     _price_line,
     _within,
@@ -29,6 +28,7 @@ from tuner.planning.estimate import (
     search_hours,
 )
 from tuner.planning.plan import make_plan
+from tuner.planning.probe import Probe, _first_card
 from tuner.request.config import SearchConfig
 
 
@@ -39,8 +39,8 @@ def test_hours_add_up() -> None:
     2 retrainings of 120, the test 30.
     """
     config = SearchConfig(num_trials=10, rungs=(0.5, 1.0), finalists=1, finalist_seeds=2)
-    probe = Probe(seconds_per_step=2, steps=50, peak_bytes=0)
-    hours = search_hours(config, probe, 10, Passages(corpus=400, at_rungs=400))
+    timed = Probe(seconds_per_step=2, steps=50, peak_bytes=0, seconds_per_passage=0.025)
+    hours = search_hours(config, timed, Passages(corpus=400, at_rungs=400))
     assert hours.training * 3600 == pytest.approx(100 + 8 * 75)
     assert hours.scoring * 3600 == pytest.approx(20 + 8 * 15)
     assert hours.end * 3600 == pytest.approx(10 + 240 + 30)
@@ -60,15 +60,16 @@ def test_hours_add_up() -> None:
 def test_what_is_trained_of_a_suggestion_follows_from_what_stops_it(asked: dict[str, Any], seconds: float) -> None:
     """Rungs at half and all of 100 s."""
     config = SearchConfig(num_trials=3, rungs=(0.5, 1.0), finalists=0).replace(**asked)
-    hours = search_hours(config, Probe(seconds_per_step=2, steps=50, peak_bytes=0), 0, Passages(corpus=1, at_rungs=1))
+    timed = Probe(seconds_per_step=2, steps=50, peak_bytes=0, seconds_per_passage=0)
+    hours = search_hours(config, timed, Passages(corpus=1, at_rungs=1))
     assert hours.training * 3600 == pytest.approx(100 + seconds)
 
 
 def test_a_pool_makes_rungs_cheaper_and_the_end_dearer() -> None:
     """A quarter of the passages: rungs of 2.5 s. Four models have the corpus once more."""
     config = SearchConfig(num_trials=10, rungs=(0.5, 1.0), finalists=1, finalist_seeds=2, concurrent_trials=2)
-    probe = Probe(seconds_per_step=2, steps=50, peak_bytes=0)
-    hours = search_hours(config, probe, 10, Passages(corpus=400, at_rungs=100))
+    timed = Probe(seconds_per_step=2, steps=50, peak_bytes=0, seconds_per_passage=0.025)
+    hours = search_hours(config, timed, Passages(corpus=400, at_rungs=100))
     assert hours.training * 3600 == pytest.approx(100 + 4 * 75)
     assert hours.scoring * 3600 == pytest.approx(5 + 4 * 3.75)
     assert hours.end * 3600 == pytest.approx(10 + 105 + 30 + 40)
@@ -136,6 +137,18 @@ def test_rungs_of_a_large_corpus_have_the_judged_and_a_hundred_for_each_query(tm
         assert scored_passages(asked) == Passages(corpus=900, at_rungs=at_rungs)
 
 
+def test_few_passages_are_spread_over_the_corpus_and_hold_the_judged_ones(tmp_path: Path) -> None:
+    make_eval(tmp_path / "eval", queries=3, passages=900)
+    few = probe.write_few(tmp_path / "eval", tmp_path / "few", 90)
+    (query, judged), *others = read_qrels(few, "dev").items()
+    assert not others
+    assert judged == read_qrels(tmp_path / "eval", "dev")[query]
+    whole = [passage for passage, _ in read_passages(tmp_path / "eval")]
+    found = [passage for passage, _ in read_passages(few)]
+    assert set(found) == {*whole[::10], *judged}
+    assert dict(read_passages(few)).items() <= dict(read_passages(tmp_path / "eval")).items()
+
+
 def test_what_memory_forces_is_counted() -> None:
     def step(sub_batch_size: int | None, *, checkpointing: bool = False, smallest: bool = False) -> StepPlan:
         return StepPlan(sub_batch_size=sub_batch_size, checkpointing=checkpointing, bytes=1.0, smallest=smallest)
@@ -165,10 +178,10 @@ def test_an_optimizer_that_has_to_be_compiled_is_known() -> None:
 
 def test_what_a_probe_has_started_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A plan that was stopped left DeepSpeed's compilers running."""
-    monkeypatch.setattr(estimate, "_PROBE_SECONDS", 1.0)
+    monkeypatch.setattr(probe, "_PROBE_SECONDS", 1.0)
     pid = tmp_path / "pid"
     with pytest.raises(TimeoutError, match="took more than 1"):
-        estimate._run_in_a_group(["sh", "-c", f"sleep 60 & echo $! > {pid}; wait"], os.environ)
+        probe._run_in_a_group(["sh", "-c", f"sleep 60 & echo $! > {pid}; wait"], os.environ)
     process = int(pid.read_text())
     for _ in range(50):
         if not psutil.pid_exists(process) or psutil.Process(process).status() == psutil.STATUS_ZOMBIE:

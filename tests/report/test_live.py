@@ -90,6 +90,18 @@ def test_trials_are_told_apart_and_lead_to_their_logs(tmp_path: Path) -> None:
     assert "--resume runs/first --trust_remote_code" in page
 
 
+def test_a_trial_that_ran_when_the_search_stopped_runs_no_more(tmp_path: Path) -> None:
+    stopped = STATES["stopped"]
+    assert ">interrupted<" in re.sub(r"\s+", "", live_page(tmp_path, stopped))
+    assert 'class="mark ring running"' not in live_page(tmp_path, stopped)
+    assert [trial["state"] for trial in stopped.to_dict()["trials"]][5:] == ["paused", "interrupted", "waiting"]
+
+
+def test_the_title_says_how_far_it_is_as_the_terminal_does(tmp_path: Path) -> None:
+    assert "<title>trial 6 of 15 · 0.7246 – running</title>" in live_page(tmp_path, status())
+    assert "<title>the base model – running</title>" in live_page(tmp_path, at_the_base_model())
+
+
 def test_what_others_wrote_is_escaped(tmp_path: Path) -> None:
     page = live_page(tmp_path, status(model=HOSTILE, reason=HOSTILE, again=f"'{HOSTILE}'", run_dir=HOSTILE))
     assert HOSTILE not in page

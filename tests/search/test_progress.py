@@ -40,6 +40,19 @@ def test_a_job_says_how_far_it_is(steps: tuple[int, int], scoring: Position | No
 
 
 @pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ({"step": 8, "steps": 40}, "20% trained"),
+        ({"step": 20, "steps": 40, "scoring": ("embedded", 64, 640)}, "10% scored"),
+        ({"step": 33, "steps": 40, "rung": 1}, "1/2 82% trained"),
+        ({"step": 40, "steps": 40, "rung": 2, "state": "complete"}, "2/2"),
+    ],
+)
+def test_the_table_says_what_a_share_is_of(values: dict[str, Any], shown: str) -> None:
+    assert wording.position(_row(**values), 2) == shown
+
+
+@pytest.mark.parametrize(
     ("name", "role", "long", "short"),
     [
         ("0000", "base", "base model", "0 base"),

@@ -1,6 +1,7 @@
-"""``python -m trainables.trial.probe CONFIG``: a few steps of a trial, timed. Nothing of it is kept.
+"""``python -m trainables.trial.probe CONFIG FEW``: a few steps of a trial, and some passages scored, timed.
 
-CONFIG is a `TrialConfig` as JSON. The last line printed is JSON: ``{"seconds_per_step", "steps", "peak_bytes"}``.
+CONFIG is a `TrialConfig` as JSON, FEW a BEIR folder. The last line printed is JSON: ``{"seconds_per_step", "steps",
+"peak_bytes", "seconds_per_passage"}``.
 """
 
 import contextlib
@@ -8,6 +9,8 @@ import json
 import resource
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 from trainables.config import RungReport, TrialConfig
 
@@ -19,12 +22,13 @@ class _Enough(Exception):  # noqa: N818
     pass
 
 
-def main(text: str) -> None:
-    """Trains the first steps of the trial `text`, and prints what they took."""
+def main(text: str, few: str) -> None:
+    """Trains the first steps of the trial `text`, scores the base model on `few`, and prints what they took."""
     import torch
 
     from trainables.trial.trial import run_trial
 
+    config = TrialConfig.from_dict(json.loads(text))
     ends: list[float] = []
     total = 0
 
@@ -41,9 +45,26 @@ def main(text: str) -> None:
         raise _Enough
 
     with contextlib.suppress(_Enough):
-        run_trial(TrialConfig.from_dict(json.loads(text)), on_rung, progress=on_step)
-    seconds = (ends[-1] - ends[0]) / max(1, len(ends) - 1)
-    print(json.dumps({"seconds_per_step": seconds, "steps": total, "peak_bytes": _peak_bytes()}))
+        run_trial(config, on_rung, progress=on_step)
+    found = {
+        "seconds_per_step": (ends[-1] - ends[0]) / max(1, len(ends) - 1),
+        "steps": total,
+        "peak_bytes": _peak_bytes(),
+        "seconds_per_passage": _seconds_per_passage(config, Path(few)),
+    }
+    print(json.dumps(found))
+
+
+def _seconds_per_passage(config: TrialConfig, few: Path) -> float:
+    """Scores the base model twice: the first time it is loaded, and what it runs on is warmed up."""
+    from trainables.m3.base_models import BaseModels
+    from trainables.trial.trial import run_trial
+
+    base, reports = BaseModels(), list[RungReport]()
+    passages = (few / "corpus.jsonl").read_bytes().count(b"\n")
+    for _ in range(2):
+        run_trial(replace(config, rungs=(), eval_data=str(few)), lambda report: not reports.append(report), base)
+    return reports[-1].seconds["scoring"] / passages
 
 
 def _peak_bytes() -> int:
@@ -56,4 +77,4 @@ def _peak_bytes() -> int:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

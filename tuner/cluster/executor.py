@@ -84,6 +84,7 @@ def run_on_ray(
     try:
         tuner.fit()
     except Interrupted as interrupted:
+        agenda.note = interrupted.while_saving
         _save_running(interrupted.grace_seconds)
         with contextlib.suppress(Interrupted):  # the study's storage may be what is away
             agenda.remember_time()

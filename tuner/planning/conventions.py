@@ -13,6 +13,7 @@ _QUERY, _PASSAGE = "query_instruction_for_retrieval", "passage_instruction_for_r
 _SWITCH = "pooling_mode_"
 _METHODS = {"cls": "cls", "cls_token": "cls", "mean": "mean", "mean_tokens": "mean", "lasttoken": "last_token"}
 """Modes of sentence-transformers' ``Pooling``, and the switches that stood for them -> FlagEmbedding's method."""
+_HARM = "pooled otherwise than it was made, the base model scores too low, and training seems to gain"
 
 
 def other_conventions(model: Path, arguments: Mapping[str, Any], varied: Collection[str]) -> Iterator[str]:
@@ -35,9 +36,12 @@ def _other_pooling(model: Path, given: str | None) -> Iterator[str]:
     modes, default = pooling_modes(model), "" if given else " by default"
     if modes and [_METHODS.get(mode) for mode in modes] != [asked]:
         own = " and ".join(modes)
-        yield f"--{_POOLING} is {asked}{default}, but the model's own 1_Pooling/config.json says {own}"
+        yield f"--{_POOLING} is {asked}{default}, but the model's own 1_Pooling/config.json says {own}: {_HARM}"
     elif not modes and not given and not any((model / head).is_file() for head in HEADS):
-        yield f"--{_POOLING} is {asked} by default, as BGE models pool; no file of this model says how it does"
+        yield (
+            f"--{_POOLING} is {asked} by default, as BGE models pool; no file of this model says how it does. Its card "
+            f"does: give the flag (e5 wants mean, and 'query: ' and 'passage: ' as instructions); {_HARM}"
+        )
 
 
 def pooling_modes(model: Path) -> list[str]:

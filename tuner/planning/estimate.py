@@ -3,12 +3,7 @@
 import json
 import math
 import os
-import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +13,6 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from search_spaces.loading import suggest
-from trainables.config import TrialConfig
 from trainables.memory.plan import StepPlan, plan_step
 from trainables.memory.shape import Shape, Texts
 from trainables.scoring.heldout import read_qrels
@@ -27,9 +21,8 @@ from tuner.data.beir import count_passages
 from tuner.errors import RequestError
 from tuner.interrupts import Interrupted
 from tuner.planning.plan import Plan
-from tuner.request.arguments import honoured, translated
+from tuner.planning.probe import Probe, run_probe, trains_on_gpu
 from tuner.request.config import SearchConfig
-from tuner.run_dir.names import trial_path
 from tuner.schedule.disk import gigabytes, search_bytes
 from tuner.schedule.time_budget import final_scorings
 
@@ -37,18 +30,6 @@ _SAMPLES = 200
 _HALVING = ("promotion", "successive_halving")
 """Pruners that take ``--reduction_factor``; the others stop about half."""
 _FLOAT32 = 4  # bytes
-_PROBE_SECONDS = 900
-
-
-@dataclass(frozen=True, kw_only=True)
-class Probe:
-    """The first steps of the user's own settings, as they ran here."""
-
-    seconds_per_step: float
-    steps: int
-    """Of a whole trial."""
-    peak_bytes: int
-    """On the device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +182,7 @@ def _gpu_lines(config: SearchConfig, arguments: Mapping[str, Any]) -> list[str]:
     import torch
     from torch.utils.cpp_extension import CUDA_HOME
 
-    if not _trains_on_gpu(config):
+    if not trains_on_gpu(config):
         return []
     lines = []
     if not any(arguments.get(name) for name in ("fp16", "bf16", "tf32")) and torch.cuda.get_device_capability()[0] >= 8:
@@ -224,16 +205,10 @@ def _compiles_optimizer(deepspeed: Any) -> bool:
     return optimizer.get("type") in ("Adam", "AdamW") and not optimizer.get("params", {}).get("torch_adam")
 
 
-def _trains_on_gpu(config: SearchConfig) -> bool:
-    import torch
-
-    return config.gpus_per_trial != 0 and torch.cuda.is_available()
-
-
 def _device(config: SearchConfig) -> tuple[str, float]:
     import torch
 
-    if _trains_on_gpu(config):
+    if trains_on_gpu(config):
         share = min(1.0, config.gpus_per_trial or 1.0)
         name = torch.cuda.get_device_name() + (f", {share:g} of it," if share < 1 else "")
         return name, torch.cuda.get_device_properties(0).total_memory * share
@@ -264,7 +239,7 @@ def _time_lines(plan: Plan) -> Iterator[str]:
     except RuntimeError as error:
         raise RequestError([f"the first steps of your own settings do not train: {error}"]) from error
     passages = scored_passages(plan)
-    hours = search_hours(config, probe, scoring_seconds(plan, passages.corpus, probe.seconds_per_step), passages)
+    hours = search_hours(config, probe, passages)
     on = f" (up to {passages.at_rungs:,} of {passages.corpus:,} passages)" if passages.is_pool else ""
     yield (
         f"            {probe.seconds_per_step:.3g} s a step, {probe.steps:,} steps a trial, "
@@ -307,50 +282,6 @@ def _hours(hours: float) -> str:
     return f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.0f} min" if hours >= 1 / 60 else f"{hours * 3600:.0f} s"
 
 
-def run_probe(plan: Plan) -> Probe:
-    """Trains the first steps of the user's settings in a process of its own.
-
-    Raises:
-        RuntimeError: They failed, with the last line of why.
-        TimeoutError: They took too long.
-    """
-    arguments, _ = honoured(plan.arguments, gpu=_trains_on_gpu(plan.config))
-    with tempfile.TemporaryDirectory() as folder:
-        job = TrialConfig(
-            name="probe",
-            directory=str(trial_path(Path(folder), "probe")),
-            arguments=translated({**arguments, "seed": plan.config.seed}),
-            eval_data=str(plan.dataset.eval_data),
-            metric=plan.config.metric,
-            rungs=(1.0,),
-        )
-        command = [sys.executable, "-m", "trainables.trial.probe", json.dumps(job.to_dict())]
-        done = _run_in_a_group(command, os.environ | {"CUDA_VISIBLE_DEVICES": _first_card()})
-    if done.returncode != 0:
-        raise RuntimeError((done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1])
-    return Probe(**json.loads(done.stdout.splitlines()[-1]))
-
-
-def _run_in_a_group(command: list[str], env: Mapping[str, str]) -> "subprocess.CompletedProcess[str]":
-    """Runs a command with whatever it starts, which ends with it: DeepSpeed's compilers outlive a process alone."""
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=env, start_new_session=True) as process:
-        try:
-            output, errors = process.communicate(timeout=_PROBE_SECONDS)
-        except BaseException as error:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            if not isinstance(error, subprocess.TimeoutExpired):
-                raise
-            raise TimeoutError(f"the first 4 steps of your settings took more than {_PROBE_SECONDS} s") from None
-    return subprocess.CompletedProcess(command, process.returncode, output, errors)
-
-
-def _first_card() -> str:
-    """A trial's worker sees one card; with several, transformers would train on all of them by threads."""
-    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-
-
 def scored_passages(plan: Plan) -> Passages:
     """Returns how many passages dev is scored on, at rungs and otherwise."""
     folder, size = Path(plan.dataset.eval_data), plan.config.candidate_pool_size
@@ -362,24 +293,17 @@ def scored_passages(plan: Plan) -> Passages:
     return Passages(corpus=corpus, at_rungs=min(corpus, max(size, len(judged) + DEPTH * len(qrels))))
 
 
-def scoring_seconds(plan: Plan, passages: int, seconds_per_step: float) -> float:
-    """Returns an estimate of scoring `passages` once: forward, where a step goes forward and twice as far back."""
-    arguments = plan.arguments
-    in_step = int(arguments["per_device_train_batch_size"]) * int(arguments["train_group_size"])
-    return passages * seconds_per_step / (3 * in_step)
-
-
-def search_hours(config: SearchConfig, probe: Probe, scoring: float, passages: Passages) -> Hours:
+def search_hours(config: SearchConfig, probe: Probe, passages: Passages) -> Hours:
     """Returns an estimate of a search's hours.
 
     Args:
         config: The search.
         probe: What the user's own settings take; the others are taken to see as many rows in as many seconds.
-        scoring: Seconds of scoring a split once, on the whole corpus.
-        passages: How many of the corpus a rung is scored on.
+        passages: How many are embedded to score a split once, and how many of them at a rung.
     """
     training = probe.seconds_per_step * probe.steps
-    at_rung = scoring * passages.at_rungs / max(1, passages.corpus)
+    scoring = probe.seconds_per_passage * passages.corpus
+    at_rung = probe.seconds_per_passage * passages.at_rungs
     sampled = max(0, config.num_trials - 2) / config.concurrent_trials
     own = training + len(config.rungs) * at_rung
     retrained = config.finalist_count * config.finalist_seeds * own / config.concurrent_trials

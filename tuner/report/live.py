@@ -7,7 +7,7 @@ import dataclasses
 import datetime
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from trainables.scoring.metric import Metric
 from tuner.report.about import lies_beside, log_of
 from tuner.report.figures import history, rungs_picture
 from tuner.report.scene import Scene
+from tuner.report.standings import RUNNING as TRIAL_RUNNING
 from tuner.report.standings import WAITING, Standing, leader, of_role, parameter_names
 from tuner.report.templates import environment, framed
 from tuner.run_dir.names import LIVE_PAGE, REPORT_FILE, STATUS, part_name
@@ -23,6 +24,8 @@ from tuner.study.trials import BASE, USER
 
 RUNNING, STOPPED, FINISHED = "running", "stopped", "finished"
 """States of a search."""
+INTERRUPTED = "interrupted"
+"""State of a trial that is taken up again with the search."""
 RELOAD_SECONDS = 5
 _RELOAD_STOPPED = 60
 _TEMPLATE = "live_template.html"
@@ -98,13 +101,14 @@ class Status:
         if self.state == FINISHED:
             return f"The verdict: {self.reason}."
         if self.state == STOPPED:
-            return f"Stopped at {self._at()}."
+            return f"Stopped at {self.at}."
         if self.work and not any(work.is_trial for work in self.work):
             return f"The trials have ended; now: {', '.join(work.title for work in self.work)}."
-        return f"{self._at().capitalize()}." if self.begun else "The workers start."
+        return f"{self.at.capitalize()}." if self.begun else "The workers start."
 
-    def _at(self) -> str:
-        """By the numbers that trials have: the base model is number 0."""
+    @property
+    def at(self) -> str:
+        """How far it is, by the numbers that trials have: the base model is number 0."""
         return f"trial {self.begun - 1} of {self.planned - 1}" if self.begun > 1 else "the base model"
 
     def _best(self) -> str:
@@ -153,7 +157,7 @@ class Status:
             "cost": None if self.cost is None else round(self.cost, 4),
             "place": self.place,
             "running": [dataclasses.asdict(work) for work in self.work],
-            "trials": [_row(trial) for trial in self.trials],
+            "trials": [_row(_as_it_is(trial, self.state)) for trial in self.trials],
             "resume": self.resume,
             "report": REPORT_FILE if self.state == FINISHED else None,
         }
@@ -212,7 +216,7 @@ def in_a_cell(run_dir: Path, status: Status, base_url: str) -> str:
 
 def _contents(run_dir: Path, status: Status, base_url: str, reloads: bool) -> Mapping[str, Any]:
     """Everything that the template shows, by name."""
-    shown = [trial for trial in status.trials if trial.state != WAITING]
+    shown = [_as_it_is(trial, status.state) for trial in status.trials if trial.state != WAITING]
     metric = Metric.read(status.metric)
     scene = Scene(trials=shown, metric=metric.label, rungs=status.rungs, error=status.error)
     return {
@@ -228,6 +232,11 @@ def _contents(run_dir: Path, status: Status, base_url: str, reloads: bool) -> Ma
         "has_report": lies_beside(run_dir, REPORT_FILE),
         "logs": {work.name: lies_beside(run_dir, f"{part_name(work.name)}/{LOG}") for work in status.work},
     }
+
+
+def _as_it_is(trial: Standing, search: str) -> Standing:
+    """A trial that ran when the search was stopped runs no more."""
+    return replace(trial, state=INTERRUPTED) if search == STOPPED and trial.state == TRIAL_RUNNING else trial
 
 
 def _names(trials: Sequence[Standing]) -> list[str]:

@@ -140,8 +140,9 @@ def _say(result: Verdict, console: Console, *, ended: str, slots: int) -> None:
         tell(line)
     if result.ties:
         tied = ", ".join(map(str, result.ties))
-        level = result.noise or 0.0
-        tell(f"tie         on dev with trial {tied}: their means are closer than the noise between seeds, {level:.4f}")
+        noise = result.noise
+        how = f"their means are closer than the noise between seeds, {noise:.4f}" if noise else "the same score"
+        tell(f"tie         on dev with trial {tied}: {how}")
     for note in range_notes(result.range_ends):
         tell(f"range       {note}")
     if best.alpha is not None and result.mixtures is not None:

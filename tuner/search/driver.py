@@ -129,7 +129,7 @@ def _say_earlier(agenda: Agenda, study: SearchStudy, session: Session) -> None:
     """Says that a search goes on, so that nobody takes it for a new one."""
     if agenda.earlier:
         ended = len([row for row in agenda.earlier if row.state != "paused"])
-        session.say(f"going on: {counted(ended, 'job')} of this search ended before, in {clock(study.spent)}")
+        session.say(f"going on: {counted(ended, 'trial')} of this search ended before, in {clock(study.spent)}")
 
 
 def _say_left_out(agenda: Agenda, session: Session) -> None:

@@ -55,13 +55,13 @@ def state(row: Row) -> str:
 
 
 def position(row: Row, rungs: int) -> str:
-    """Returns ``1/4 63%``: the last rung of so many, and how much of the training, or of its scoring, is done."""
+    """Returns ``1/4 63% trained``: the last rung of so many, and how much of the training, or of scoring, is done."""
     share = ""
     if row.state == "running" and row.scoring is not None:
         _, done, total = row.scoring
-        share = f"{100 * done // total}%" if total else ""
+        share = f"{100 * done // total}% scored" if total else ""
     elif row.state == "running" and row.steps:
-        share = f"{100 * row.step // row.steps}%"
+        share = f"{100 * row.step // row.steps}% trained"
     return f"{f'{row.rung}/{rungs}' if row.rung else ''} {share}".strip()
 
 

@@ -27,7 +27,6 @@ from tuner.study.telling import Telling
 from tuner.study.trials import (
     ARGUMENTS,
     BASE,
-    ENDED_EARLY,
     ERROR_KIND,
     POOL,
     ROLE,
@@ -134,11 +133,8 @@ class SearchStudy:
         return len(self.search.get_trials(deepcopy=False)) - len(self.search.get_trials(deepcopy=False, states=waiting))
 
     def no_longer_pays(self, *, left: int, patience: int) -> str:
-        """Returns why no further trial is worth its time (`tuner.study.stopping`), and writes it down."""
-        why = no_longer_pays(self.search.get_trials(deepcopy=False), left=left, patience=patience)
-        if why:
-            self.search.set_user_attr(ENDED_EARLY, why)
-        return why
+        """Returns why no further trial is worth its time; see `tuner.study.stopping`."""
+        return no_longer_pays(self.search.get_trials(deepcopy=False), left=left, patience=patience)
 
     def ask(self) -> tuple[Trial, dict[str, Any]]:
         """Returns the next trial and the arguments it varies: an unfinished one first, under its own number."""
