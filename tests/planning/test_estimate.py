@@ -113,7 +113,7 @@ def test_a_dry_run_whose_first_steps_do_not_train_is_refused_after_its_plan(tmp_
     (model / "model.safetensors").write_bytes(b"broken")
     config = SearchConfig(arguments={"model_name_or_path": str(model), "train_data": [str(rows)]})
     (tmp_path / "run").mkdir()
-    with pytest.raises(RequestError, match="the first steps of your own settings do not train: "):
+    with pytest.raises(RequestError, match="the first steps of your own settings do not train, or score: "):
         list(describe(make_plan(config, tmp_path / "run", lambda _: None)))
     (tmp_path / "again").mkdir()
     plan = describe(make_plan(config, tmp_path / "again", lambda _: None))

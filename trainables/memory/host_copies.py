@@ -66,7 +66,16 @@ def host_room() -> float:
     """Returns the bytes of memory that are free on this machine, or in this process's container."""
     free = float(psutil.virtual_memory().available)
     limit, used = (_number(_CONTROL_GROUP / name) for name in ("memory.max", "memory.current"))
-    return free if limit is None or used is None else min(free, limit - used)
+    return free if limit is None or used is None else min(free, limit - used + _file_cache())
+
+
+def _file_cache() -> float:
+    """Returns the bytes of files that the container's kernel keeps and would give up."""
+    try:
+        lines = (_CONTROL_GROUP / "memory.stat").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((float(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0.0)
 
 
 def _number(path: Path) -> float | None:

@@ -60,9 +60,9 @@ def score(config: TrialConfig, report: Report, base: BaseModels) -> None:
 def _score(config: TrialConfig, base: BaseModels) -> tuple[dict[str, float], dict[str, float], dict[str, Any]]:
     """Returns means on the split, guard scores, and what `RungReport.pool` holds."""
     folder = Path(config.directory)
-    arguments, tokenizer, model = _load(config, config.checkpoint, base)
+    arguments, tokenizer, model = load(config, config.checkpoint, base)
     if config.alpha is not None:
-        _, _, start = _load(config, None, base)
+        _, _, start = load(config, None, base)
         next(_mix(model, start, (config.alpha,), heads=_has_heads(config)))
         _save(model, folder / CHECKPOINT)
     judge = Judge(config, arguments, tokenizer, base)
@@ -85,8 +85,8 @@ def _score(config: TrialConfig, base: BaseModels) -> tuple[dict[str, float], dic
 
 def _sweep(config: TrialConfig, base: BaseModels) -> tuple[dict[str, float], dict[str, float]]:
     """Scores a mixture for every alpha on dev and guards; returns those of the last."""
-    arguments, tokenizer, model = _load(config, config.checkpoint, base)
-    _, _, start = _load(config, None, base)
+    arguments, tokenizer, model = load(config, config.checkpoint, base)
+    _, _, start = load(config, None, base)
     judge = Judge(config, arguments, tokenizer, base)
     mixtures = _mix(model, start, config.alphas, heads=_has_heads(config))
     scores = [(alpha, judge.scores(model).means, judge.guard_scores(model)) for alpha in mixtures]
@@ -95,7 +95,8 @@ def _sweep(config: TrialConfig, base: BaseModels) -> tuple[dict[str, float], dic
     return scores[-1][1:]
 
 
-def _load(config: TrialConfig, checkpoint: str | None, base: BaseModels) -> tuple[Arguments, Any, Model]:
+def load(config: TrialConfig, checkpoint: str | None, base: BaseModels) -> tuple[Arguments, Any, Model]:
+    """Returns arguments, tokenizer and model of a checkpoint, or of the base model (None), on the device in float32."""
     values = {name: value for name, value in config.arguments.items() if name not in _ALONE}
     if checkpoint is not None:
         values["model_name_or_path"] = checkpoint

@@ -5,6 +5,7 @@ CONFIG is a `TrialConfig` as JSON, FEW a BEIR folder. The last line printed is J
 """
 
 import contextlib
+import gc
 import json
 import resource
 import sys
@@ -13,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from trainables.config import RungReport, TrialConfig
+from trainables.names import LOG
 
 STEPS = 3
 """Timed steps, after a first one that is not."""
@@ -46,25 +48,38 @@ def main(text: str, few: str) -> None:
 
     with contextlib.suppress(_Enough):
         run_trial(config, on_rung, progress=on_step)
+    peak = _peak_bytes()
+    gc.collect()  # the trainer and its callbacks hold each other
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     found = {
         "seconds_per_step": (ends[-1] - ends[0]) / max(1, len(ends) - 1),
         "steps": total,
-        "peak_bytes": _peak_bytes(),
+        "peak_bytes": peak,
         "seconds_per_passage": _seconds_per_passage(config, Path(few)),
     }
     print(json.dumps(found))
 
 
 def _seconds_per_passage(config: TrialConfig, few: Path) -> float:
-    """Scores the base model twice: the first time it is loaded, and what it runs on is warmed up."""
-    from trainables.m3.base_models import BaseModels
-    from trainables.trial.trial import run_trial
+    """Scores the base model as at a rung, twice: the first time, what it runs on is warmed up.
 
-    base, reports = BaseModels(), list[RungReport]()
-    passages = (few / "corpus.jsonl").read_bytes().count(b"\n")
-    for _ in range(2):
-        run_trial(replace(config, rungs=(), eval_data=str(few)), lambda report: not reports.append(report), base)
-    return reports[-1].seconds["scoring"] / passages
+    A frozen encoder would embed once for both.
+    """
+    from trainables.m3.base_models import BaseModels
+    from trainables.process import trial_process
+    from trainables.trial.judging import Judge, load
+
+    base, seconds = BaseModels(), 0.0
+    config = replace(config, eval_data=str(few), arguments={**config.arguments, "fix_encoder": False})
+    with trial_process(Path(config.directory) / LOG):
+        arguments, tokenizer, model = load(config, None, base)
+        judge = Judge(config, arguments, tokenizer, base)
+        for _ in range(2):
+            began = time.perf_counter()
+            judge.rung_scores(model)
+            seconds = time.perf_counter() - began
+    return seconds / (few / "corpus.jsonl").read_bytes().count(b"\n")
 
 
 def _peak_bytes() -> int:

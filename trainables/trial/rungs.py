@@ -112,7 +112,8 @@ class Rungs(TrainerCallback):
     def _save_for_a_pause(self, step: int) -> None:
         """Saves the training state before the trial asks whether it goes on: the search keeps what is there by then."""
         if self._config.pauses and self._trainer.resumable and agree(self._saving.is_worth_a_pause):
-            self._saving.save(step, self._trainer.capture_state, now=True)
+            self._saving.save(step, self._trainer.capture_state, now=False)
+            self._saving.finish()
 
     def _pass_on(self, scores: Scores, guards: Mapping[str, float]) -> None:
         """Hands scores to the trackers that ``report_to`` names, beside the trainer's own curves."""

@@ -99,6 +99,13 @@ class Saving:
         if now:
             self._join()
 
+    def finish(self) -> None:
+        """Waits for the state that is being written; one that could not be is done without."""
+        self._wait()
+        if self._error is not None:
+            logger.warning("the training state could not be written: %s", self._error)
+            self._error = None
+
     def _write(self, write: Callable[[Callable[[], bool]], None], began: float) -> None:
         try:
             write(self._stop.is_set)

@@ -237,7 +237,7 @@ def _time_lines(plan: Plan) -> Iterator[str]:
         yield "hours       not known: stopped before the first steps were timed"
         raise
     except RuntimeError as error:
-        raise RequestError([f"the first steps of your own settings do not train: {error}"]) from error
+        raise RequestError([f"the first steps of your own settings do not train, or score: {error}"]) from error
     passages = scored_passages(plan)
     hours = search_hours(config, probe, passages)
     on = f" (up to {passages.at_rungs:,} of {passages.corpus:,} passages)" if passages.is_pool else ""

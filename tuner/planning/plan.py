@@ -317,4 +317,6 @@ def _context(
     own = {argument.name: arguments.get(argument.name, argument.default) for argument in others}
     given = {name: value for name, value in own.items() if value is not None or None in reached[name]}
     context = replace(context, start={**given, **start})
-    return context, rehearse(called, space, context, unset=own.keys() - given.keys())
+    # a search that an earlier version began with such a space goes on: its trial 1 is what it is
+    unset = set() if config.resume else own.keys() - given.keys()
+    return context, rehearse(called, space, context, unset=unset)

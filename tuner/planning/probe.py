@@ -74,7 +74,9 @@ def _run_in_a_group(command: list[str], env: Mapping[str, str]) -> "subprocess.C
                 os.killpg(process.pid, signal.SIGKILL)
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise
-            raise TimeoutError(f"the first 4 steps of your settings took more than {_PROBE_SECONDS} s") from None
+            raise TimeoutError(
+                f"the first 4 steps of your settings, and scoring some passages, took more than {_PROBE_SECONDS} s"
+            ) from None
     return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 

@@ -66,7 +66,7 @@ def rehearse(name: str, space: SearchSpace, context: Context, *, unset: Set[str]
     study.enqueue_trial(dict(context.start))
     returned = _suggested(name, space, context, study)
     varied = {name for arguments in returned for name in arguments}
-    problems = [*_problems(study.trials, returned, varied, context.start), *_valueless(study.trials, unset)]
+    problems = [*_problems(study.trials, returned, varied, context.start), *_valueless(study.trials[0], unset)]
     if problems:
         raise RequestError([f"--search_space {name}: {problem}" for problem in problems])
     return {argument: _seen(argument, returned, study.trials) for argument in varied}
@@ -105,9 +105,9 @@ def _problems(
         )
 
 
-def _valueless(trials: Sequence[FrozenTrial], unset: Set[str]) -> Iterator[str]:
+def _valueless(own: FrozenTrial, unset: Set[str]) -> Iterator[str]:
     """Yields a line for each suggested argument of which trial 1 would be told a value that it was not trained with."""
-    for argument in sorted(unset & {name for trial in trials for name in trial.params}):
+    for argument in sorted(unset & own.params.keys()):
         yield f"your own settings, which are trial 1, have no value of {argument}; give --{argument}"
 
 

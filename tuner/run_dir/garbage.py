@@ -14,8 +14,10 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 
+from trainables.names import CURVES
 from tuner.interrupts import SearchStopped
 from tuner.run_dir.lease import Lease
+from tuner.run_dir.names import TRIALS
 from tuner.run_dir.prefix import REPLACED, Prefix, checked_keys
 
 logger = logging.getLogger(__name__)
@@ -27,7 +29,7 @@ _ORPHAN_SECONDS = 86400.0
 _COLLECT_SECONDS = 30.0
 _SWEEP_SECONDS = 3600.0
 _RECORD = re.compile(rf"{REPLACED}/(.+)/[^/]+\.json")
-_PUSHED = re.compile(r"(?:trials/[^/]+|[^/]+)/\d{8}T\d{6}-[0-9a-f]{4}/.+")
+_PUSHED = re.compile(rf"(?:(?:{TRIALS}|{CURVES})/[^/]+|[^/]+)/\d{{8}}T\d{{6}}-[0-9a-f]{{4}}/.+")
 """Keys that a push gives; whatever else lies below the prefix is not ours."""
 
 

@@ -2,7 +2,8 @@
 
 ``--run_dir s3://bucket/prefix`` (also gs://, abfss://, and file:// for a disk that several machines mount) is worked on
 in a local directory, parts of which are pushed as they change. A part is one entry of the run directory (``study.db``,
-``data``, ``best``) or one trial (``trials/0007``), and has one writer at a time. What is kept for it::
+``data``, ``best``), one trial (``trials/0007``) or its curves (``tensorboard/0007``), and has one writer at a time.
+What is kept for it::
 
     PREFIX/trials/0007/20261123T195012-3f9c/checkpoint/model.safetensors     a file, under the push that brought it
     PREFIX/listings/trials/0007.json                                         which files make up the part

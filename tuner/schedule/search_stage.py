@@ -13,7 +13,7 @@ from tuner.schedule.pool import CandidatePool
 from tuner.schedule.retries import Failure
 from tuner.schedule.suggestions import NO_TIME, Asked, Suggestions
 from tuner.study.study import SearchStudy
-from tuner.study.trials import BASE, BEST_VALUE, SAMPLED, SEED, arguments_of, role_of
+from tuner.study.trials import BASE, BEST_VALUE, PROMOTED, SAMPLED, SEED, arguments_of, role_of
 from tuner.verdict import selection
 
 WITHOUT_BASE = Failure(kind="error", message="the base model could not be scored: no trial can be compared")
@@ -124,9 +124,12 @@ class SearchStage:
         return self._suggestions.next(is_alone=not self._jobs.of(self))
 
     def _runs_already(self, asked: Asked) -> bool:
-        """Whether a trial of the same parameters runs, is to be taken up again, or is paused."""
+        """Whether a trial of the same parameters runs, is to be taken up again, or is paused.
+
+        A promoted trial has no such other, but in searches that earlier versions began.
+        """
         trial, params = asked
-        paused = (arguments_of(known) for known in self._study.paused.all if known.number != trial.number)
+        paused = [] if PROMOTED in trial.user_attrs else map(arguments_of, self._study.paused.all)
         return bool(params) and dict(params) in [*(dict(job.row.params) for job in self._jobs.of(self)), *paused]
 
     def _reuse(self, trial: Trial, params: Mapping[str, Any], earlier: FrozenTrial) -> None:

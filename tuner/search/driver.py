@@ -19,6 +19,7 @@ from tuner.schedule.agenda import Agenda
 from tuner.schedule.disk import trial_bytes
 from tuner.schedule.jobs import TrialConfigs
 from tuner.schedule.pool import require_pool
+from tuner.schedule.time_left import TRIALS
 from tuner.search.conclusion import conclude, without_winner
 from tuner.search.live import LivePage
 from tuner.search.place import make_room
@@ -128,7 +129,7 @@ def _run_jobs(
 def _say_earlier(agenda: Agenda, study: SearchStudy, session: Session) -> None:
     """Says that a search goes on, so that nobody takes it for a new one."""
     if agenda.earlier:
-        ended = len([row for row in agenda.earlier if row.state != "paused"])
+        ended = len([row for row in agenda.earlier if row.state != "paused" and row.role in TRIALS])
         session.say(f"going on: {counted(ended, 'trial')} of this search ended before, in {clock(study.spent)}")
 
 

@@ -132,7 +132,7 @@ class LivePage:
             self._error = dev_error(self._store.local, config.metric)
         return Status(
             state=state,
-            reason=reason or self._agenda.note,
+            reason=reason or (self._agenda.note if state == RUNNING else ""),
             model=model_name(config.arguments),
             run_dir=self._store.url,
             again=self._again,

@@ -1,12 +1,13 @@
 """When a search no longer pays: what further trials can be expected to add is less than dev can tell apart."""
 
+import datetime
 from collections.abc import Sequence
 
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from trainables.scoring.measures import unpacked
-from tuner.study.trials import BASE, ROLE, SAMPLED, is_paused, queries_at
+from tuner.study.trials import BASE, PAUSED_SINCE, ROLE, SAMPLED, is_paused, queries_at
 
 
 def no_longer_pays(trials: Sequence[FrozenTrial], *, left: int, patience: int) -> str:
@@ -25,7 +26,7 @@ def no_longer_pays(trials: Sequence[FrozenTrial], *, left: int, patience: int) -
     sampled = [trial for trial in stood if trial.user_attrs.get(ROLE, SAMPLED) == SAMPLED]
     if left <= 0 or len(sampled) < patience:
         return ""
-    before = _best([trial for trial in stood if _ended_before(trial, sampled[-patience])])
+    before = _best([trial for trial in stood if _stood_before(trial, sampled[-patience])])
     now = _best(stood)
     error = distinguishable(stood)
     if before is None or now is None or error is None:
@@ -44,10 +45,11 @@ def _stands(trial: FrozenTrial) -> bool:
     return trial.state in (TrialState.COMPLETE, TrialState.PRUNED) or is_paused(trial)
 
 
-def _ended_before(trial: FrozenTrial, other: FrozenTrial) -> bool:
-    """Whether a trial had come to its end when the `other` one began; one that began first may end long after."""
-    ended, begun = trial.datetime_complete, other.datetime_start
-    return ended is not None and begun is not None and ended <= begun
+def _stood_before(trial: FrozenTrial, other: FrozenTrial) -> bool:
+    """Whether a trial had ended, or paused, when the `other` one began; one that began first may end long after."""
+    since = trial.user_attrs.get(PAUSED_SINCE) if is_paused(trial) else None
+    stood = datetime.datetime.fromisoformat(since) if since else trial.datetime_complete
+    return stood is not None and other.datetime_start is not None and stood <= other.datetime_start
 
 
 def _best(trials: Sequence[FrozenTrial]) -> float | None:

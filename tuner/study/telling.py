@@ -1,5 +1,7 @@
 """What becomes of the study's trials: Optuna is told of rungs, of ends, and why a trial could not be trained."""
 
+import datetime
+
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -18,6 +20,7 @@ from tuner.study.trials import (
     GUARD_SCORES,
     INFEASIBLE,
     PAUSED,
+    PAUSED_SINCE,
     POOL,
     PROMOTED,
     QUERIES,
@@ -111,6 +114,7 @@ class Telling:
         if not isinstance(self._search.pruner, PausingPruner) or rung < max(rung_values(self._frozen(trial))):
             self.pruned(trial)
             return False
+        trial.set_user_attr(PAUSED_SINCE, datetime.datetime.now().isoformat())  # as Optuna's own times
         trial.set_user_attr(PAUSED, rung)
         return True
 

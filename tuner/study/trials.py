@@ -48,6 +48,8 @@ SESSIONS = "sessions"
 """Of the study: when each process of the search began, on which machines, and with which versions of packages."""
 PAUSED = "paused_at"
 """The rung at which a trial waits to be promoted; 0 once it is taken up again."""
+PAUSED_SINCE = "paused_since"
+"""When it was told so: local time, ISO 8601."""
 PROMOTED = "promoted_at"
 """The rung up to which it was told to go on."""
 

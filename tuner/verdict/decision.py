@@ -63,7 +63,7 @@ def _doubt(gain: Comparison, measured: str) -> str:
     if gain.win_tie_loss.tie == gain.queries:
         return f"The best trial and the base model score the same on each of the {gain.queries} test queries."
     return (
-        f"The {'gain' if gain.gain > 0 else 'loss'} cannot be told from chance: {measured}. "
+        f"The {'loss' if gain.gain < 0 else 'gain'} cannot be told from chance: {measured}. "
         f"A test set of this size detects gains of about {gain.detectable:.4f} and more."
     )
 
