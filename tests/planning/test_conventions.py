@@ -58,7 +58,8 @@ def test_another_pooling_than_the_models_is_said(
 ) -> None:
     model, arguments = _model(tmp_path, pooling, *files), {"sentence_pooling_method": given}
     lines = list(other_conventions(model, arguments, ()))
-    assert lines == ([f"--sentence_pooling_method {said}"] if said else [])
+    assert len(lines) == bool(said)
+    assert all(line.startswith(f"--sentence_pooling_method {said}") and "scores too low" in line for line in lines)
     assert list(other_conventions(model, arguments, ("sentence_pooling_method",))) == []
 
 

@@ -197,7 +197,7 @@ def test_the_table_fits_a_terminal(width: int, searched: Callable[..., None]) ->
     table = out.getvalue().split("\x1b[2K")[-1]
     lines = [re.sub(r"\x1b\[[^a-zA-Z]*[a-zA-Z]", "", line).rstrip() for line in out.getvalue().splitlines()]
     header = next(line for line in reversed(lines) if line.startswith("trial ") and " state " in line)
-    assert header.split() == ["trial", "state", "rung", "lr", "T", "group", "batch", "dev", "best", "time"]
+    assert header.split() == ["trial", "state", "rung", "lr", "T", "group", "batch", "dev", "peak", "time"]
     assert max(map(len, lines)) <= width
     assert "…" not in table
     assert "trial 2 of 2, best so far trial" in out.getvalue()

@@ -135,7 +135,7 @@ class Progress:
             "rung",
             *(wording.SHORT.get(name, name) for name in names),
             "dev",
-            "best rung",
+            "peak",
             "time",
         ):
             table.add_column(title, justify="left" if title in ("trial", "state") else "right", no_wrap=True)
