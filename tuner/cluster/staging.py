@@ -17,9 +17,9 @@ from trainables.failures import StorageAway, one_line
 from trainables.names import CHECKPOINT, DATA, LOG, RESUME
 from trainables.process import rank
 from trainables.worker.loop import train_trial
+from tuner.cluster.in_use import in_use, keep, let_go
 from tuner.data.models import model_here
 from tuner.errors import RequestError
-from tuner.run_dir.in_use import in_use, keep, let_go
 from tuner.run_dir.lease import LeaseLostError
 from tuner.run_dir.mirror import Pusher, alone_on_this_machine
 from tuner.run_dir.names import curves_part, part_name
