@@ -44,9 +44,8 @@ def is_faster() -> bool:
 class _FastLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         autocast = torch.is_autocast_enabled("cpu")
-        if autocast or x.dtype != torch.float32 or self.weight.dtype != torch.float32:
-            return super().forward(x)
-        if not x.numel():  # oneDNN refuses it
+        is_empty = not x.numel()  # oneDNN refuses it
+        if is_empty or autocast or x.dtype != torch.float32 or self.weight.dtype != torch.float32:
             return super().forward(x)
         product: Tensor = _Linear.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
         return product

@@ -65,6 +65,11 @@ def _driver(machine: Machine) -> RunStore:
     return store
 
 
+def _refuse(*_: object) -> None:
+    """What storage does while it is away."""
+    raise OSError("ExpiredToken")
+
+
 def _does(store: RunStore, train: object, tmp_path: Path) -> OnAnyMachine:
     return OnAnyMachine(
         run_dir=store.url,
@@ -171,12 +176,9 @@ def test_a_worker_s_end_leaves_what_another_could_not_push(
     def train(config: TrialConfig, report: Report, progress: Progress) -> None:
         log.write_text("trained")
 
-    def refuse(*_: object) -> None:
-        raise OSError("ExpiredToken")
-
     does = _does(driver, train, tmp_path)
     with monkeypatch.context() as away:
-        away.setattr(Pusher, "close", refuse)
+        away.setattr(Pusher, "close", _refuse)
         with pytest.raises(StorageAway):
             does(_job(driver), _on, lambda *_: None)
     does(_job(driver), _on, lambda *_: None)  # the second rank, which ends last
@@ -319,16 +321,13 @@ def test_storage_that_is_away_is_told_from_an_error_and_costs_no_training(
         weights.parent.mkdir(parents=True, exist_ok=True)
         weights.write_text("weights")
 
-    def refuse(*_: object) -> None:
-        raise OSError("ExpiredToken")
-
     does = _does(driver, train, tmp_path)
     with monkeypatch.context() as away:
-        away.setattr(Pusher, "close", refuse)
+        away.setattr(Pusher, "close", _refuse)
         with pytest.raises(StorageAway, match=r"storage/run cannot be reached: ExpiredToken"):
             does(_job(driver), _on, lambda *_: None)
     with monkeypatch.context() as away:
-        away.setattr(Prefix, "parts", refuse)
+        away.setattr(Prefix, "parts", _refuse)
         with pytest.raises(StorageAway, match="ExpiredToken; check bucket, region and credentials"):
             does(_job(driver), _on, lambda *_: None)
     assert weights.exists()
@@ -351,13 +350,10 @@ def test_a_driver_stops_in_order_when_storage_cannot_be_listed(
 ) -> None:
     """So that it says how to go on; at the start the same is told as a wrong request."""
 
-    def refuse(*_: object) -> None:
-        raise OSError("ExpiredToken")
-
     monkeypatch.setattr(tuner.run_dir.mirror, "_PAUSE_SECONDS", 0.0)
     mirror = Mirror(_driver(machine))
     with monkeypatch.context() as away:
-        away.setattr(Prefix, "parts", refuse)
+        away.setattr(Prefix, "parts", _refuse)
         mirror.ended("0002")
         with pytest.raises(SearchStopped, match=r"cannot be reached: .*ExpiredToken"):
             mirror.settle()

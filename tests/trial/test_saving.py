@@ -121,6 +121,44 @@ def test_a_day_of_training_spends_a_twentieth_on_saving(tmp_path: Path, disk: Fa
     assert disk.writes == pytest.approx(86_400 / 840, abs=1)
 
 
+def test_before_a_pause_a_state_is_saved_that_spares_five_times_what_it_takes(tmp_path: Path, disk: FakeDisk) -> None:
+    disk.seconds = 4.0
+    with Saving(States(tmp_path, CONFIG), disk.clock) as saving:
+        disk.now = 4.9
+        assert not saving.is_worth_a_pause
+        disk.now = 5.0
+        assert saving.is_worth_a_pause
+        save(saving, 10)  # until 9
+        disk.now = 28.9
+        assert not saving.is_worth_a_pause
+        disk.now = 29.0
+        assert saving.is_worth_a_pause
+
+
+def test_a_state_before_a_pause_that_cannot_be_written_is_done_without(
+    tmp_path: Path, disk: FakeDisk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The rung is in metrics.jsonl by then: ended by a full disk, the trial would train up to it again."""
+    with Saving(States(tmp_path, CONFIG)) as saving:
+        disk.error = OSError("No space left on device")
+        save(saving, 10, now=False)
+        saving.finish()
+        assert "could not be written: No space left on device" in caplog.text
+        disk.error = None
+        save(saving, 20)
+    assert saved(tmp_path) == ["000000020"]
+
+
+def test_what_a_container_keeps_of_files_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 1000 bytes 900 are in use, 300 of them by files that are kept in case they are read again."""
+    for name, text in (("max", "1000"), ("current", "900"), ("stat", "anon 600\ninactive_file 300\nactive_file 7\n")):
+        (tmp_path / f"memory.{name}").write_text(f"{text}\n")
+    monkeypatch.setattr(host_copies, "_CONTROL_GROUP", tmp_path)
+    assert host_copies.host_room() == 400
+    (tmp_path / "memory.stat").unlink()
+    assert host_copies.host_room() == 100
+
+
 def test_what_is_asked_for_is_saved_at_any_time(tmp_path: Path, disk: FakeDisk) -> None:
     disk.seconds = 54.0
     with Saving(States(tmp_path, CONFIG), disk.clock) as saving:

@@ -36,7 +36,8 @@ def in_use(store: RunStore, parts: Iterable[str], *, stays: bool) -> Iterator[No
         with alone_on_this_machine(store.local, "uses"):
             for part, lock in locks.items():
                 if _is_last(lock) and (stays or not os.fstat(lock).st_size):
-                    store.forget([] if stays else [part])
+                    if not stays:
+                        store.forget([part])
                     files[part].unlink()
                 fcntl.flock(lock, fcntl.LOCK_UN)  # a process that was forked off may have it open still
                 os.close(lock)

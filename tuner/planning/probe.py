@@ -44,7 +44,8 @@ def run_probe(plan: Plan) -> Probe:
         RuntimeError: They failed, with the last line of why.
         TimeoutError: They took too long.
     """
-    arguments, _ = honoured(plan.arguments, gpu=trains_on_gpu(plan.config))
+    gpu = trains_on_gpu(plan.config)
+    arguments, _ = honoured(plan.arguments, gpu=gpu)
     with tempfile.TemporaryDirectory() as folder:
         job = TrialConfig(
             name="probe",
@@ -54,8 +55,7 @@ def run_probe(plan: Plan) -> Probe:
             metric=plan.config.metric,
             rungs=(1.0,),
         )
-        most = _SCORED_ON_GPU if trains_on_gpu(plan.config) else _SCORED
-        few = write_few(Path(plan.dataset.eval_data), Path(folder) / "few", most)
+        few = write_few(Path(job.eval_data), Path(folder) / "few", _SCORED_ON_GPU if gpu else _SCORED)
         command = [sys.executable, "-m", "trainables.trial.probe", json.dumps(job.to_dict()), str(few)]
         done = _run_in_a_group(command, os.environ | {"CUDA_VISIBLE_DEVICES": _first_card()})
     if done.returncode != 0:
