@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import re
 import sys
 import time
 import traceback
@@ -80,6 +81,16 @@ def remove_stale_build_locks(folder: Path) -> None:
     for lock in folder.rglob("lock"):
         if time.time() - lock.stat().st_mtime > _BUILD_SECONDS:
             lock.unlink(missing_ok=True)
+
+
+def name_architectures_plainly() -> None:
+    """Names the architectures of ``TORCH_CUDA_ARCH_LIST`` as DeepSpeed reads them: 9.0a, which PyTorch knows, as 9.0.
+
+    It compiles its optimizer for them, which uses nothing that only the variant has (DeepSpeed's
+    ``CUDAOpBuilder.compute_capability_args``).
+    """
+    if listed := os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        os.environ["TORCH_CUDA_ARCH_LIST"] = re.sub(r"(?<=\d)[a-z]", "", listed)
 
 
 def extensions_folder() -> Path:

@@ -115,7 +115,7 @@ def test_a_step_asks_the_device_for_nothing(
 @pytest.mark.parametrize("optimizer", ["adamw_torch", "adamw_torch_fused"])
 def test_what_overflows_in_float16_is_skipped_as_upstream_skips_it(optimizer: str, root: Path, tmp_path: Path) -> None:
     """In float64, where nothing overflows but what is made to."""
-    values = arguments(root, max_steps=STEPS, optim=optimizer, warmup_steps=0, logging_steps=3)
+    values = arguments(root, **UNIFIED, max_steps=STEPS, optim=optimizer, warmup_steps=0, logging_steps=3)
     (theirs, expected, _), (ours, found, _) = (
         scaled(name, values, tmp_path, OVERFLOWS) for name in ("upstream", "ours")
     )

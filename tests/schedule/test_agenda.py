@@ -19,6 +19,7 @@ from tuner.schedule.agenda import Agenda
 from tuner.schedule.retries import Failure
 from tuner.search.conclusion import without_winner
 from tuner.study.study import read_studies
+from tuner.study.telling import Telling
 from tuner.verdict import selection
 
 
@@ -82,6 +83,21 @@ def test_pruned_trials_are_pruned_in_the_study(tmp_path: Path) -> None:
     assert states[:2] == ["COMPLETE", "COMPLETE"]
     assert "PRUNED" in states
     assert all(len(trial.intermediate_values) == 4 for trial in search.trials[1:] if trial.state.name == "COMPLETE")
+
+
+def test_a_trial_that_is_stopped_is_at_no_time_shown_as_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agenda = open_agenda(SearchConfig(num_trials=12, finalists=0), tmp_path)
+    seen, stopped = list[str](), Telling.stopped
+
+    def watched(telling: Telling, trial: optuna.Trial) -> bool:
+        seen.append(next(row.state for row in reversed(agenda.rows) if row.name == f"{trial.number:04d}"))
+        return stopped(telling, trial)
+
+    monkeypatch.setattr(Telling, "stopped", watched)
+    run_in_process(agenda, fake_train)
+    assert set(seen) == {"running"}
 
 
 def test_weights_stay_for_the_best_and_the_users_own_only(tmp_path: Path) -> None:
@@ -228,7 +244,8 @@ def test_without_the_test_scores_of_base_model_and_winner_the_search_stops(
 
     config = SearchConfig(num_trials=4, finalists=0, pruner="none")
     if decides:
-        with pytest.raises(SearchStopped, match=f"{name} could not be scored on test: RuntimeError: boom"):
+        model = "the base model" if name == "0000" else f"trial {name}"
+        with pytest.raises(SearchStopped, match=f"{model} could not be scored on test: RuntimeError: boom"):
             run_in_process(open_agenda(config, tmp_path), fails_on_test)
     resumed = open_agenda(config, tmp_path)
     run_in_process(resumed, fake_train if decides else fails_on_test)

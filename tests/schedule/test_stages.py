@@ -162,5 +162,5 @@ def test_a_scoring_begins_when_everything_before_it_has_ended(room: _Room) -> No
     assert stage.close() is True
     assert asked == 1
     failure = Failure(kind="error", message="boom")
-    assert stage.gave_up(first, failure) == "0000 could not be scored on test: boom"
+    assert stage.gave_up(first, failure) == "the base model could not be scored on test: boom"
     assert stage.gave_up(second, failure) == ""

@@ -13,9 +13,18 @@ import psutil
 import pytest
 import torch
 import torch.distributed as dist
+from deepspeed.ops.op_builder.fused_adam import FusedAdamBuilder
 from transformers import TrainingArguments, training_args
 
-from trainables.process import forget, process_group, rank, remove_stale_build_locks, trial_process, world_size
+from trainables.process import (
+    forget,
+    name_architectures_plainly,
+    process_group,
+    rank,
+    remove_stale_build_locks,
+    trial_process,
+    world_size,
+)
 
 
 def test_environment_handlers_and_determinism_are_restored(tmp_path: Path) -> None:
@@ -163,3 +172,20 @@ def test_only_locks_of_killed_builds_are_removed(tmp_path: Path) -> None:
     os.utime(old, (time.time() - 3600,) * 2)
     remove_stale_build_locks(tmp_path)
     assert (old.exists(), new.exists()) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("listed", "compiled"),
+    [("9.0a", "9.0+PTX"), ("8.6 9.0a+PTX", "8.6;9.0+PTX"), ("12.0f;12.1+PTX", "12.0;12.1+PTX")],
+)
+def test_deepspeed_can_read_the_architectures_that_pytorch_can(
+    listed: str, compiled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed)
+    builder = FusedAdamBuilder()
+    builder.jit_mode = True
+    with pytest.raises(ValueError, match="invalid literal"):
+        builder.compute_capability_args()
+    name_architectures_plainly()
+    builder.compute_capability_args()  # writes down what it has read
+    assert os.environ["TORCH_CUDA_ARCH_LIST"] == compiled

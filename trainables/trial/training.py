@@ -11,7 +11,15 @@ from trainables.m3.arguments import Arguments, build_arguments
 from trainables.m3.base_models import BaseModels
 from trainables.m3.runner import Runner
 from trainables.names import CHECKPOINT, METRICS, RESUME, scores_file
-from trainables.process import agree, extensions_folder, process_group, rank, remove_stale_build_locks, world_size
+from trainables.process import (
+    agree,
+    extensions_folder,
+    name_architectures_plainly,
+    process_group,
+    rank,
+    remove_stale_build_locks,
+    world_size,
+)
 from trainables.trial.judging import Judge, token_cache
 from trainables.trial.planning import planned
 from trainables.trial.records import Clock, Reported, read_records
@@ -37,6 +45,7 @@ def train(config: TrialConfig, report: Report, base: BaseModels, progress: Progr
     values = {**config.arguments, "run_name": config.name}
     if values.get("deepspeed"):
         remove_stale_build_locks(extensions_folder())
+        name_architectures_plainly()
     alone = values.get("deepspeed") or values.get("negatives_cross_device")
     tracked = own_run(folder) if values.get("report_to") else nullcontext()
     with process_group() if alone else nullcontext(), tracked, Saving(states) as saving:

@@ -199,7 +199,8 @@ class Agenda:
 
     def ended(self, name: str) -> None:
         """Job `name` did all it was asked, or stopped where it was told to."""
-        job = self._jobs.end(name, "complete")
+        job = self._jobs.running[name]
+        self._jobs.end(name, job.row.state if job.stopped else "complete")  # its stage says how one was stopped
         self.remember_time()
         if job.stopped:
             self._mirror.ended(name, stopped=True)

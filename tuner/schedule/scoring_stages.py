@@ -75,7 +75,8 @@ class ScoringStage:
         """Returns which model has no score on test, where there is no verdict without it."""
         if not self._is_needed(job.config):
             return ""
-        return f"{job.config.name} could not be scored on test: {failure.message}"
+        model = "the base model" if job.config.name == trial_name(0) else f"trial {job.config.name}"
+        return f"{model} could not be scored on test: {failure.message}"
 
 
 class WholeCorpusStage(ScoringStage):
