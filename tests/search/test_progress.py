@@ -14,9 +14,12 @@ from tests.support.fake import fake_rungs, new_agenda, open_agenda, open_study
 from trainables.config import RungReport
 from trainables.tally import Position
 from tuner.request.config import SearchConfig
+from tuner.run_dir.store import RunStore
 from tuner.schedule.jobs import Row
 from tuner.search import wording
+from tuner.search.driver import _say_earlier
 from tuner.search.progress import Progress
+from tuner.search.session import Session
 
 CONFIG = SearchConfig(num_trials=3, rungs=(0.5, 1.0), pruner="none", finalists=1, finalist_seeds=1)
 
@@ -201,3 +204,51 @@ def test_the_table_fits_a_terminal(width: int, searched: Callable[..., None]) ->
     assert max(map(len, lines)) <= width
     assert "…" not in table
     assert "trial 2 of 2, best so far trial" in out.getvalue()
+
+
+def test_a_search_that_goes_on_shows_the_whole_time_and_the_base_models_score(tmp_path: Path) -> None:
+    """Its clock began at 0:00 again, and the row of the base model had a best score and none on dev."""
+    now = 100.0
+    before = new_agenda(CONFIG, open_study(CONFIG, tmp_path), tmp_path, clock=lambda: now)
+    job = before.next()
+    assert job is not None
+    before.rung(job.name, next(iter(fake_rungs(job))))
+    now += 42
+    before.ended(job.name)
+    now = 5000.0  # of another process
+    agenda = open_agenda(CONFIG, tmp_path, clock=lambda: now)
+    out = io.StringIO()
+    shown = Progress(agenda, Console(file=out, width=80), planned=3, rungs=2)
+    now += 3
+    shown._console.print(shown._table())
+    lines = [line.split() for line in out.getvalue().splitlines()]
+    assert lines[1] == ["0", "base", "complete", "0.6000", "0.6000", "0:00"]
+    assert lines[-1][:2] == ["0:45", "passed,"]
+
+
+def test_a_search_that_goes_on_says_after_what(tmp_path: Path) -> None:
+    """It counted the base model as a trial, and a paused one not at all."""
+    config = CONFIG.replace(num_trials=4, pruner="promotion", reduction_factor=2)
+    study, out = open_study(config, tmp_path), io.StringIO()
+    agenda, store = new_agenda(config, study, tmp_path), RunStore(str(tmp_path), tmp_path)
+    session = Session(store=store, console=Console(file=out))
+    _say_earlier(agenda, study, session)
+    assert not out.getvalue()
+    for _ in range(3):
+        job = agenda.next()
+        assert job is not None
+        any(not agenda.rung(job.name, report) for report in fake_rungs(job))
+        agenda.ended(job.name)
+    study.spent = 67.0
+    _say_earlier(open_agenda(config, tmp_path), study, session)
+    ended = "1 trained to the end, 0 stopped early, 1 paused, 0 failed (and the base model)"
+    assert out.getvalue() == f"going on after 1:07: {ended}\n"
+
+
+def test_before_the_first_steps_it_is_said_when_the_time_left_will_be(tmp_path: Path) -> None:
+    """Nothing stood in its place, which looked as if nothing would."""
+    agenda, out = open_agenda(CONFIG, tmp_path, clock=lambda: 100.0), io.StringIO()
+    shown = Progress(agenda, Console(file=out, width=80), planned=3, rungs=2)
+    assert agenda.next() is not None
+    said = "time left: known after the first steps of training"
+    assert shown._caption(agenda.shown) == ["the base model, before 2 trials", f"0:00 passed, {said}"]
