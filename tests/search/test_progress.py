@@ -1,5 +1,6 @@
 """What is said while a search runs."""
 
+import inspect
 import io
 import re
 from collections.abc import Callable
@@ -11,15 +12,18 @@ import pytest
 from rich.console import Console
 
 from tests.support.fake import fake_rungs, new_agenda, open_agenda, open_study
+from tests.support.study_fixtures import BASE, USER, make_study
 from trainables.config import RungReport
 from trainables.tally import Position
 from tuner.request.config import SearchConfig
 from tuner.run_dir.store import RunStore
 from tuner.schedule.jobs import Row
-from tuner.search import wording
+from tuner.search import conclusion, wording
 from tuner.search.driver import _say_earlier
-from tuner.search.progress import Progress
+from tuner.search.progress import _STYLES, _UNKNOWN, Progress
 from tuner.search.session import Session
+from tuner.study.trials import how_they_ended
+from tuner.verdict.time_spent import FINALS
 
 CONFIG = SearchConfig(num_trials=3, rungs=(0.5, 1.0), pruner="none", finalists=1, finalist_seeds=1)
 
@@ -206,6 +210,33 @@ def test_the_table_fits_a_terminal(width: int, searched: Callable[..., None]) ->
     assert "trial 2 of 2, best so far trial" in out.getvalue()
 
 
+def test_scores_are_whole_while_a_trial_trains(tmp_path: Path) -> None:
+    """At 80 columns the share of its training took their place: dev was 0.72…, and the time 0:…"""
+    agenda, out = open_agenda(CONFIG, tmp_path), io.StringIO()
+    params = {
+        "learning_rate": 8.6e-05,
+        "temperature": 0.027,
+        "train_group_size": 1,
+        "per_device_train_batch_size": 22,
+    }
+    scored: dict[str, Any] = {"rung": 1, "scores": [0.7225], "value": 0.7225, "ended": 47.0}
+    agenda.rows.append(_row("0001", "user", params=params, state="complete", **scored))
+    agenda.rows.append(_row("0003", params=params, step=63, steps=100, **scored))
+    console = Console(file=out, width=80)
+    console.print(Progress(agenda, console, planned=3, rungs=2)._table())
+    training = " ".join(out.getvalue().splitlines()[2].split())
+    assert training == "3 training 1/2 63% trained 8.6e-05 0.027 1 22 0.7225 0.7225 0:47"
+
+
+def test_what_keeps_a_search_from_moving_has_a_line_of_its_own(tmp_path: Path) -> None:
+    """Behind the time it was broken in the middle of a word."""
+    agenda = open_agenda(CONFIG, tmp_path)
+    assert agenda.next() is not None
+    agenda.note = "stopping: what runs saves its state"
+    shown = Progress(agenda, Console(file=io.StringIO(), width=80), planned=3, rungs=2)
+    assert shown._caption(agenda.shown)[1:] == [f"0:00 passed, {_UNKNOWN}", agenda.note]
+
+
 def test_a_search_that_goes_on_shows_the_whole_time_and_the_base_models_score(tmp_path: Path) -> None:
     """Its clock began at 0:00 again, and the row of the base model had a best score and none on dev."""
     now = 100.0
@@ -252,3 +283,25 @@ def test_before_the_first_steps_it_is_said_when_the_time_left_will_be(tmp_path: 
     assert agenda.next() is not None
     said = "time left: known after the first steps of training"
     assert shown._caption(agenda.shown) == ["the base model, before 2 trials", f"0:00 passed, {said}"]
+
+
+def _words_on_screen() -> set[str]:
+    """What the table and the last lines are made of: names of columns and states, labels of lines, parts of time."""
+    states = {state for state in _STYLES if state != "running"} | {"loading", "training", "scoring", "complete"}
+    code = inspect.getsource(conclusion)
+    labels = re.findall(r"""["']([a-z][a-z ]{0,11}?)(?: {2,}\S|':<)""", code)
+    models = re.findall(r'\(" *([a-z][a-z ]+)", (?:base|alike|result|best)', code)
+    ends = how_they_ended(make_study(BASE, USER, {"value": None}, {**USER, "duplicate_of": 1}).trials)
+    counted = re.findall(r"\d ([a-z][^,]*)", ends)
+    columns = {"trial", "state", "rung", "dev", "peak", "time", *wording.SHORT.values()}
+    return {*states, *labels, *models, *counted, *columns, *conclusion._PARTS.values(), *FINALS[:2], _UNKNOWN, "paused"}
+
+
+def test_readers_of_chinese_find_each_word_on_the_screen_in_the_table_of_words() -> None:
+    words = _words_on_screen()
+    assert {"verdict", "trials", "as best", "over yours", "stopped early", "use it", "pruned"} <= words
+    text = (Path(__file__).parents[2] / "README.zh.md").read_text("utf-8")
+    text = text.partition("**屏幕上的英文**")[2].partition("| 步骤 |")[0]
+    explained = re.findall(r"`([^`]+)`", "".join(line.split("|")[1] for line in text.splitlines() if line[:1] == "|"))
+    missing = {word for word in words if not any(re.search(rf"\b{re.escape(word)}", each) for each in explained)}
+    assert not missing

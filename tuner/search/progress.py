@@ -128,7 +128,7 @@ class Progress:
         shown = rows if len(rows) <= _TABLE_ROWS else [*rows[:_PINNED], *rows[_PINNED - _TABLE_ROWS :]]
         best, base = wording.best_row(rows), wording.base_value(rows)
         names = list(dict.fromkeys(name for row in rows for name in row.params))
-        table = Table(box=None, pad_edge=False)
+        table = Table(box=None, pad_edge=False, collapse_padding=True)
         for title in (
             "trial",
             "state",
@@ -155,4 +155,4 @@ class Progress:
         if not rows:
             return [f"{passed}, starting the workers (imports, base model)"]
         first = ", ".join(filter(None, (wording.begun(rows, self._planned), wording.best_so_far(rows))))
-        return [first, ", ".join(filter(None, (passed, self._left(), self._agenda.note)))]
+        return list(filter(None, (first, f"{passed}, {self._left()}", self._agenda.note)))
