@@ -146,3 +146,13 @@ def test_the_report_of_a_search_that_still_runs(tmp_path: Path, capsys: pytest.C
     assert main([str(run_dir)]) == 0
     assert capsys.readouterr().out.strip() == str(run_dir / "report.html")
     assert "No verdict yet" in (run_dir / "report.html").read_text("utf-8")
+
+
+def test_paused_trials_are_named_where_there_are_any(tmp_path: Path) -> None:
+    """The key called their rings "stopped early", as those of trials that do not go on."""
+    page = live_page(tmp_path, status())
+    assert "</svg>stopped early, or paused</li>" in page
+    assert "it ends in a ring where it was stopped, or is paused, and" in page
+    page = live_page(tmp_path, status(trials=[trial for trial in TRIALS if trial.state != "paused"]))
+    assert "</svg>stopped early</li>" in page
+    assert "it ends in a ring where it was stopped, and" in page

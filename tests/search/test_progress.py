@@ -1,5 +1,6 @@
 """What is said while a search runs."""
 
+import inspect
 import io
 import re
 from collections.abc import Callable
@@ -11,12 +12,18 @@ import pytest
 from rich.console import Console
 
 from tests.support.fake import fake_rungs, new_agenda, open_agenda, open_study
+from tests.support.study_fixtures import BASE, USER, make_study
 from trainables.config import RungReport
 from trainables.tally import Position
 from tuner.request.config import SearchConfig
+from tuner.run_dir.store import RunStore
 from tuner.schedule.jobs import Row
-from tuner.search import wording
-from tuner.search.progress import Progress
+from tuner.search import conclusion, wording
+from tuner.search.driver import _say_earlier
+from tuner.search.progress import _STYLES, _UNKNOWN, Progress
+from tuner.search.session import Session
+from tuner.study.trials import how_they_ended
+from tuner.verdict.time_spent import FINALS
 
 CONFIG = SearchConfig(num_trials=3, rungs=(0.5, 1.0), pruner="none", finalists=1, finalist_seeds=1)
 
@@ -201,3 +208,100 @@ def test_the_table_fits_a_terminal(width: int, searched: Callable[..., None]) ->
     assert max(map(len, lines)) <= width
     assert "…" not in table
     assert "trial 2 of 2, best so far trial" in out.getvalue()
+
+
+def test_scores_are_whole_while_a_trial_trains(tmp_path: Path) -> None:
+    """At 80 columns the share of its training took their place: dev was 0.72…, and the time 0:…"""
+    agenda, out = open_agenda(CONFIG, tmp_path), io.StringIO()
+    params = {
+        "learning_rate": 8.6e-05,
+        "temperature": 0.027,
+        "train_group_size": 1,
+        "per_device_train_batch_size": 22,
+    }
+    scored: dict[str, Any] = {"rung": 1, "scores": [0.7225], "value": 0.7225, "ended": 47.0}
+    agenda.rows.append(_row("0001", "user", params=params, state="complete", **scored))
+    agenda.rows.append(_row("0003", params=params, step=63, steps=100, **scored))
+    console = Console(file=out, width=80)
+    console.print(Progress(agenda, console, planned=3, rungs=2)._table())
+    training = " ".join(out.getvalue().splitlines()[2].split())
+    assert training == "3 training 1/2 63% trained 8.6e-05 0.027 1 22 0.7225 0.7225 0:47"
+
+
+def test_what_keeps_a_search_from_moving_has_a_line_of_its_own(tmp_path: Path) -> None:
+    """Behind the time it was broken in the middle of a word."""
+    agenda = open_agenda(CONFIG, tmp_path)
+    assert agenda.next() is not None
+    agenda.note = "stopping: what runs saves its state"
+    shown = Progress(agenda, Console(file=io.StringIO(), width=80), planned=3, rungs=2)
+    assert shown._caption(agenda.shown)[1:] == [f"0:00 passed, {_UNKNOWN}", agenda.note]
+
+
+def test_a_search_that_goes_on_shows_the_whole_time_and_the_base_models_score(tmp_path: Path) -> None:
+    """Its clock began at 0:00 again, and the row of the base model had a best score and none on dev."""
+    now = 100.0
+    before = new_agenda(CONFIG, open_study(CONFIG, tmp_path), tmp_path, clock=lambda: now)
+    job = before.next()
+    assert job is not None
+    before.rung(job.name, next(iter(fake_rungs(job))))
+    now += 42
+    before.ended(job.name)
+    now = 5000.0  # of another process
+    agenda = open_agenda(CONFIG, tmp_path, clock=lambda: now)
+    out = io.StringIO()
+    shown = Progress(agenda, Console(file=out, width=80), planned=3, rungs=2)
+    now += 3
+    shown._console.print(shown._table())
+    lines = [line.split() for line in out.getvalue().splitlines()]
+    assert lines[1] == ["0", "base", "complete", "0.6000", "0.6000", "0:00"]
+    assert lines[-1][:2] == ["0:45", "passed,"]
+
+
+def test_a_search_that_goes_on_says_after_what(tmp_path: Path) -> None:
+    """It counted the base model as a trial, and a paused one not at all."""
+    config = CONFIG.replace(num_trials=4, pruner="promotion", reduction_factor=2)
+    study, out = open_study(config, tmp_path), io.StringIO()
+    agenda, store = new_agenda(config, study, tmp_path), RunStore(str(tmp_path), tmp_path)
+    session = Session(store=store, console=Console(file=out))
+    _say_earlier(agenda, study, session)
+    assert not out.getvalue()
+    for _ in range(3):
+        job = agenda.next()
+        assert job is not None
+        any(not agenda.rung(job.name, report) for report in fake_rungs(job))
+        agenda.ended(job.name)
+    study.spent = 67.0
+    _say_earlier(open_agenda(config, tmp_path), study, session)
+    ended = "1 trained to the end, 0 stopped early, 1 paused, 0 failed (and the base model)"
+    assert out.getvalue() == f"going on after 1:07: {ended}\n"
+
+
+def test_before_the_first_steps_it_is_said_when_the_time_left_will_be(tmp_path: Path) -> None:
+    """Nothing stood in its place, which looked as if nothing would."""
+    agenda, out = open_agenda(CONFIG, tmp_path, clock=lambda: 100.0), io.StringIO()
+    shown = Progress(agenda, Console(file=out, width=80), planned=3, rungs=2)
+    assert agenda.next() is not None
+    said = "time left: known after the first steps of training"
+    assert shown._caption(agenda.shown) == ["the base model, before 2 trials", f"0:00 passed, {said}"]
+
+
+def _words_on_screen() -> set[str]:
+    """What the table and the last lines are made of: names of columns and states, labels of lines, parts of time."""
+    states = {state for state in _STYLES if state != "running"} | {"loading", "training", "scoring", "complete"}
+    code = inspect.getsource(conclusion)
+    labels = re.findall(r"""["']([a-z][a-z ]{0,11}?)(?: {2,}\S|':<)""", code)
+    models = re.findall(r'\(" *([a-z][a-z ]+)", (?:base|alike|result|best)', code)
+    ends = how_they_ended(make_study(BASE, USER, {"value": None}, {**USER, "duplicate_of": 1}).trials)
+    counted = re.findall(r"\d ([a-z][^,]*)", ends)
+    columns = {"trial", "state", "rung", "dev", "peak", "time", *wording.SHORT.values()}
+    return {*states, *labels, *models, *counted, *columns, *conclusion._PARTS.values(), *FINALS[:2], _UNKNOWN, "paused"}
+
+
+def test_readers_of_chinese_find_each_word_on_the_screen_in_the_table_of_words() -> None:
+    words = _words_on_screen()
+    assert {"verdict", "trials", "as best", "over yours", "stopped early", "use it", "pruned"} <= words
+    text = (Path(__file__).parents[2] / "README.zh.md").read_text("utf-8")
+    text = text.partition("**屏幕上的英文**")[2].partition("| 步骤 |")[0]
+    explained = re.findall(r"`([^`]+)`", "".join(line.split("|")[1] for line in text.splitlines() if line[:1] == "|"))
+    missing = {word for word in words if not any(re.search(rf"\b{re.escape(word)}", each) for each in explained)}
+    assert not missing

@@ -13,7 +13,7 @@ from optuna.distributions import CategoricalDistribution
 
 from tuner.report.drawing import Axis, Drawing, Tick, apart, counted, linear, logarithmic, named, tick_label
 from tuner.report.scene import Picture, Scene, said, shape_of, shown
-from tuner.report.standings import COMPLETE, FAILED, RUNNING, Standing, parameter_names, short_name
+from tuner.report.standings import COMPLETE, FAILED, PAUSED, RUNNING, Standing, parameter_names, short_name
 from tuner.study.trials import BASE, value_of
 from tuner.verdict.result import Finalist
 
@@ -83,7 +83,8 @@ def rungs_picture(scene: Scene, *, several: bool = False) -> Picture:
     for trial in sorted(drawn, key=lambda trial: trial.number == scene.best_number):
         _rung_line(drawing, trial, scene.kind(trial))
     _number_ends(drawing, [trial for trial in drawn if _goes_on(trial)] if len(drawn) <= _LABELLED else [], scene)
-    caption = "A trial a line; it ends in a ring where it was stopped, and in a cross where it failed."
+    stopped = "was stopped, or is paused" if any(trial.state == PAUSED for trial in drawn) else "was stopped"
+    caption = f"A trial a line; it ends in a ring where it {stopped}, and in a cross where it failed."
     return Picture(title=title, caption=caption + _band_said(scene), html=drawing.svg(), name="rungs")
 
 

@@ -17,7 +17,7 @@ from tuner.run_dir.mirror import Mirror
 from tuner.run_dir.names import TRIALS
 from tuner.run_dir.store import RunStore
 from tuner.schedule.disk import TrialFolders
-from tuner.schedule.jobs import Job, Jobs, Stage, TrialConfigs, earlier_rows
+from tuner.schedule.jobs import Job, Jobs, Row, Stage, TrialConfigs, earlier_rows, standing_rows
 from tuner.schedule.pool import CandidatePool
 from tuner.schedule.retraining_stage import RetrainingStage
 from tuner.schedule.retries import Failure, Outage, Retries
@@ -123,8 +123,20 @@ class Agenda:
             job = stage.next_job()
             if job is not None or not stage.close():
                 return job
+            self._end_paused()
             self._mirror.settle()
         return None
+
+    def _end_paused(self) -> None:
+        """The trials are over, and to the study those that waited to be promoted are pruned."""
+        for row in self.shown:
+            if row.state == "paused":
+                row.state = "pruned"
+
+    @property
+    def shown(self) -> list[Row]:
+        """A row of each job of all processes of the search, as it stands."""
+        return standing_rows([*self.earlier, *self.rows])
 
     @property
     def has_winner(self) -> bool:
@@ -156,6 +168,11 @@ class Agenda:
     def passed_over(self) -> str:
         """Which trials would have been finalists, had their weights been kept; nothing where all of them were."""
         return self._weights.passed_over
+
+    @property
+    def seconds_spent(self) -> float:
+        """How long the search has taken, all of its processes together."""
+        return self._budget.spent
 
     @property
     def seconds_left(self) -> float | None:

@@ -104,20 +104,27 @@ def earlier_rows(trials: Iterable[FrozenTrial], config: SearchConfig) -> list[Ro
 def _earlier_row(trial: FrozenTrial, rungs: Sequence[float]) -> Row:
     source, attributes, values = trial.user_attrs.get(SOURCE), trial.user_attrs, rung_values(trial)
     rung = max(values, default=0)
-    seconds = attributes.get(SECONDS) or {}
+    seconds, best = attributes.get(SECONDS) or {}, attributes.get(BEST_VALUE)
     return Row(
         name=trial_name(trial.number) if source is None else retraining_name(source, attributes[SEED]),
         role=role_of(trial) if source is None else FINALIST,
         params=arguments_of(trial),
         state=state_of(trial),
         rung=rung,
-        value=attributes.get(BEST_VALUE, max(values.values(), default=None)),
-        scores=[values[each] for each in sorted(values)],
+        value=max(values.values(), default=None) if best is None else best,
+        scores=[values[each] for each in sorted(values)] or ([] if best is None else [best]),
         fraction=1.0 if trial.state == TrialState.COMPLETE else rungs[rung - 1] if rung else 0.0,
         seconds=seconds,
         started=0.0,
         ended=sum(seconds.values()),
     )
+
+
+def standing_rows(rows: Iterable[Row]) -> list[Row]:
+    """Returns the rows that say how a job stands: where a paused trial was promoted, the row that goes on with it."""
+    rows = list(rows)
+    last = {(row.name, row.role): row for row in rows}
+    return [row for row in rows if row.state != "paused" or last[row.name, row.role] is row]
 
 
 @dataclass(kw_only=True)

@@ -8,7 +8,6 @@ from tuner.cluster.connection import connected, rays_folder, slots_for
 from tuner.cluster.executor import run_on_ray
 from tuner.cluster.slot import Slots
 from tuner.cluster.staging import on_any_machine
-from tuner.errors import counted
 from tuner.interrupts import interruptible, interrupting
 from tuner.planning.plan import Plan
 from tuner.request.arguments import honoured
@@ -19,7 +18,6 @@ from tuner.schedule.agenda import Agenda
 from tuner.schedule.disk import trial_bytes
 from tuner.schedule.jobs import TrialConfigs
 from tuner.schedule.pool import require_pool
-from tuner.schedule.time_left import TRIALS
 from tuner.search.conclusion import conclude, without_winner
 from tuner.search.live import LivePage
 from tuner.search.place import make_room
@@ -30,6 +28,7 @@ from tuner.search.wording import clock
 from tuner.study.claim import claim, facts, require_untaken
 from tuner.study.storage import PatientStorage, open_storage, readable
 from tuner.study.study import SearchStudy
+from tuner.study.trials import BASE, how_they_ended
 
 
 def drive(plan: Plan, session: Session) -> None:
@@ -129,8 +128,9 @@ def _run_jobs(
 def _say_earlier(agenda: Agenda, study: SearchStudy, session: Session) -> None:
     """Says that a search goes on, so that nobody takes it for a new one."""
     if agenda.earlier:
-        ended = len([row for row in agenda.earlier if row.state != "paused" and row.role in TRIALS])
-        session.say(f"going on: {counted(ended, 'trial')} of this search ended before, in {clock(study.spent)}")
+        ended = how_they_ended(study.search.get_trials(deepcopy=False))
+        base = " (and the base model)" if any(row.role == BASE for row in agenda.earlier) else ""
+        session.say(f"going on after {clock(study.spent)}: {ended}{base}")
 
 
 def _say_left_out(agenda: Agenda, session: Session) -> None:

@@ -21,6 +21,7 @@ _PINNED = 2
 """The base model and the user's own settings stay in sight."""
 _QUIET_SECONDS = 60.0
 """How often plain lines say what goes on where nothing has ended: a log that nobody watches is to stay short."""
+_UNKNOWN = "time left: known after the first steps of training"
 
 
 class Progress:
@@ -38,10 +39,9 @@ class Progress:
 
     def __init__(self, agenda: Agenda, console: Console, *, planned: int, rungs: int) -> None:
         self._agenda, self._console, self._planned, self._rungs = agenda, console, planned, rungs
-        self._started = time.monotonic()
         self._stop = threading.Event()
         self._told: set[tuple[int, str]] = set()
-        self._spoke = self._started
+        self._spoke = time.monotonic()
         is_live = console.is_terminal  # a notebook is none: its cell has the live page
         self._live = Live(get_renderable=self._table, console=console, refresh_per_second=2) if is_live else None
         self._thread = threading.Thread(target=self._talk, daemon=True)
@@ -99,7 +99,7 @@ class Progress:
         return "  ".join(filter(None, (*parts, "<- best so far" if is_best else "")))
 
     def _heartbeat(self) -> str:
-        rows = [*self._agenda.earlier, *self._agenda.rows]
+        rows = self._agenda.shown
         running = "; ".join(
             f"{wording.title(r)}: {wording.doing(r, self._rungs)}" for r in rows if r.state == "running"
         )
@@ -114,7 +114,7 @@ class Progress:
 
     def _left(self) -> str:
         left = self._agenda.seconds_left
-        return "" if left is None else f"about {wording.clock(left)} left"
+        return _UNKNOWN if left is None else f"about {wording.clock(left)} left"
 
     def _say(self, line: str) -> None:
         self._spoke = time.monotonic()
@@ -124,11 +124,11 @@ class Progress:
     # Live table
 
     def _table(self) -> RenderableType:
-        rows = [*self._agenda.earlier, *self._agenda.rows]
+        rows = self._agenda.shown
         shown = rows if len(rows) <= _TABLE_ROWS else [*rows[:_PINNED], *rows[_PINNED - _TABLE_ROWS :]]
         best, base = wording.best_row(rows), wording.base_value(rows)
         names = list(dict.fromkeys(name for row in rows for name in row.params))
-        table = Table(box=None, pad_edge=False)
+        table = Table(box=None, pad_edge=False, collapse_padding=True)
         for title in (
             "trial",
             "state",
@@ -151,8 +151,8 @@ class Progress:
         return Group(table, *notes, *(Text(line, style="bold") for line in self._caption(rows)))
 
     def _caption(self, rows: list[Row]) -> list[str]:
-        passed = f"{wording.clock(time.monotonic() - self._started)} passed"
+        passed = f"{wording.clock(self._agenda.seconds_spent)} passed"
         if not rows:
             return [f"{passed}, starting the workers (imports, base model)"]
         first = ", ".join(filter(None, (wording.begun(rows, self._planned), wording.best_so_far(rows))))
-        return [first, ", ".join(filter(None, (passed, self._left(), self._agenda.note)))]
+        return list(filter(None, (first, f"{passed}, {self._left()}", self._agenda.note)))

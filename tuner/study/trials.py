@@ -93,12 +93,16 @@ def state_of(trial: FrozenTrial) -> str:
 def how_they_ended(trials: Iterable[FrozenTrial]) -> str:
     """Returns how many were trained to their end, stopped, or failed, the base model left out, in words.
 
+    While the search is not over, some may be paused; when it is, those that are were stopped there.
     One that was told the end of an earlier trial was not trained: it is counted with such alone, unless that failed.
     """
     made = [trial for trial in trials if role_of(trial) != BASE]
     ends = Counter((state_of(trial), DUPLICATE_OF in trial.user_attrs) for trial in made)
     failed = sum(map(has_failed, made))
-    said = f"{ends['complete', False]} trained to the end, {ends['pruned', False]} stopped early, {failed} failed"
+    paused = f", {ends['paused', False]} paused" if ends["paused", False] else ""
+    said = (
+        f"{ends['complete', False]} trained to the end, {ends['pruned', False]} stopped early{paused}, {failed} failed"
+    )
     repeated = ends["complete", True] + ends["pruned", True]
     return said + (f", {repeated} not trained again (settings of earlier trials)" if repeated else "")
 
