@@ -327,6 +327,15 @@ class _Words:
         return [" ".join(part) for part in np.split(words, np.cumsum(lengths)[:-1])]
 
 
+def random_rows(count: int, median: int) -> Iterator[str]:
+    """Yields lines of training rows with 7 negatives, whose queries are words of their positives."""
+    draw = _Words(SIZES["large"].vocab)
+    for _ in range(count):
+        texts = draw.texts(8, median, 0.5)
+        query = " ".join(draw.rng.permutation(texts[0].split())[:9])
+        yield json.dumps({"query": query, "pos": texts[:1], "neg": texts[1:]}) + "\n"
+
+
 def _config(size: Size) -> XLMRobertaConfig:
     return XLMRobertaConfig(
         vocab_size=size.vocab,

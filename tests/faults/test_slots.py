@@ -72,11 +72,19 @@ def test_all_trials_fail(slots: Slots, tmp_path: Path) -> None:
     [
         ({"CPU": 2.0}, {"CPU": 2.0}, "a group needs 2 CPU, 2 GPU, but the cluster has 0 GPU"),
         ({"CPU": 8.0, "GPU": 4.0}, {"CPU": 8.0, "GPU": 1.0}, "a group needs 2 CPU, 2 GPU, but free is 1 GPU"),
-        ({"CPU": 8.0, "GPU": 4.0}, {"CPU": 8.0, "GPU": 4.0}, "but perhaps not as 2 workers on its nodes"),
+        ({"CPU": 8.0, "GPU": 4.0}, {"CPU": 8.0, "GPU": 4.0}, "or no node has so much for one of the 2"),
     ],
 )
 def test_what_is_lacking(total: dict[str, float], free: dict[str, float], words: str) -> None:
     assert words in shortage(Slots(count=1, workers=2, cpus=1, gpus=1, folder=Path()), total, free)
+
+
+def test_where_nothing_is_lacking_on_one_machine_the_workers_start() -> None:
+    slots = Slots(count=1, workers=1, cpus=2, gpus=0.5, folder=Path(), one_machine=True)
+    has = {"CPU": 8.0, "GPU": 1.0}
+    assert shortage(slots, has, has) == (
+        "a group needs 2 CPU, 0.5 GPU, and so much is free: its workers are starting (imports)"
+    )
 
 
 def test_a_group_whose_controller_has_no_place_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -302,7 +302,9 @@ def shortage(slots: Slots, total: dict[str, float], free: dict[str, float]) -> s
             found = ", ".join(f"{have.get(name, 0.0):g} {name}" for name in lacking)
             held = "; a group that has just ended may hold it still" if have is free else ""
             return f"a group needs {words}, but {what} {found}{held}"
-    return f"a group needs {words}, which the cluster has, but perhaps not as {slots.workers} workers on its nodes"
+    starts = "its workers are starting (imports)"
+    why = starts if slots.one_machine else f"{starts}, or no node has so much for one of the {slots.workers}"
+    return f"a group needs {words}, and so much is free: {why}"
 
 
 def _why(error: BaseException | None) -> str:
