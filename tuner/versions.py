@@ -4,7 +4,7 @@ import argparse
 import platform
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 """Of the program."""
 _NAMED = ("torch", "ray", "FlagEmbedding", "transformers", "optuna")
 """Packages that are named: results depend on them, and a report of a fault needs them."""

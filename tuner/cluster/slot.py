@@ -38,6 +38,8 @@ _SPINS = "10000"
 Where others use the same cores, the one that is waited for is often not running, and those that turn keep it from it.
 """
 _START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+_PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+"""Whether Train starts a process that asks the nodes whether they are taken away."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +175,8 @@ class Slot(tune.Trainable):
 
     def setup(self, config: dict[str, Any], slots: Slots, train: Train) -> None:  # type: ignore[override]
         os.environ[_START_TIMEOUT] = str(slots.start_seconds)
+        if slots.one_machine:
+            os.environ[_PREEMPTION_WATCHER] = "0"
         self._slots, self._train, self._job, self._pending = slots, train, config["job"], ""
         here = on_node(ray.get_runtime_context().get_node_id())
         self._name, self._placement_group = f"{MAILBOX}{uuid.uuid4()}", ""
