@@ -39,9 +39,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--tiny", action="store_true", help="a model that a CPU trains in moments")
     asked, flags = parser.parse_known_args()
-    bench = Bench(asked.folder, tiny=asked.tiny)
+    folder = asked.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    bench = Bench(folder, tiny=asked.tiny)
     size = bench.sizes["large"]
-    data, run_dir = asked.folder / "dataset.jsonl", asked.folder / "run"
+    data, run_dir = folder / "dataset.jsonl", folder / "run"
     data.write_text("".join(random_rows(asked.rows, SHORT // 15 if asked.tiny else SHORT)))
     given = USERS | {
         "model_name_or_path": bench.model("large", 0.1),

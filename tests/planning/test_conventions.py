@@ -72,3 +72,28 @@ def test_e5_has_a_prefix_on_both_sides(tmp_path: Path) -> None:
     assert list(other_conventions(model, one, (passage,))) == []
     for given in ("passage: ", ""):
         assert list(other_conventions(model, {**one, passage: given}, ())) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "said"),
+    [
+        ("multilingual-e5-small", {}, "by its name this is an e5 model"),
+        ("models--intfloat--e5-base/snapshots/0123", {}, "by its name this is an e5 model"),
+        ("arctic", {"prompts": {"query": "query: ", "document": ""}}, "has prompts: query 'query: '"),
+        ("bge-m3", {"prompts": {"query": "", "document": ""}}, ""),
+        ("bge-base5", {}, ""),
+        ("e5-experiments/bge-m3", {}, ""),
+        ("multilingual-e5-large-instruct", {}, ""),
+    ],
+)
+def test_missing_instructions_are_said_where_the_model_tells(
+    name: str, files: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    model = tmp_path / name
+    model.mkdir(parents=True)
+    (model / "config_sentence_transformers.json").write_text(json.dumps(files))
+    given = {"sentence_pooling_method": "mean"}
+    found = list(other_conventions(model, given, ()))
+    assert [said in line for line in found] == ([True] if said else [])
+    assert list(other_conventions(model, {**given, "query_instruction_for_retrieval": ""}, ())) == []
+    assert list(other_conventions(model, given, ("passage_instruction_for_retrieval",))) == []

@@ -19,6 +19,7 @@ from tuner.planning import probe
 from tuner.planning.estimate import (
     Hours,
     Passages,
+    _busy_cores,
     _compiles_optimizer,
     _fits,
     _price_line,
@@ -188,3 +189,10 @@ def test_what_a_probe_has_started_ends_with_it(tmp_path: Path, monkeypatch: pyte
             return
         time.sleep(0.1)
     pytest.fail("it goes on")
+
+
+def test_what_was_timed_beside_other_programs_is_not_to_be_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "cpu_count", lambda: 2)
+    assert list(_busy_cores(3.0)) == []
+    (line,) = _busy_cores(7.94)
+    assert "kept this machine's 2 cores busy (load 7.9): alone it may take many times less" in line

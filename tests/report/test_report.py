@@ -16,6 +16,7 @@ from tests.support.storage_fixtures import stored
 from tuner.cluster.executor import run_in_process
 from tuner.errors import EXIT_DONE, EXIT_REQUEST
 from tuner.report import findings
+from tuner.report.about import elsewhere
 from tuner.report.command import main
 from tuner.report.page import write_report
 from tuner.request.config import SearchConfig
@@ -397,3 +398,19 @@ def test_the_copy_of_a_run_in_storage_links_to_nothing(tmp_path: Path, monkeypat
     stored(run, url)
     assert "<dt>Files</dt>" in write_report(run).read_text()
     assert "<dt>Files</dt>" not in write_report(run_folder(url)).read_text()
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("python -m tuner.search --run_dir runs/a --seed 1", "python -m tuner.search --seed 1 --run_dir NEW_RUN_DIR"),
+        ("python -m tuner.search --output-dir=runs/a", "python -m tuner.search --run_dir NEW_RUN_DIR"),
+        (
+            "python -m tuner.search --config 'a b.yaml'",
+            "python -m tuner.search --config 'a b.yaml' --run_dir NEW_RUN_DIR",
+        ),
+        ("tuner --config a.yaml --run_dir a-again?x=y", "tuner --config a.yaml --run_dir a-again?x=y"),
+    ],
+)
+def test_the_command_to_search_again_names_another_run_directory(command: str, expected: str) -> None:
+    assert elsewhere(command) == expected

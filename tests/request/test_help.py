@@ -95,7 +95,10 @@ def test_every_command_has_help_and_a_version(room: str, flag: str, capsys: pyte
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("--nproc_per_node 2 --train_data a", "--nproc_per_node is torchrun's: write --gpus_per_trial N"),
+        (
+            "--nproc_per_node 2 --train_data a",
+            "--nproc_per_node is torchrun's: leave it out where it is 1; for more, write --gpus_per_trial N",
+        ),
         ("torchrun -m FlagEmbedding.finetune.embedder.encoder_only.m3 --train_data a", "Leave out `torchrun"),
         ("--train_data a --guard", r"^--guard: needs a value, DIR\|TASK; see --help$"),
         ("--versoin", "did you mean --version"),

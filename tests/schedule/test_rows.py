@@ -63,7 +63,7 @@ def test_a_trial_that_is_promoted_has_one_row(resumed: bool, tmp_path: Path) -> 
     assert _sampled(agenda) == [("0002", "paused", 1), ("0003", "paused", 1)]
     promoted = agenda.next()
     assert promoted is not None
-    assert _sampled(agenda) == [("0003", "paused", 1), ("0002", "running", 0)]
+    assert _sampled(agenda) == [("0003", "paused", 1), ("0002", "running", 1)]
     _train(agenda, promoted, values)
     _until_test(agenda, {})
     assert _sampled(agenda) == [("0003", "pruned", 1), ("0002", "complete", 2)]

@@ -55,3 +55,16 @@ def test_where_fine_tuning_is_recommended_nothing_is_advised(tmp_path: Path) -> 
     found = Verdict.read(build_run(tmp_path / "run"))
     assert found is not None
     assert list(next_steps(found, "runs/1", planned=12)) == []
+
+
+def test_with_hardly_any_test_queries_more_of_them_come_before_anything_else(kept: Verdict) -> None:
+    assert kept.best is not None
+    few = dataclasses.replace(kept, best=dataclasses.replace(kept.best, queries=22))
+    (step,) = next_steps(few, "runs/1", planned=12)
+    assert step.startswith(
+        "22 test queries are too few for any verdict: search anew, in another --run_dir, with more rows"
+    )
+
+
+def test_who_looks_at_test_again_is_told_so(kept: Verdict) -> None:
+    assert list(next_steps(kept, "runs/1", planned=12))[2].startswith("test is looked at once more then")

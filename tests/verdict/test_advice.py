@@ -8,6 +8,7 @@ from tests.support.report_fixtures import build_run
 from tuner.verdict.advice import (
     Do,
     LowerRates,
+    MoreData,
     MoreQueries,
     MoreTrials,
     Reason,
@@ -64,3 +65,12 @@ def test_lower_rates_are_for_searches_most_of_which_did_harm(
     expected = [LowerRates(worse=worse, trained=len(values), rates=rates)] if worse else []  # type: ignore[arg-type]
     assert [advice for advice in found if isinstance(advice, LowerRates)] == expected
     assert Do(step=Step.TRY_MORE_SETTINGS) not in found
+
+
+def test_with_hardly_any_queries_nothing_but_more_data_is_advised(kept: Verdict) -> None:
+    few = _with_best(kept, queries=49)
+    expected = [MoreData(because=Reason.CHANCE, queries=49)]
+    assert list(of_verdict(few, planned=16)) == expected
+    trained = [Tried(number=1, value=0.5, rungs={1: 0.6, 2: 0.5}, learning_rate=1e-5)]
+    assert list(of_search(few, Searched(base=0.7, trained=trained, settings=1, rungs=(0.5, 1.0)))) == expected
+    assert MoreData not in map(type, of_verdict(_with_best(kept, queries=50), planned=16))

@@ -1,6 +1,7 @@
 """How a model was made to embed, as far as its own files say so, where the request says otherwise."""
 
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ _QUERY, _PASSAGE = "query_instruction_for_retrieval", "passage_instruction_for_r
 _SWITCH = "pooling_mode_"
 _METHODS = {"cls": "cls", "cls_token": "cls", "mean": "mean", "mean_tokens": "mean", "lasttoken": "last_token"}
 """Modes of sentence-transformers' ``Pooling``, and the switches that stood for them -> FlagEmbedding's method."""
+_E5 = re.compile(r"(^|[-_])e5([-_](?!.*instruct)|$)")
+"""Of the names that those with the two prefixes have: those that follow instructions want other words."""
+_HARM_UNPREFIXED = "without what it was made with, the base model scores too low, and training seems to gain"
 _HARM = "pooled otherwise than it was made, the base model scores too low, and training seems to gain"
 
 
@@ -26,6 +30,8 @@ def other_conventions(model: Path, arguments: Mapping[str, Any], varied: Collect
     """
     if _POOLING not in varied:
         yield from _other_pooling(model, arguments.get(_POOLING))
+    if not {_QUERY, _PASSAGE} & {*varied, *(name for name, value in arguments.items() if value is not None)}:
+        yield from _missing_instructions(model)
     is_one_sided = str(arguments.get(_QUERY) or "").startswith("query:") and arguments.get(_PASSAGE) is None
     if is_one_sided and _PASSAGE not in varied:
         yield f"--{_QUERY} without --{_PASSAGE}: if this is an e5 model, it wants 'passage: ' before passages as well"
@@ -42,6 +48,32 @@ def _other_pooling(model: Path, given: str | None) -> Iterator[str]:
             f"--{_POOLING} is {asked} by default, as BGE models pool; no file of this model says how it does. Its card "
             f"does: give the flag (e5 wants mean, and 'query: ' and 'passage: ' as instructions); {_HARM}"
         )
+
+
+def _missing_instructions(model: Path) -> Iterator[str]:
+    """No file of e5's says what it wants before texts; its name does."""
+    missing = f"--{_QUERY} and --{_PASSAGE} are missing"
+    if prompts := _prompts(model):
+        wanted = ", ".join(f"{name} {text!r}" for name, text in prompts.items())
+        own = "the model's own config_sentence_transformers.json"
+        yield f"{missing}, but {own} has prompts: {wanted}; {_HARM_UNPREFIXED}"
+    elif _E5.search(_name(model)):
+        yield f"{missing}: by its name this is an e5 model, which wants 'query: ' and 'passage: '; {_HARM_UNPREFIXED}"
+
+
+def _name(model: Path) -> str:
+    """What a folder is called; one of the Hub's cache is ``models--ORGANISATION--NAME/snapshots/COMMIT``."""
+    in_cache = model.parent.name == "snapshots"
+    return (model.parent.parent if in_cache else model).name.lower()
+
+
+def _prompts(model: Path) -> dict[str, str]:
+    """Returns what sentence-transformers puts before a kind of texts, where it is anything."""
+    try:
+        prompts = json.loads((model / "config_sentence_transformers.json").read_text("utf-8"))["prompts"]
+        return {name: text for name, text in prompts.items() if text}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def pooling_modes(model: Path) -> list[str]:

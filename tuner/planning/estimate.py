@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import psutil
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from search_spaces.loading import suggest
@@ -18,7 +19,7 @@ from trainables.memory.shape import Shape, Texts
 from trainables.scoring.heldout import read_qrels
 from trainables.scoring.measures import DEPTH
 from tuner.data.beir import count_passages
-from tuner.errors import RequestError
+from tuner.errors import RequestError, counted
 from tuner.interrupts import Interrupted
 from tuner.planning.plan import Plan
 from tuner.planning.probe import Probe, run_probe, trains_on_gpu
@@ -27,6 +28,8 @@ from tuner.schedule.disk import gigabytes, search_bytes
 from tuner.schedule.time_budget import final_scorings
 
 _SAMPLES = 200
+_BUSY = 1.5
+"""Processes a core, on average over a minute, from which on what is timed takes much longer than alone."""
 _HALVING = ("promotion", "successive_halving")
 """Pruners that take ``--reduction_factor``; the others stop about half."""
 _FLOAT32 = 4  # bytes
@@ -228,6 +231,7 @@ def _time_lines(plan: Plan) -> Iterator[str]:
     compiles = _compiles_optimizer(plan.arguments.get("deepspeed"))
     first = "; DeepSpeed compiles its optimizer first" if compiles else ""
     yield f"probe       a few steps of your settings, which may take minutes on a CPU{first}"
+    load = psutil.getloadavg()[0]
     try:
         probe = run_probe(plan)
     except TimeoutError as error:
@@ -240,6 +244,7 @@ def _time_lines(plan: Plan) -> Iterator[str]:
         raise RequestError([f"the first steps of your own settings do not train, or score: {error}"]) from error
     passages = scored_passages(plan)
     hours = search_hours(config, probe, passages)
+    yield from _busy_cores(load)
     on = f" (up to {passages.at_rungs:,} of {passages.corpus:,} passages)" if passages.is_pool else ""
     yield (
         f"            {probe.seconds_per_step:.3g} s a step, {probe.steps:,} steps a trial, "
@@ -252,6 +257,16 @@ def _time_lines(plan: Plan) -> Iterator[str]:
         yield f"            --time_budget {config.time_budget} {_within(budget, hours)}"
     if config.price_per_hour is not None:
         yield _price_line(config.price_per_hour, budget, hours)
+
+
+def _busy_cores(load: float) -> Iterator[str]:
+    """Says that a time is not to be trusted where `load` processes waited for the cores before it was taken."""
+    count = psutil.cpu_count() or 1  # as the load, of the whole machine
+    if load > _BUSY * count:
+        yield (
+            f"            but other programs kept this machine's {counted(count, 'core')} busy (load {load:.1f}): "
+            "alone it may take many times less; plan again when they are idle"
+        )
 
 
 def _within(budget: float, hours: Hours) -> str:

@@ -22,6 +22,7 @@ from tuner.planning.adapters import check_adapters
 from tuner.planning.caches import can_be_written
 from tuner.planning.conventions import other_conventions
 from tuner.planning.gpus import missing_gpus
+from tuner.planning.lengths import say_lengths
 from tuner.planning.limits import NO_SCORES, check_limits, fitting_lengths, limits_of
 from tuner.planning.space import find_space, rehearse
 from tuner.request.arguments import searchable_numbers, upstream_arguments
@@ -61,6 +62,8 @@ class Plan:
     """What `--warm_start` has found; a search that is resumed has them in its study."""
     warnings: list[str] = field(default_factory=list)
     """What is done otherwise than asked, one line each."""
+    notes: list[str] = field(default_factory=list)
+    """What else is good to know of model and texts."""
 
 
 def make_plan(config: SearchConfig, run_dir: Path, say: Callable[[str], None], *, scratch: Path | None = None) -> Plan:
@@ -99,6 +102,10 @@ def make_plan(config: SearchConfig, run_dir: Path, say: Callable[[str], None], *
         token_bytes=tokens,
         lessons=lessons,
         warnings=[*warnings, *others],
+        notes=[
+            *_precision(Path(found.model), config.model_name_or_path),
+            *say_lengths(Path(found.model), found.dataset.train_data, found.arguments),
+        ],
     )
 
 
@@ -131,8 +138,7 @@ def _look(
         lengths, said = fitting_lengths(limits.positions, arguments)
         arguments = {**arguments, **lengths}
         context, reached = _context(config, space, arguments, dataset)
-        warnings = [*said, *_precision(Path(model), config.model_name_or_path)]
-        warnings += other_conventions(Path(model), arguments, reached)
+        warnings = [*said, *other_conventions(Path(model), config.arguments, reached)]
         warnings += check_limits(limits, arguments, reached, space_name(config))
         check_adapters(arguments, reached, Path(model))
         if config.resume:

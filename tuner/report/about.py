@@ -1,16 +1,19 @@
 """What a search ran on: model, data, dates, versions, machines, and the settings that it left alone."""
 
 import datetime
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from trainables.names import LOG
+from tuner.errors import counted
 from tuner.run_dir.names import BEST, CONFIG_FILE, RESULT_FILE, part_name, trial_name
 from tuner.run_dir.store import is_mirror
 from tuner.study.trials import SESSIONS
 
 _FOLDERS_SHOWN = 2
+_NEW = "NEW_RUN_DIR"
 _LINKED = (BEST, RESULT_FILE, CONFIG_FILE)
 
 
@@ -85,12 +88,25 @@ def _sessions(sessions: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]
         yield "Ran on", "not recorded, by an earlier version"
         return
     last = sessions[-1]
-    again = f", taken up again {len(sessions) - 1} times, last {_date(last['began'])}" if len(sessions) > 1 else ""
+    times = counted(len(sessions) - 1, "time")
+    again = f", taken up again {times}, last {_date(last['began'])}" if len(sessions) > 1 else ""
     yield "Begun", f"{_date(sessions[0]['began'])}{again}"
     yield "Ran on", "; ".join(dict.fromkeys(f"{each['machines']}: {each['slots']}" for each in sessions))
     if last.get("pages"):
         yield "Live page", f"written {last['pages']} times, {1000 * last['page_seconds']:.0f} ms each (median)"
     yield "Versions", ", ".join(f"{name} {version}" for name, version in last["versions"].items())
+
+
+def elsewhere(command: str) -> str:
+    """Returns the command of a search with another run directory, as its own holds a search."""
+    words, kept = iter(shlex.split(command)), []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name.replace("-", "_") not in ("__run_dir", "__output_dir"):
+            kept.append(word)
+        elif "-again" in (value if equals else next(words, "")):
+            return command  # of a search from Python, or a resumed one, it names another already
+    return f"{shlex.join(kept)} --run_dir {_NEW}"
 
 
 def _date(text: str) -> str:

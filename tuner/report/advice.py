@@ -10,6 +10,7 @@ from tuner.verdict.advice import (
     Do,
     LookIntoFailures,
     LowerRates,
+    MoreData,
     MoreQueries,
     Searched,
     Step,
@@ -74,6 +75,11 @@ def _sentences(advice: Advice) -> Iterator[str]:
             yield (
                 f"A gain of the size that was measured, {advice.gain:+.4f}, is detected in 8 of 10 cases with {wanted} "
                 f"test queries; there are {advice.queries}. Give more of them with --eval_data."
+            )
+        case MoreData(queries=queries):
+            yield (
+                f"{queries} test queries are too few for any verdict: search anew, in another run directory, with more "
+                "rows (a fifth of the queries become test, at most 500) or a larger --eval_data."
             )
         case Widen(ends=ends):
             yield from map(sentence, range_notes(ends))

@@ -74,7 +74,11 @@ def _optimism(result: Verdict) -> Iterator[tuple[str, str]]:
     if best is None or base is None or base.dev is None or base.test is None:
         return
     bias = best - (base.dev - base.test)
-    said = f"The difference, {bias:.4f}, is selection bias." if bias > 0 else "Choosing on dev flattered it by nothing."
+    said = (
+        f"The difference, {bias:.4f}, is selection bias and chance."
+        if bias > 0
+        else "Choosing on dev flattered it by nothing."
+    )
     yield (
         "Selection",
         f"The best trial scores {_lower(best)} on test than on dev; the base model, which was not selected, "
@@ -103,7 +107,8 @@ def _other_facts(result: Verdict, best: Best) -> Iterator[tuple[str, str]]:
         )
     if result.ties:
         tied = ", ".join(str(number) for number in result.ties)
-        yield "Tie", f"On dev, the best trial cannot be told from trial {tied}: they differ by less than the noise."
+        how = "differ by less than the noise" if result.noise else "score the same"
+        yield "Tie", f"On dev, the best trial cannot be told from trial {tied}: they {how}."
 
 
 def _on_test(gain: Comparison) -> str:

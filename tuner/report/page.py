@@ -13,7 +13,7 @@ from trainables.names import DATA, scores_file
 from trainables.scoring.metric import Metric
 from tuner.errors import RequestError
 from tuner.report import findings
-from tuner.report.about import about, data_names, kept_settings, links, log_of, model_name
+from tuner.report.about import about, data_names, elsewhere, kept_settings, links, log_of, model_name
 from tuner.report.advice import advice
 from tuner.report.figures import search_pictures, seeds_picture
 from tuner.report.queries import moved_queries
@@ -115,7 +115,7 @@ def _contents(run_dir: Path, storage: str | None) -> dict[str, Any]:
         "parameter_names": names,
         "kept": kept_settings(config, names),
         "manifest": manifest,
-        "search_command": config["command"],
+        "search_command": elsewhere(config["command"]),
         "advice": advice(result, trials, config["rungs"], manifest) if result else [],
         **(_findings(run_dir, result, best, metric.label) if result and best else _NOTHING),
     }

@@ -18,7 +18,8 @@ from tuner.run_dir.object_storage import is_url
 _LAUNCHER = ("-m", "torchrun", "FlagEmbedding.finetune.embedder.encoder_only.m3")
 _RAYS = "leave it out; Ray starts the workers and joins them"
 _TORCHRUN = {
-    "nproc_per_node": "write --gpus_per_trial N, or --concurrent_trials N for N trials side by side",
+    "nproc_per_node": "leave it out where it is 1; for more, write --gpus_per_trial N, or --concurrent_trials N for N "
+    "trials side by side",
     **dict.fromkeys(("nnodes", "node_rank", "master_addr", "master_port", "rdzv_backend", "rdzv_endpoint"), _RAYS),
     **dict.fromkeys(("rdzv_id", "standalone", "max_restarts"), _RAYS),
 }

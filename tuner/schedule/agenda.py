@@ -120,16 +120,18 @@ class Agenda:
         if job := self._jobs.next_attempt():
             return job
         for stage in self._stages:
-            job = stage.next_job()
-            if job is not None or not stage.close():
+            if job := stage.next_job():
                 return job
+            is_over = stage.close()
             self._end_paused()
+            if not is_over:
+                return None
             self._mirror.settle()
         return None
 
     def _end_paused(self) -> None:
-        """The trials are over, and to the study those that waited to be promoted are pruned."""
-        for row in self.shown:
+        """Where none waits to be promoted any more, those that did were pruned by the study."""
+        for row in [] if self._study.paused.all else self.shown:
             if row.state == "paused":
                 row.state = "pruned"
 

@@ -121,10 +121,34 @@ def _earlier_row(trial: FrozenTrial, rungs: Sequence[float]) -> Row:
 
 
 def standing_rows(rows: Iterable[Row]) -> list[Row]:
-    """Returns the rows that say how a job stands: where a paused trial was promoted, the row that goes on with it."""
+    """Returns the rows that say how a job stands: where a paused trial was promoted, the row that goes on with it.
+
+    Until it has come to a rung of its own, it has the scores that the trial paused with.
+    """
     rows = list(rows)
     last = {(row.name, row.role): row for row in rows}
-    return [row for row in rows if row.state != "paused" or last[row.name, row.role] is row]
+    paused: dict[tuple[str, str], Row] = {}
+    found = []
+    for row in rows:
+        key = row.name, row.role
+        if row.state == "paused" and last[key] is not row:
+            paused[key] = row
+        else:
+            found.append(_gone_on(row, paused.get(key)))
+    return found
+
+
+def _gone_on(row: Row, paused: Row | None) -> Row:
+    if paused is None or row.rung:
+        return row
+    return replace(
+        row,
+        rung=paused.rung,
+        value=paused.value,
+        scores=paused.scores,
+        fraction=paused.fraction,
+        seconds=paused.seconds,
+    )
 
 
 @dataclass(kw_only=True)

@@ -28,7 +28,7 @@ from tuner.study.trials import how_they_ended
 from tuner.verdict.decision import FINE_TUNE, interval, range_notes, scored_on, sentence, settings_notes
 from tuner.verdict.judge import judge
 from tuner.verdict.previous import previous_notes
-from tuner.verdict.result import Model, Verdict, bundle_of
+from tuner.verdict.result import Best, Model, Verdict, bundle_of
 from tuner.verdict.time_spent import parts_of
 
 _PARTS = {
@@ -169,8 +169,14 @@ def _scores(result: Verdict) -> Iterator[str]:
             yield f"{title:<{width}}{'':>8}{gain.gain:>+8.4f}   {interval(gain)}, p = {gain.p_value:.4f}"
     if result.user is not None and result.user.trial == best.trial:
         yield f"{'over yours':<{width}}{'':>8}{'-':>8}   your settings are the best"
+    yield f"{'queries':<{width}}{_moved(best)} than by the base model{' as best' if alike else ''}"
     for task, scores in (result.guard.tasks if result.guard else {}).items():
         yield f"{'guard':<{width}}{_score(scores.base)}{_score(scores.best)}   {task}, base model and best"
+
+
+def _moved(best: Best) -> str:
+    count = best.win_tie_loss
+    return f"{count.tie:,} rank the same, {count.win:,} better and {count.loss:,} worse"
 
 
 def _time(seconds: Mapping[str, float], slots: int) -> str:

@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable
 
+from optuna.trial import TrialState
+
 from trainables.worker.loop import train_trial
 from tuner.cluster.connection import connected, rays_folder, slots_for
 from tuner.cluster.executor import run_on_ray
@@ -28,7 +30,7 @@ from tuner.search.wording import clock
 from tuner.study.claim import claim, facts, require_untaken
 from tuner.study.storage import PatientStorage, open_storage, readable
 from tuner.study.study import SearchStudy
-from tuner.study.trials import BASE, how_they_ended
+from tuner.study.trials import BASE, how_they_ended, role_of
 
 
 def drive(plan: Plan, session: Session) -> None:
@@ -128,7 +130,9 @@ def _run_jobs(
 def _say_earlier(agenda: Agenda, study: SearchStudy, session: Session) -> None:
     """Says that a search goes on, so that nobody takes it for a new one."""
     if agenda.earlier:
-        ended = how_they_ended(study.search.get_trials(deepcopy=False))
+        trials = study.search.get_trials(deepcopy=False)
+        broken_off = sum(trial.state == TrialState.RUNNING and role_of(trial) != BASE for trial in trials)
+        ended = how_they_ended(trials) + (f", {broken_off} interrupted (to go on)" if broken_off else "")
         base = " (and the base model)" if any(row.role == BASE for row in agenda.earlier) else ""
         session.say(f"going on after {clock(study.spent)}: {ended}{base}")
 

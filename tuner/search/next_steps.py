@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Iterator
 
-from tuner.verdict.advice import Advice, Do, MoreQueries, MoreTrials, Step, of_verdict
+from tuner.verdict.advice import Advice, Do, MoreData, MoreQueries, MoreTrials, Step, of_verdict
 from tuner.verdict.result import Verdict
 
 
@@ -35,8 +35,14 @@ def _lines(advice: Advice, run_dir: str) -> Iterator[str]:
             yield "the report lists the test queries that got worse"
         case MoreQueries():
             yield "give more test queries (--eval_data): smaller gains are told from chance with them"
+        case MoreData():
+            yield (
+                f"{advice.queries} test queries are too few for any verdict: search anew, in another --run_dir, with "
+                "more rows (a fifth of the queries become test, at most 500) or a larger --eval_data"
+            )
         case MoreTrials():
             yield f"look further: python -m tuner.search --resume {shlex.quote(run_dir)} {_more_trials(advice)}"
+            yield "test is looked at once more then: a verdict that only just changes is to be taken with care"
         case Do(step=Step.USE_SETTINGS):
             yield "use the base model with the settings above: training adds nothing to them for certain"
 

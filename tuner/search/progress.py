@@ -82,7 +82,7 @@ class Progress:
             if row.state == "running":
                 self._tell(index, row.note and f"{wording.title(row)}  {row.note}")
             else:
-                self._tell(index, self._ending(row, rows))
+                self._tell(index, self._ending(row, rows), once="end")
 
     def _tell(self, index: int, line: str, once: str = "") -> None:
         """Says a line of a row, unless it was said before."""

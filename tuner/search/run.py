@@ -177,6 +177,8 @@ def _say_plan(plan: "Plan", session: Session) -> None:
     session.warn(plan.warnings)
     slots = plan.config.concurrent_trials
     session.say(_split(plan.dataset.manifest, used=plan.context.rows))
+    for note in plan.notes:
+        session.say(note)
     trials = f"the base model and {counted(plan.config.num_trials - 1, 'trial')}"
     pace = f"{slots} at a time" if slots > 1 else "one by one"
     session.say(f"{trials}, {pace}, judged by {plan.config.metric} on dev; run directory {plan.run_dir}")

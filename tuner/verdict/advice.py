@@ -10,6 +10,8 @@ from tuner.verdict.result import Best, RangeEnd, Verdict
 
 _FEW_NEGATIVES = 2
 _FEW_TRIALS = 8
+_TOO_FEW_QUERIES = 50
+"""Below so many test queries nothing that was measured is worth following: gains below some 0.05 are lost in chance."""
 _MANY = 20
 """Times as many test queries as there are, from which on no number is named."""
 
@@ -90,6 +92,14 @@ class MoreQueries(Advice):
     def is_out_of_reach(self) -> bool:
         """Whether many times as many queries are needed."""
         return self.needed is not None and self.needed >= _MANY * self.queries
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoreData(Advice):
+    """A new search with more data: with so few test queries nothing else can be advised."""
+
+    queries: int
+    """That there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,20 +192,26 @@ def of_search(result: Verdict, searched: Searched) -> Iterator[Advice]:
     if result.verdict == FINE_TUNE:
         yield from widen
         return
+    advised = list(of_verdict(result))
+    if any(isinstance(each, MoreData) for each in advised):
+        yield from [*advised, *_of_failures(searched)]
+        return
     higher = any((end.name, end.end) == ("learning_rate", "largest") for end in ends)
     yield from _of_harm(searched, higher=higher)
-    yield from of_verdict(result)
+    yield from advised
     yield from widen
     yield from _of_length(result, searched)
     yield from _of_data(result, searched.manifest)
     if 0 < searched.settings < _FEW_TRIALS:
         yield Do(step=Step.TRY_MORE_SETTINGS)
-    if searched.failed:
-        yield LookIntoFailures(trials=searched.failed)
+    yield from _of_failures(searched)
 
 
 def _of_chance(best: Best, result: Verdict, planned: int, *, by_patience: bool) -> Iterator[Advice]:
     because = None if is_certain(best) else Reason.CHANCE
+    if because and _has_few_queries(result):
+        yield MoreData(because=because, queries=best.queries)
+        return
     is_small = 0 < best.gain < best.detectable
     needed = best.queries * (best.detectable / best.gain) ** 2 if is_small else None
     if because or is_small:
@@ -203,6 +219,16 @@ def _of_chance(best: Best, result: Verdict, planned: int, *, by_patience: bool) 
     if because:
         made = result.trials.complete + result.trials.pruned + result.trials.failed
         yield MoreTrials(because=because, made=made, planned=planned, by_patience=by_patience)
+
+
+def _of_failures(searched: Searched) -> Iterator[Advice]:
+    if searched.failed:
+        yield LookIntoFailures(trials=searched.failed)
+
+
+def _has_few_queries(result: Verdict) -> bool:
+    """Whether what was measured says too little to be followed."""
+    return result.best is not None and result.best.queries < _TOO_FEW_QUERIES
 
 
 def _of_harm(searched: Searched, *, higher: bool) -> Iterator[Advice]:
