@@ -17,7 +17,7 @@ def _tuner(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_version_names_what_results_depend_on() -> None:
     done = _tuner("--version")
     assert done.returncode == 0
-    assert done.stdout.startswith("m3-tuner 0.1.0 (Python 3.")
+    assert done.stdout.startswith("m3-tuner 0.2.0 (Python 3.")
     assert f"torch {version('torch')}, ray {version('ray')}, FlagEmbedding {version('FlagEmbedding')}" in done.stdout
 
 

@@ -258,7 +258,7 @@ def test_a_search_that_goes_on_shows_the_whole_time_and_the_base_models_score(tm
 
 
 def test_a_search_that_goes_on_says_after_what(tmp_path: Path) -> None:
-    """It counted the base model as a trial, and a paused one not at all."""
+    """It counted the base model as a trial, and a paused or interrupted one not at all."""
     config = CONFIG.replace(num_trials=4, pruner="promotion", reduction_factor=2)
     study, out = open_study(config, tmp_path), io.StringIO()
     agenda, store = new_agenda(config, study, tmp_path), RunStore(str(tmp_path), tmp_path)
@@ -270,9 +270,10 @@ def test_a_search_that_goes_on_says_after_what(tmp_path: Path) -> None:
         assert job is not None
         any(not agenda.rung(job.name, report) for report in fake_rungs(job))
         agenda.ended(job.name)
+    assert agenda.next() is not None  # trial 3 begins, and the search is killed
     study.spent = 67.0
     _say_earlier(open_agenda(config, tmp_path), study, session)
-    ended = "1 trained to the end, 0 stopped early, 1 paused, 0 failed (and the base model)"
+    ended = "1 trained to the end, 0 stopped early, 1 paused, 0 failed, 1 interrupted, to go on (and the base model)"
     assert out.getvalue() == f"going on after 1:07: {ended}\n"
 
 

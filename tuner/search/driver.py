@@ -3,8 +3,6 @@
 import time
 from collections.abc import Callable
 
-from optuna.trial import TrialState
-
 from trainables.worker.loop import train_trial
 from tuner.cluster.connection import connected, rays_folder, slots_for
 from tuner.cluster.executor import run_on_ray
@@ -30,7 +28,7 @@ from tuner.search.wording import clock
 from tuner.study.claim import claim, facts, require_untaken
 from tuner.study.storage import PatientStorage, open_storage, readable
 from tuner.study.study import SearchStudy
-from tuner.study.trials import BASE, how_they_ended, role_of
+from tuner.study.trials import BASE, how_they_ended, role_of, state_of
 
 
 def drive(plan: Plan, session: Session) -> None:
@@ -131,8 +129,8 @@ def _say_earlier(agenda: Agenda, study: SearchStudy, session: Session) -> None:
     """Says that a search goes on, so that nobody takes it for a new one."""
     if agenda.earlier:
         trials = study.search.get_trials(deepcopy=False)
-        broken_off = sum(trial.state == TrialState.RUNNING and role_of(trial) != BASE for trial in trials)
-        ended = how_they_ended(trials) + (f", {broken_off} interrupted (to go on)" if broken_off else "")
+        broken_off = sum(state_of(trial) == "running" and role_of(trial) != BASE for trial in trials)
+        ended = how_they_ended(trials) + (f", {broken_off} interrupted, to go on" if broken_off else "")
         base = " (and the base model)" if any(row.role == BASE for row in agenda.earlier) else ""
         session.say(f"going on after {clock(study.spent)}: {ended}{base}")
 
