@@ -38,7 +38,7 @@ def test_texts_are_counted_whole_and_with_their_instruction(model: Path) -> None
     arguments = {"query_instruction_for_retrieval": "query ", "query_max_len": 5, "passage_max_len": 4}
     (line,) = say_lengths(model, [write(model)], arguments)
     assert line == (
-        "queries have 6 (95% at most 7) tokens, passages 4 (95% at most 8); cut are 50% at --query_max_len 5 and 50% "
+        "queries have 6 tokens (95% at most 7), passages 4 (95% at most 8); cut are 50% at --query_max_len 5 and 50% "
         "at --passage_max_len 4 (medians, of the first 2 rows)"
     )
 
@@ -61,13 +61,13 @@ def test_a_rows_own_prompt_takes_the_instructions_place(model: Path) -> None:
     path = model / "train.jsonl"
     path.write_text(json.dumps(ROWS[0] | {"prompt": "a b c"}) + "\n")
     (plain,) = say_lengths(model, [str(path)], {})
-    assert plain.startswith("queries have 4 (95% at most 4) tokens")
+    assert plain.startswith("queries have 4 tokens (95% at most 4), ")
     given = {"query_instruction_for_retrieval": "x", "query_instruction_format": "{} then {}"}
     (line,) = say_lengths(model, [str(path)], given)
-    assert line.startswith("queries have 8 (95% at most 8) tokens")
+    assert line.startswith("queries have 8 tokens (95% at most 8), ")
 
 
 def test_of_long_texts_fewer_rows_are_read(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tuner.planning.lengths._CHARACTERS", 20)
     (line,) = say_lengths(model, [write(model)], {})
-    assert line.endswith("(medians, of the first 1 rows)")
+    assert line.endswith("(medians, of the first 1 row)")

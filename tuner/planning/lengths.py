@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from trainables.config import DEFAULT_LENGTHS
 from tuner.data.sources import read_rows
+from tuner.errors import counted
 
 _ROWS = 500
 _CHARACTERS = 4_000_000
@@ -49,9 +50,12 @@ def say_lengths(model: Path, train_data: Sequence[str], arguments: Mapping[str, 
     tokenizer.no_padding()
     rows = list(_first(_rows(train_data)))
     found = [_measure(tokenizer, kind, _texts(rows, kind, arguments), arguments) for kind in (_QUERY, _PASSAGE)]
-    queries, passages = (f"{each.median} (95% at most {each.long})" for each in found)
+    queries, passages = found
     cuts = " and ".join(f"{100 * each.cut:.3g}% at --{each.kind}_max_len {each.limit}" for each in found)
-    yield f"queries have {queries} tokens, passages {passages}; cut are {cuts} (medians, of the first {len(rows)} rows)"
+    yield (
+        f"queries have {queries.median} tokens (95% at most {queries.long}), passages {passages.median} (95% at most "
+        f"{passages.long}); cut are {cuts} (medians, of the first {counted(len(rows), 'row')})"
+    )
 
 
 def _measure(tokenizer: Tokenizer, kind: str, texts: Iterable[str], arguments: Mapping[str, Any]) -> Lengths:
