@@ -118,6 +118,15 @@ def test_queries_are_not_trained_with_the_word_none_before_them(tmp_path: Path) 
     assert any("begin with 'None'" in line for line in plan.warnings)
 
 
+def test_missing_instructions_and_lengths_are_said_of_batches_of_one_source_too(tmp_path: Path) -> None:
+    """There the query's instruction is made empty, which is none that the user gave."""
+    model = make_model(tmp_path / "tiny-e5-small")
+    for batches in (True, False):
+        plan = _plan(tmp_path, model_name_or_path=str(model), same_dataset_within_batch=batches)
+        assert any("by its name this is an e5 model" in line for line in plan.warnings)
+        assert [note.partition(" have ")[0] for note in plan.notes] == ["queries"]
+
+
 def test_tokens_go_nowhere(tmp_path: Path) -> None:
     assert "token" not in _plan(tmp_path, token="hf_secret").arguments
 
