@@ -52,7 +52,6 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=8, help="ours, the base model and the user's own among them")
     parser.add_argument("--peer_trials", type=int, default=6)
     parser.add_argument("--peer_seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu", help="cpu, or cuda for both of them")
     parser.add_argument("--only", choices=("ours", "peer"), help="run one of the two")
     arguments = parser.parse_args()
     os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="disabled", TOKENIZERS_PARALLELISM="false")
@@ -60,11 +59,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = training_rows(arguments.folder, Path(folder) / "train.jsonl")
         if arguments.only != "peer":
-            found["ours"] = search_ours(
-                arguments.folder, rows, Path(folder), arguments.max_len, arguments.trials, arguments.device
-            )
+            found["ours"] = search_ours(arguments.folder, rows, Path(folder), arguments.max_len, arguments.trials)
         if arguments.only != "ours":
-            peer = Peer(arguments.folder, rows, arguments.max_len, arguments.device)
+            peer = Peer(arguments.folder, rows, arguments.max_len)
             found["peer"] = peer.search(arguments.peer_trials, arguments.peer_seed)
     if arguments.only is None:
         found |= compare(found["ours"], found["peer"])
@@ -96,7 +93,7 @@ def training_rows(folder: Path, target: Path) -> Path:
     return target
 
 
-def search_ours(folder: Path, rows: Path, scratch: Path, max_len: int, trials: int, device: str) -> dict[str, Any]:
+def search_ours(folder: Path, rows: Path, scratch: Path, max_len: int, trials: int) -> dict[str, Any]:
     """Runs ``python -m tuner.search`` and watches its study for better dev scores."""
     space, run_dir = scratch / "space.yaml", scratch / "run"
     space.write_text(json.dumps({name: _range(*ends) for name, ends in SPACE.items()}))
@@ -114,7 +111,6 @@ def search_ours(folder: Path, rows: Path, scratch: Path, max_len: int, trials: i
         "num_trials": trials,
         "finalists": 1,
         "finalist_seeds": 1,
-        "gpus_per_trial": 0 if device == "cpu" else 1,
         **OWN,
     }
     command = [sys.executable, "-m", "tuner.search"]
@@ -178,10 +174,10 @@ def _best_in(study: Path) -> float | None:
 class Peer:
     """sentence-transformers' trainer under Optuna's TPE: every trial whole, and the best by dev kept."""
 
-    def __init__(self, folder: Path, rows: Path, max_len: int, device: str) -> None:
+    def __init__(self, folder: Path, rows: Path, max_len: int) -> None:
         from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
-        self.max_len, self.device = max_len, device
+        self.max_len = max_len
         self.rows = [json.loads(line) for line in rows.read_text("utf-8").splitlines()]
         rows_of_corpus = _objects(folder / "corpus.jsonl")
         passages: dict[str, Any] = {row["_id"]: f"{row['title']} {row['text']}".strip() for row in rows_of_corpus}
@@ -251,7 +247,6 @@ class Peer:
                 logging_strategy="no",
                 disable_tqdm=True,
                 report_to=[],
-                use_cpu=self.device == "cpu",
             )
             loss = MultipleNegativesRankingLoss(model, scale=1 / params["temperature"])
             SentenceTransformerTrainer(
@@ -262,7 +257,7 @@ class Peer:
         """Returns the base model."""
         from sentence_transformers import SentenceTransformer
 
-        model = SentenceTransformer(minilm(), device=self.device)
+        model = SentenceTransformer(minilm(), device="cpu")
         model.max_seq_length = self.max_len
         return model
 

@@ -57,6 +57,10 @@ def test_without_a_file_that_says_how_to_count_nothing_is_said(tmp_path: Path) -
     assert list(say_lengths(tmp_path, [data], {})) == []
 
 
+def test_without_rows_nothing_is_said(model: Path) -> None:
+    assert list(say_lengths(model, [str(model)], {})) == []
+
+
 def test_a_rows_own_prompt_takes_the_instructions_place(model: Path) -> None:
     path = model / "train.jsonl"
     path.write_text(json.dumps(ROWS[0] | {"prompt": "a b c"}) + "\n")

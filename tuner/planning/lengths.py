@@ -48,7 +48,8 @@ def say_lengths(model: Path, train_data: Sequence[str], arguments: Mapping[str, 
         return
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    rows = list(_first(_rows(train_data)))
+    if not (rows := list(_first(_rows(train_data)))):
+        return
     found = [_measure(tokenizer, kind, _texts(rows, kind, arguments), arguments) for kind in (_QUERY, _PASSAGE)]
     queries, passages = found
     cuts = " and ".join(f"{100 * each.cut:.3g}% at --{each.kind}_max_len {each.limit}" for each in found)

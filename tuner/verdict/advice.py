@@ -209,7 +209,7 @@ def of_search(result: Verdict, searched: Searched) -> Iterator[Advice]:
 
 def _of_chance(best: Best, result: Verdict, planned: int, *, by_patience: bool) -> Iterator[Advice]:
     because = None if is_certain(best) else Reason.CHANCE
-    if because and _has_few_queries(result):
+    if because and best.queries < _TOO_FEW_QUERIES:
         yield MoreData(because=because, queries=best.queries)
         return
     is_small = 0 < best.gain < best.detectable
@@ -224,11 +224,6 @@ def _of_chance(best: Best, result: Verdict, planned: int, *, by_patience: bool) 
 def _of_failures(searched: Searched) -> Iterator[Advice]:
     if searched.failed:
         yield LookIntoFailures(trials=searched.failed)
-
-
-def _has_few_queries(result: Verdict) -> bool:
-    """Whether what was measured says too little to be followed."""
-    return result.best is not None and result.best.queries < _TOO_FEW_QUERIES
 
 
 def _of_harm(searched: Searched, *, higher: bool) -> Iterator[Advice]:
